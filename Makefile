@@ -1,0 +1,50 @@
+# Each target does all of its own set-up: `make demo` and `make test` need Python 3.11 to 3.13, make and a C compiler.
+
+# The Python that .venv is made from: the first one that is new enough and not too new.
+PYTHON ?= $(shell tools/find-python)
+
+STAMP := .venv/.asikit-installed
+
+# What the tests need of Debian; a test whose program is missing is left out, and said so.
+TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs
+
+.PHONY: help demo test lint bench lock clean test-packages
+
+help:
+	@echo 'make demo    replay the sample recordings and show what ASI would cost'
+	@echo 'make test    run all tests (installs the Debian packages they need when run as root)'
+	@echo 'make lint    ruff, mypy --strict, import-linter'
+	@echo 'make bench   measure recording and replay, as ratios'
+	@echo 'make lock    choose the newest dependencies and write requirements.lock'
+	@echo 'make clean   remove .venv and all caches'
+
+demo: $(STAMP)
+	@.venv/bin/asi demo
+
+test: $(STAMP) test-packages
+	.venv/bin/python -m pytest
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: $(STAMP)
+	.venv/bin/python bench/run.py
+
+test-packages:
+	@tools/debian-packages $(TEST_PACKAGES)
+
+$(STAMP): requirements.lock pyproject.toml tools/make-venv
+	@tools/make-venv '$(PYTHON)'
+	@touch $@
+
+lock: $(STAMP)
+	.venv/bin/python -m pip install --quiet uv
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --extra dev \
+	    --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find src tests bench docs tools -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,53 @@
+"""Address Space Isolation (ASI) that one can run, attack, prove and price.
+
+The names below are loaded from their rooms when they are first used (PEP 562), so that ``import asikit`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asikit.errors import AsikitError as AsikitError
+    from asikit.trace import EventKind as EventKind
+    from asikit.trace import Frame as Frame
+    from asikit.trace import PageKind as PageKind
+    from asikit.trace import Region as Region
+    from asikit.trace import Stacks as Stacks
+    from asikit.trace import Trace as Trace
+    from asikit.trace import TraceError as TraceError
+    from asikit.trace import TraceWriter as TraceWriter
+
+__version__ = "0.1.0.dev0"
+
+# A public name and the room that it is loaded from. A name is added here and in the block above; a test compares them.
+_HOME = {
+    "AsikitError": "asikit.errors",
+    "EventKind": "asikit.trace",
+    "Frame": "asikit.trace",
+    "PageKind": "asikit.trace",
+    "Region": "asikit.trace",
+    "Stacks": "asikit.trace",
+    "Trace": "asikit.trace",
+    "TraceError": "asikit.trace",
+    "TraceWriter": "asikit.trace",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (names of the table above, all strings)
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its room.
+
+    :raises AttributeError: There is no such public name.
+    """
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Give the public names, loaded or not."""
+    return sorted({*globals(), *_HOME})

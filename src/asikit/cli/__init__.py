@@ -1,0 +1,8 @@
+"""The command ``asi``: one module per command, each with a ``command`` object.
+
+All modules are imported for ``asi --help``, so they import what is heavy inside their functions.
+"""
+
+from asikit.cli._frame import main
+
+__all__ = ["main"]

@@ -1,0 +1,179 @@
+"""What every command shares: finding it, its errors in one line, its exit code."""
+
+import errno
+import os
+import signal
+import sys
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+import asikit
+from asikit.errors import AsikitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+PROGRAM = "asi"
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
+
+# What a newcomer does first stands first; commands that are not in the list follow by name.
+_ORDER = ("demo", "record", "info", "replay")
+
+
+class _Commands(click.Group):
+    """Loads ``asikit.cli.NAME`` when the command NAME is used or listed.
+
+    A module whose name begins with an underscore is no command; an underscore inside a name is typed as a dash.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        names = [module.name.replace("_", "-") for module in iter_modules(_package_path()) if module.name[0] != "_"]
+        return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = import_module(f"asikit.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Give the command; for a misspelt one, name the nearest.
+
+        :raises click.UsageError: There is no such command.
+        """
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            near = get_close_matches(args[0], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            raise click.UsageError(f"no such command {args[0]!r}: {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived: unwind as for Ctrl-C, so that no half output is left."""
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(asikit.__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def asi() -> None:
+    """Address Space Isolation (ASI) that one can run, attack, prove and price.
+
+    Record what a Linux kernel does under your workload, run ASI over the recording, and see how often it would leave
+    the restricted address space, and why.
+    """
+
+
+def main(arguments: "Sequence[str] | None" = None) -> NoReturn:
+    """Run the command ``asi`` and end the process.
+
+    A command says its exit code with ``click.Context.exit``; 0 when it just returns.
+
+    :param arguments: The words after ``asi``; the process' own when None.
+    :raises SystemExit: Always: 0 fine, 1 failed, 2 usage, 130 interrupted, or what the command said.
+    """
+    # A name in a trace may hold a character that the terminal's encoding lacks: show it escaped rather than fail.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a test's stand-in for the stream
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with suppress(ValueError):  # signals can be set in the main thread only
+        signal.signal(signal.SIGTERM, _terminate)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    """Run the command and give the exit code. What a user can cause ends in one line, all else is our bug."""
+    try:
+        code = _invoke(words)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = EXIT_USAGE
+    except click.UsageError as error:
+        code = _usage_error(error)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except AsikitError as error:
+        code = _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        code = EXIT_PIPE_CLOSED
+    except OSError as error:
+        code = _fail(_os_error(error), EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        code = _end("interrupted", EXIT_INTERRUPTED)
+    except _Terminated:
+        code = _end("terminated", EXIT_TERMINATED)
+    except MemoryError:
+        code = _fail("out of memory", EXIT_FAILED)
+    _settle_output()
+    return code
+
+
+def _invoke(words: list[str]) -> int:
+    # Not Command.main: it has its own way with Ctrl-C and closed pipes.
+    try:
+        with asi.make_context(PROGRAM, words) as context:
+            asi.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def _usage_error(error: click.UsageError) -> int:
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else PROGRAM
+    # Only the first letter of a sentence: an option's name stays as it is.
+    return _fail(f"{message[:1].lower()}{message[1:]} (see {command} --help)", EXIT_USAGE)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split("\n"))
+    return _end(f"error: {line}", code)
+
+
+def _end(line: str, code: int) -> int:
+    with suppress(OSError):  # nobody reads the diagnostics: the exit code still tells
+        click.echo(f"{PROGRAM}: {line}", err=True)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    what = error.strerror or str(error) or type(error).__name__
+    advice = ": free some space or write elsewhere" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return f"{where}{what}{advice}"
+
+
+def _settle_output() -> None:
+    """Write what is still buffered; when nobody takes it, drop it, or the interpreter complains at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
+def _terminate(number: int, frame: "FrameType | None") -> None:
+    del number, frame
+    raise _Terminated
+
+
+def _package_path() -> list[str]:
+    return list(import_module("asikit.cli").__path__)

@@ -1,0 +1,52 @@
+"""The two ways a command reports: text for people, JSON for programs. Both go to stdout."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+
+def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> None:
+    """Print the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
+
+    ``schema`` stands first and all other keys are sorted, at every depth, so that the same content is the same text.
+
+    :param name: What the document is, for example ``info``.
+    :param document: The content: dictionaries with string keys, lists, strings, numbers, booleans and None.
+    :raises ValueError: A number is not finite.
+    """
+    envelope = {"schema": f"asikit.{name}/{version}", **_sorted(document)}
+    click.echo(json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def console() -> "Console":
+    """Give the console that text goes to: colour on a terminal only and never with NO_COLOR; lines are not wrapped."""
+    # Only commands that print text pay for rich.
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def size_text(size: int) -> str:
+    """Give a number of bytes as people read it: ``512 bytes``, ``3.2 MiB``."""
+    if size < 1 << 10:
+        return f"{size} bytes"
+    number = float(size)
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        if number < 1024:  # noqa: PLR2004
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:.1f} TiB"
+
+
+def _sorted(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    return value

@@ -1,0 +1,17 @@
+"""Recording a real Linux kernel: QEMU with our TCG plugin, the guest's files, symbols, what each page is."""
+
+from asikit.linux.errors import RecordError, WorkloadError
+from asikit.linux.kernel import Kernel, find_kernel, read_release
+from asikit.linux.recording import Recorded, Recording, record, run_unrecorded
+
+__all__ = [
+    "Kernel",
+    "RecordError",
+    "Recorded",
+    "Recording",
+    "WorkloadError",
+    "find_kernel",
+    "read_release",
+    "record",
+    "run_unrecorded",
+]

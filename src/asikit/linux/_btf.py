@@ -1,0 +1,126 @@
+"""Just enough of BTF to find where a member lies in a structure, and what an enumerator is worth.
+
+The format: Documentation/bpf/btf.rst in the kernel's source.
+"""
+
+import struct
+from typing import TYPE_CHECKING
+
+from asikit.linux.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Btf"]
+
+_HEADER = struct.Struct("<HBBIIIII")
+_MAGIC = 0xEB9F
+_TYPE = struct.Struct("<III")
+_MEMBER = struct.Struct("<III")
+_PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 2, 3, 4, 5, 6, 8, 9, 10, 11
+_TRAILING = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0), 19: (0, 12)}
+"""Bytes that follow a type of each kind: fixed, and for each of its ``vlen`` members."""
+
+
+class Btf:
+    """The types of one kernel, from ``/sys/kernel/btf/vmlinux``."""
+
+    def __init__(self, data: bytes) -> None:
+        """Index the types by name.
+
+        :raises RecordError: The data is not BTF.
+        """
+        if len(data) < _HEADER.size or _HEADER.unpack_from(data)[0] != _MAGIC:
+            raise RecordError("the guest has no BTF; record a kernel with CONFIG_DEBUG_INFO_BTF=y")
+        _, _, _, header, type_off, type_len, str_off, _ = _HEADER.unpack_from(data)
+        self._data = data
+        self._strings = header + str_off
+        self._at: list[int] = [0]
+        self._named: dict[str, int] = {}
+        at, end = header + type_off, header + type_off + type_len
+        while at < end:
+            name, info, _ = _TYPE.unpack_from(data, at)
+            kind = info >> 24 & 0x1F
+            if kind in {_STRUCT, _UNION, _ENUM} and name:
+                self._named.setdefault(self._string(name), len(self._at))
+            self._at.append(at)
+            fixed, each = _TRAILING.get(kind, (0, 0))
+            at += _TYPE.size + fixed + each * (info & 0xFFFF)
+
+    @classmethod
+    def read(cls, path: "Path") -> "Btf":
+        """Read a saved ``/sys/kernel/btf/vmlinux``."""
+        return cls(path.read_bytes() if path.exists() else b"")
+
+    def offset(self, path: str) -> int:
+        """Give the offset in bytes of a member, written ``structure.member.member``; anonymous members are looked into.
+
+        :raises RecordError: There is no such structure or member.
+        """
+        name, *members = path.split(".")
+        if name not in self._named:
+            raise RecordError(f"this kernel's BTF has no structure {name!r}")
+        type_id, bits = self._named[name], 0
+        for member in members:
+            found = self._member(type_id, member)
+            if found is None:
+                raise RecordError(f"this kernel's BTF has no {path!r}")
+            bits += found[0]
+            type_id = found[1]
+        return bits // 8
+
+    def has(self, path: str) -> bool:
+        """Tell whether there is such a member."""
+        try:
+            self.offset(path)
+        except RecordError:
+            return False
+        return True
+
+    def size(self, name: str) -> int:
+        """Give a structure's size in bytes."""
+        return int(_TYPE.unpack_from(self._data, self._at[self._named[name]])[2])
+
+    def enumerator(self, enum: str, name: str) -> int | None:
+        """Give the value of an enumerator, None if the enum lacks it."""
+        at = self._at[self._named[enum]]
+        count = _TYPE.unpack_from(self._data, at)[1] & 0xFFFF
+        for i in range(count):
+            string, value = struct.unpack_from("<Ii", self._data, at + _TYPE.size + 8 * i)
+            if self._string(string) == name:
+                return int(value)
+        return None
+
+    def _string(self, offset: int) -> str:
+        start = self._strings + offset
+        return self._data[start : self._data.index(b"\0", start)].decode("ascii", "replace")
+
+    def _members(self, type_id: int) -> "Iterator[tuple[str, int, int]]":
+        at = self._at[type_id]
+        _, info, _ = _TYPE.unpack_from(self._data, at)
+        for i in range(info & 0xFFFF):
+            name, member_type, offset = _MEMBER.unpack_from(self._data, at + _TYPE.size + _MEMBER.size * i)
+            yield self._string(name), member_type, offset & 0xFFFFFF if info >> 31 else offset
+
+    def _member(self, type_id: int, name: str) -> tuple[int, int] | None:
+        type_id = self._plain(type_id)
+        if _TYPE.unpack_from(self._data, self._at[type_id])[1] >> 24 & 0x1F not in {_STRUCT, _UNION}:
+            return None
+        for member, member_type, bits in self._members(type_id):
+            if member == name:
+                return bits, member_type
+            if not member:
+                inside = self._member(member_type, name)
+                if inside is not None:
+                    return bits + inside[0], inside[1]
+        return None
+
+    def _plain(self, type_id: int) -> int:
+        """Look through typedefs and qualifiers."""
+        while type_id:
+            _, info, target = _TYPE.unpack_from(self._data, self._at[type_id])
+            if info >> 24 & 0x1F not in {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT}:
+                break
+            type_id = target
+        return type_id

@@ -1,0 +1,157 @@
+"""The guest's files: an initramfs with init, busybox, the workload and the libraries that it needs."""
+
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asikit.linux.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Initramfs", "workload_files"]
+
+_ETC = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
+    "/etc/group": "root:x:0:\n",
+    "/etc/hosts": "127.0.0.1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\n",
+}
+_MOUNT_POINTS = ("/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/var", "/asi")  # noqa: S108  the guest's, not ours
+
+
+class Initramfs:
+    """An initramfs being put together: a cpio archive in the ``newc`` format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+
+    def __init__(self) -> None:
+        """Begin with the folders that init mounts on, and the least that C libraries want in /etc."""
+        self._entries: dict[str, tuple[int, bytes]] = {}
+        for folder in _MOUNT_POINTS:
+            self._folder(folder)
+        for path, text in _ETC.items():
+            self.add(path, text.encode())
+
+    def __contains__(self, path: str) -> bool:
+        """Tell whether the archive has the path."""
+        return path in self._entries
+
+    def add(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Add a regular file."""
+        self._folder(str(Path(path).parent))
+        self._entries[path] = (stat.S_IFREG | mode, content)
+
+    def link(self, path: str, target: str) -> None:
+        """Add a symbolic link."""
+        self._folder(str(Path(path).parent))
+        self._entries[path] = (stat.S_IFLNK | 0o777, target.encode())
+
+    def add_host_file(self, path: Path) -> None:
+        """Add a file of this machine under its own path; what a link points to is added too.
+
+        :raises RecordError: It cannot be read.
+        """
+        try:
+            if path.is_symlink():
+                target = path.resolve(strict=True)
+                self._entries[str(path)] = (stat.S_IFLNK | 0o777, str(target).encode())
+                self._folder(str(path.parent))
+                path = target
+            self.add(str(path), path.read_bytes(), mode=path.stat().st_mode & 0o7777)
+        except OSError as error:
+            raise RecordError(f"cannot read {path} for the guest: {error.strerror}") from error
+
+    def add_host_tree(self, path: Path) -> None:
+        """Add a file or a whole folder of this machine, and the libraries of the programs in it."""
+        if not path.exists():
+            raise RecordError(f"--include {path}: no such file or folder")
+        files = [path] if not path.is_dir() else sorted(file for file in path.rglob("*") if not file.is_dir())
+        if path.is_dir():
+            self._folder(str(path))
+        for file in files:
+            if file.is_symlink() or file.is_file():
+                self.add_host_file(file)
+        for file in files:
+            if file.is_file():
+                for needed in _libraries(file):
+                    self.add_host_file(needed)
+
+    def add_busybox(self, busybox: Path) -> None:
+        """Add busybox, with a link in /bin for each applet whose name nothing else has."""
+        self.add("/bin/busybox", busybox.read_bytes(), mode=0o755)
+        listed = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=True)
+        for applet in listed.stdout.split():
+            if f"/bin/{applet}" not in self and f"/usr/bin/{applet}" not in self:
+                self.link(f"/bin/{applet}", "busybox")
+
+    def archive(self) -> bytes:
+        """Give the cpio archive. The same entries give the same bytes."""
+        parts = [_member(path, *entry, number) for number, (path, entry) in enumerate(sorted(self._entries.items()), 1)]
+        return b"".join([*parts, _member("TRAILER!!!", 0, b"", 0)])
+
+    def _folder(self, path: str) -> None:
+        if path == "/" or path in self._entries:
+            return
+        self._folder(str(Path(path).parent))
+        self._entries[path] = (stat.S_IFDIR | 0o755, b"")
+
+
+def _member(path: str, mode: int, content: bytes, number: int) -> bytes:
+    name = path.lstrip("/").encode() + b"\0"
+    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name
+    return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
+
+
+def workload_files(command: str) -> tuple[Path | None, list[Path]]:
+    """Find the workload's program on this machine: its path (None: left to busybox) and all files that it needs.
+
+    :raises RecordError: There is no such program here, and no such busybox applet.
+    """
+    found = shutil.which(command)
+    if found is None:
+        busybox = find_busybox()
+        listed = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=True)
+        if command in listed.stdout.split():
+            return None, []
+        raise RecordError(f"no program {command!r} on this machine, and busybox has none of that name; install it or give its path")
+    path = Path(found).absolute()
+    return path, [path, *_libraries(path)]
+
+
+def find_busybox() -> Path:
+    """Find a busybox that needs no libraries.
+
+    :raises RecordError: There is none.
+    """
+    found = shutil.which("busybox")
+    if found is None:
+        raise RecordError("busybox is missing; install it (Debian: apt-get install busybox-static)")
+    return Path(found).resolve()
+
+
+def _libraries(program: Path) -> list[Path]:
+    """List the shared libraries of an ELF program, or a script's interpreter and its libraries."""
+    with program.open("rb") as file:
+        head = file.read(256)
+    if head.startswith(b"#!"):
+        words = head[2:].split(b"\n")[0].split()
+        interpreter = Path(words[0].decode()) if words else None
+        if interpreter is None or not interpreter.exists():
+            return []
+        return [interpreter, *_libraries(interpreter)]
+    if not head.startswith(b"\x7fELF"):
+        return []
+    ldd = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)  # noqa: S607  the system's
+    missing = re.search(r"(\S+) => not found", ldd.stdout)
+    if missing:
+        raise RecordError(f"{program} needs {missing[1]}, which is not on this machine")
+    return [Path(match[1]) for match in re.finditer(r"(/\S+) \(0x", ldd.stdout)]
+
+
+def include_all(initramfs: Initramfs, paths: "Iterable[Path]") -> None:
+    """Add each file or folder that the user asked for."""
+    for path in paths:
+        initramfs.add_host_tree(path.absolute())

@@ -1,0 +1,113 @@
+"""The kernel's symbols, as ``/proc/kallsyms`` prints them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from asikit.linux.errors import RecordError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+__all__ = ["Symbols"]
+
+_KERNEL_HALF = 0xFFFF_8000_0000_0000
+_LONGEST_FUNCTION = 0x10_0000
+"""Bytes: an address further than this behind the last symbol before it belongs to no function."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    address: "npt.NDArray[np.uint64]"
+    name: list[str]
+    module: list[str | None]
+
+
+class Symbols:
+    """Names and addresses of one running kernel, its modules and its JIT-compiled BPF programs.
+
+    Per-CPU variables are listed at their offset in the per-CPU area (``CONFIG_KALLSYMS_ABSOLUTE_PERCPU``).
+    """
+
+    def __init__(self, text: str) -> None:
+        """Parse the text of ``/proc/kallsyms``: lines ``ADDRESS TYPE NAME [MODULE]``."""
+        self._address: dict[str, int] = {}
+        self._file_systems: dict[int, str] = {}
+        self._lines: list[tuple[int, str, str | None]] = []
+        for line in text.splitlines():
+            words = line.split()
+            if len(words) < 3:  # noqa: PLR2004  the line was cut off
+                continue
+            address, name = int(words[0], 16), words[2]
+            module = words[3].strip("[]") if len(words) > 3 else None  # noqa: PLR2004
+            if module is None:
+                self._address.setdefault(name, address)
+            if name.endswith("_fs_type") or name == "bd_type":
+                self._file_systems[address] = name.removesuffix("_type").removesuffix("_fs")
+            if words[1] in "tTwW" and address >= _KERNEL_HALF:
+                self._lines.append((address, name, module))
+
+    @classmethod
+    def read(cls, path: "Path") -> "Symbols":
+        """Read a saved ``/proc/kallsyms``.
+
+        :raises RecordError: The guest's kernel has no symbols to show.
+        """
+        symbols = cls(path.read_text(encoding="ascii", errors="replace") if path.exists() else "")
+        if not symbols._lines:
+            raise RecordError("the guest's /proc/kallsyms is empty; record a kernel with CONFIG_KALLSYMS_ALL=y")
+        return symbols
+
+    def __getitem__(self, name: str) -> int:
+        """Give the address of a symbol of the kernel proper.
+
+        :raises RecordError: There is no such symbol.
+        """
+        found = self.get(name)
+        if found is None:
+            raise RecordError(f"this kernel has no symbol {name!r}, which recording needs; use a 5.15 to 6.12 x86-64 kernel")
+        return found
+
+    def get(self, name: str) -> int | None:
+        """Give the address of a symbol of the kernel proper, also if the compiler has appended to it (``.isra.0``)."""
+        if name in self._address:
+            return self._address[name]
+        for full in (f"{name}.isra.0", f"{name}.constprop.0", f"{name}.part.0", f"{name}.cold"):
+            if full in self._address and not full.endswith(".cold"):
+                return self._address[full]
+        return None
+
+    @property
+    def file_systems(self) -> dict[int, str]:
+        """Addresses of the ``file_system_type`` variables, of modules too, and the names they go by."""
+        return dict(self._file_systems)
+
+    def range(self, name: str) -> tuple[int, int]:
+        """Give a function's first address and that of the next symbol."""
+        start = self[name]
+        following = int(np.searchsorted(self.text.address, np.uint64(start), side="right"))
+        end = int(self.text.address[following]) if following < len(self.text.address) else start + 1
+        return start, end
+
+    @cached_property
+    def text(self) -> _Rows:
+        """The functions, in the order of their addresses; of several names of one address, the first listed."""
+        rows: dict[int, tuple[str, str | None]] = {}
+        for address, name, module in self._lines:
+            rows.setdefault(address, (name, module))
+        ordered = sorted(rows)
+        return _Rows(
+            np.array(ordered, dtype=np.uint64),
+            [rows[address][0] for address in ordered],
+            [rows[address][1] for address in ordered],
+        )
+
+    def find(self, addresses: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.int64]":
+        """Give for each address the row of :attr:`text` whose function it lies in, -1 for none."""
+        rows = np.searchsorted(self.text.address, addresses, side="right").astype(np.int64) - 1
+        distance = addresses - self.text.address[np.maximum(rows, 0)]
+        return np.where((rows >= 0) & (distance < _LONGEST_FUNCTION), rows, -1)

@@ -1,0 +1,17 @@
+"""Errors of recording."""
+
+from typing import ClassVar
+
+from asikit.errors import AsikitError
+
+__all__ = ["RecordError", "WorkloadError"]
+
+
+class RecordError(AsikitError):
+    """A recording could not be made; nothing is left of it."""
+
+
+class WorkloadError(RecordError):
+    """The workload could not be started in the guest, or the guest ended without saying how it went."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How the guest's init speaks to the recorder: NOPL disp32(%rax,%rax) with these displacements does nothing anywhere else. */
+#ifndef ASI_MARKER_H
+#define ASI_MARKER_H
+#define MARK_BEGIN     0x41534901  /* the workload begins in this task, at its next system call */
+#define MARK_END       0x41534902  /* the workload has ended */
+#define MARK_HAND_OVER 0x41534903  /* the next instruction loads from a page for the host */
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What each touched page is. A row of the pages table is one incarnation of a frame: from one
+ * allocation to the next. Its kind comes from struct page as it stands at the touch; one that is not
+ * specific yet (a page just allocated) is looked at again later, up to the moment it is freed.
+ *
+ * The page allocator clears a page before its trace event says which allocation it belongs to. So a
+ * frame without a known allocation keeps its row when the event comes, and the row is completed.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "recorder.h"
+
+struct frame { uint32_t page, allocation; uint8_t kind, reported; uint64_t about; };
+
+static struct frame *frames;
+static uint32_t n_pages, n_allocations, n_places;
+static struct table places, names;
+
+void pages_prepare(void)
+{
+    free(frames);
+    frames = malloc(guest_frames() * sizeof *frames);
+    for (uint64_t i = 0; i < guest_frames(); i++)
+        frames[i] = (struct frame){ .page = NONE, .allocation = NONE };
+    table_prepare(&places, 1 << 16);
+    table_prepare(&names, 1 << 8);
+    n_pages = n_allocations = n_places = 0;
+}
+
+/* A kmem_cache may be gone when the recording ends, so its name is sent when it is first seen. */
+static void name_cache(uint64_t cache)
+{
+    bool fresh;
+    uint32_t *id = table_find(&names, cache, 1, &fresh);
+    if (!fresh)
+        return;
+    *id = 0;
+    char text[2][16] = { 0 };
+    const uint8_t *name = guest_virtual(read_pointer(cache + layout.cache_name));
+    if (name)
+        strncpy(text[0], (const char *)name, sizeof text);
+    for (int part = 0; part < 2; part++) {
+        struct record r = { .type = ROW_NAME, .aux = part, .arg = cache, .x = cache >> 32 };
+        memcpy(&r.clock, text[part], 8);
+        memcpy(&r.addr, text[part] + 8, 8);
+        emit(r);
+    }
+}
+
+/* struct page of 6.x: include/linux/mm_types.h, page-flags.h. */
+static enum page_kind classify(uint64_t frame, uint64_t *about)
+{
+    const uint8_t *page = struct_page(frame);
+    *about = 0;
+    if (!page)
+        return KIND_UNKNOWN;
+    uint64_t head = read64(page + layout.page_compound_head);
+    if (head & 1) {
+        uint64_t offset = head - 1 - layout.vmemmap;
+        page = struct_page(offset / layout.page_size);
+        if (!page)
+            return KIND_UNKNOWN;
+    }
+    uint64_t flags = read64(page + layout.page_flags);
+    uint64_t mapping = read64(page + layout.page_mapping);
+    uint32_t type = read32(page + layout.page_type);
+    if (flags >> layout.flag_reserved & 1)
+        return KIND_RESERVED;
+    if (flags >> layout.flag_slab & 1) {
+        *about = read64(page + layout.page_slab_cache);
+        return KIND_SLAB;
+    }
+    if ((type & layout.type_base) == layout.type_base) { /* page types are cleared bits */
+        if ((type & layout.type_table) == 0)
+            return KIND_PAGE_TABLE;
+        if ((type & layout.type_buddy) == 0)
+            return KIND_FREE;
+    }
+    if ((mapping & 3) == 1 || (mapping & 3) == 3) /* PAGE_MAPPING_ANON, _KSM */
+        return KIND_ANON;
+    if (mapping && !(mapping & 7)) {
+        uint64_t inode = read_pointer(mapping + layout.mapping_host);
+        uint64_t super = inode ? read_pointer(inode + layout.inode_sb) : 0;
+        *about = super ? read_pointer(super + layout.sb_type) : 0;
+        return super ? KIND_PAGE_CACHE : KIND_KERNEL;
+    }
+    return KIND_KERNEL;
+}
+
+static bool specific(enum page_kind kind)
+{
+    return kind != KIND_UNKNOWN && kind != KIND_KERNEL && kind != KIND_FREE;
+}
+
+static void report(uint64_t frame)
+{
+    struct frame *f = &frames[frame];
+    if (f->kind == KIND_SLAB)
+        name_cache(f->about);
+    emit((struct record){ .type = ROW_PAGE, .arg = f->page, .x = frame, .aux = f->kind,
+                          .stack = f->allocation, .addr = f->about });
+}
+
+/* Bring the frame's row up to date with struct page, and begin a new one where it became another thing. */
+static void look(uint64_t frame)
+{
+    struct frame *f = &frames[frame];
+    uint64_t about;
+    enum page_kind kind = classify(frame, &about);
+    if (f->page != NONE && (!specific(kind) || (kind == f->kind && about == f->about)))
+        return;
+    if (f->page == NONE || specific(f->kind))
+        f->page = n_pages++;
+    f->kind = kind;
+    f->about = about;
+    report(frame);
+}
+
+uint32_t place_of(uint64_t vaddr, uint64_t frame)
+{
+    bool fresh;
+    uint32_t page = NONE;
+    uint64_t vpage = vaddr >> PAGE_SHIFT;
+    if (frame < guest_frames()) {
+        struct frame *f = &frames[frame];
+        if (f->page == NONE || f->kind != KIND_STACK) {
+            look(frame);
+            if (!specific(f->kind) && shadow_has(vaddr)) {
+                f->kind = KIND_STACK;
+                report(frame);
+            }
+        }
+        page = f->page;
+    }
+    uint32_t *id = table_find(&places, vpage + 1, page, &fresh);
+    if (fresh) {
+        *id = n_places++;
+        emit((struct record){ .type = ROW_PLACE, .arg = *id, .x = page, .addr = vpage << PAGE_SHIFT });
+    }
+    return *id;
+}
+
+static uint32_t new_allocation(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack)
+{
+    emit((struct record){ .type = ROW_ALLOCATION, .arg = n_allocations, .x = frame,
+                          .aux = order | migratetype << 8, .stack = stack, .addr = gfp });
+    return n_allocations++;
+}
+
+uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack)
+{
+    uint32_t id = new_allocation(frame, order, gfp, migratetype, stack);
+    for (uint64_t i = frame; i < frame + (1ull << order) && i < guest_frames(); i++) {
+        struct frame *f = &frames[i];
+        bool known = f->allocation != NONE;
+        f->allocation = id;
+        if (known)
+            f->page = NONE; /* its free went unseen */
+        else if (f->page != NONE) {
+            f->kind = KIND_KERNEL;
+            report(i);
+        }
+    }
+    return id;
+}
+
+uint32_t page_freed(uint64_t frame, unsigned order)
+{
+    uint32_t id = frame < guest_frames() ? frames[frame].allocation : NONE;
+    if (id == NONE)
+        id = new_allocation(frame, order, UINT64_MAX, 0xff, 0);
+    for (uint64_t i = frame; i < frame + (1ull << order) && i < guest_frames(); i++) {
+        if (frames[i].page != NONE && !specific(frames[i].kind))
+            look(i);
+        frames[i] = (struct frame){ .page = NONE, .allocation = NONE };
+    }
+    return id;
+}
+
+void pages_resolve_all(void)
+{
+    for (uint64_t i = 0; i < guest_frames(); i++)
+        if (frames[i].page != NONE && !specific(frames[i].kind))
+            look(i);
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the files of the recorder share: the stream's record, the guest's layout as the host
+ * described it, and one virtual CPU's recording state.
+ *
+ * QEMU runs all virtual CPUs on one thread (-accel tcg,thread=single), so nothing here is locked.
+ */
+#ifndef ASI_RECORDER_H
+#define ASI_RECORDER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define MAX_CPUS 16
+#define NONE UINT32_MAX
+#define PAGE_SHIFT 12
+#define PAGE_SIZE 4096ull
+#define KERNEL_HALF 0xffff800000000000ull
+
+/* Types below 64 are the trace's event kinds (asikit.trace.EventKind); the others fill its side tables. */
+enum record_type {
+    ENTRY_SYSCALL = 1, ENTRY_EXCEPTION, ENTRY_INTERRUPT, ENTRY_NMI, VM_EXIT,
+    NESTED_EXCEPTION, NESTED_INTERRUPT, NESTED_NMI, NESTED_RETURN, RETURN_USER, VM_ENTRY,
+    TOUCH_READ, TOUCH_WRITE, TOUCH_FETCH, TASK_SWITCH, MM_SWITCH, PAGE_ALLOC, PAGE_FREE, TLB_FLUSH,
+    ROW_STACK = 64,    /* arg id, stack parent id, addr address */
+    ROW_PLACE,         /* arg id, x page id, addr virtual address */
+    ROW_PAGE,          /* arg id, x frame, aux kind, stack allocation id, addr slab cache or file_system_type; a later row replaces an earlier one */
+    ROW_ALLOCATION,    /* arg id, x frame, aux order | migratetype << 8, stack, addr gfp flags (all ones: unknown) */
+    ROW_TASK,          /* arg id, x pid, stack tgid, aux 0, clock and addr: comm; a ROW_TASK_MM follows */
+    ROW_TASK_MM,       /* arg task id, x mm id */
+    ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
+    CONFIGURE,         /* the guest is ready: the host sends the layout */
+    LOST,              /* arg which counter, clock count */
+    COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
+    END,
+};
+
+enum page_kind { KIND_UNKNOWN, KIND_KERNEL, KIND_FREE, KIND_RESERVED, KIND_SLAB, KIND_ANON, KIND_PAGE_CACHE,
+                 KIND_PAGE_TABLE, KIND_STACK };
+
+struct record {
+    uint8_t type, cpu;
+    uint16_t aux;
+    uint32_t arg, stack, x;
+    uint64_t clock, addr;
+};
+_Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
+
+/* Where things are in this kernel, from its symbols, BTF and trace event formats. */
+#define LAYOUT_FIELDS(F) \
+    F(page_offset) F(vmemmap) F(kernel_map) F(phys_base) F(init_top_pgt) F(init_mm) \
+    F(syscall_entry) F(compat_entry) F(sysenter_entry) F(orig_ax_offset) \
+    F(current_task) F(loaded_mm) \
+    F(task_pid) F(task_tgid) F(task_comm) F(task_mm) F(mm_ctx_id) \
+    F(page_size) F(page_flags) F(page_mapping) F(page_compound_head) F(page_slab_cache) F(page_type) \
+    F(flag_slab) F(flag_reserved) F(type_base) F(type_buddy) F(type_table) \
+    F(cache_name) F(mapping_host) F(inode_sb) F(sb_type) \
+    F(task_hook) F(mm_hook_start) F(mm_hook_end) \
+    F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
+    F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
+    F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order)
+
+struct layout {
+#define F(name) uint64_t name;
+    LAYOUT_FIELDS(F)
+#undef F
+    uint64_t gate[256];                  /* interrupt descriptor table: handler addresses, 0 = none */
+    uint64_t per_cpu[MAX_CPUS];          /* __per_cpu_offset[] */
+    uint64_t irq_stack[MAX_CPUS];        /* top of the CPU's interrupt stack */
+    uint64_t tlb_user[4], tlb_kernel[4]; /* functions that flush this CPU's TLB */
+    int n_tlb_user, n_tlb_kernel;
+};
+extern struct layout layout;
+
+enum mode { MODE_USER, MODE_KERNEL, MODE_GUEST };
+
+struct seen { uint64_t page; uint32_t epoch, kinds; };
+
+struct vcpu {
+    enum mode mode;
+    uint32_t epoch;          /* a new one forgets all touches */
+    uint32_t n_seen, seen_mask;
+    struct seen *seen;
+    uint64_t clock, kernel_clock;
+    struct segment *segment; /* shadow stack of the page that was last called from */
+    uint64_t under;          /* the stack page that the interrupt stack was entered from */
+    bool muted;              /* inside a trace event handler that only this recording has enabled */
+    uint32_t mute_stack, nested;
+    bool iret, nmi;
+    struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
+    uint64_t loaded_mm_id;
+    uint32_t task_id;
+    struct { uint64_t addr[24]; uint8_t n; } stores; /* of the running trace event handler */
+};
+extern struct vcpu vcpus[MAX_CPUS];
+extern bool one_cpu;
+
+/* stream.c */
+enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_STACK, LOST_PLACE, LOST_KINDS };
+void stream_open(const char *directory, int stream_fd, int layout_fd);
+void stream_read_layout(void);
+void stream_flush(void);
+struct record *emit(struct record r);
+void stream_hold(void);                      /* keep the records in reach until the matching release */
+void stream_release(void);
+void count_lost(enum lost what);
+void stream_end(int n_cpus);
+void save_guest_data(const uint8_t *page);
+static inline struct record *emit_event(enum record_type type, unsigned cpu, uint32_t arg, uint32_t stack, uint64_t addr)
+{
+    return emit((struct record){ .type = type, .cpu = cpu, .arg = arg, .stack = stack,
+                                 .clock = vcpus[cpu].clock, .addr = addr });
+}
+
+/* guest.c: reading the guest's memory */
+void guest_map(const char *path);
+void guest_prepare(void);
+uint8_t *guest_physical(uint64_t address);
+uint8_t *guest_virtual(uint64_t address);     /* kernel addresses; NULL if not memory */
+uint64_t guest_frames(void);
+uint8_t *struct_page(uint64_t frame);
+static inline uint64_t read64(const uint8_t *at) { return *(const uint64_t *)at; }
+static inline uint32_t read32(const uint8_t *at) { return *(const uint32_t *)at; }
+uint64_t read_pointer(uint64_t address);      /* 0 if it cannot be read */
+
+/* pages.c: what each page is */
+void pages_prepare(void);
+uint32_t place_of(uint64_t vaddr, uint64_t frame);
+uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
+uint32_t page_freed(uint64_t frame, unsigned order);
+void pages_resolve_all(void);
+
+/* shadow.c: kernel stacks, from the stores of call instructions */
+void shadow_prepare(void);
+void shadow_call(struct vcpu *, unsigned cpu, uint64_t at, uint64_t return_address);
+void shadow_return(struct vcpu *, unsigned cpu, uint64_t at);
+bool shadow_has(uint64_t vaddr);
+uint32_t stack_now(struct vcpu *, unsigned cpu);             /* id of the row for the calls in progress */
+uint32_t stack_leaf(uint32_t parent, uint64_t address);      /* id of the row below parent */
+uint32_t stack_parent(uint32_t id);
+uint64_t stack_address(uint32_t id);
+
+/* table.c: a map from a pair of words to a dense id */
+struct table { struct entry { uint64_t a, b; uint32_t id; } *slot; uint32_t mask, n; };
+void table_prepare(struct table *, uint32_t slots);
+uint32_t *table_find(struct table *, uint64_t a, uint64_t b, bool *fresh); /* fresh: id is for the caller to set */
+uint32_t *table_get(struct table *, uint64_t a, uint64_t b);               /* NULL if it is not there */
+
+#endif

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The stream of records to the host, and the layout it sends back. Both are pipes that QEMU inherits. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "recorder.h"
+
+#define BUFFER (1 << 15)
+#define SLACK 4096
+
+struct layout layout;
+static struct record buffer[BUFFER + SLACK];
+static uint32_t buffered, held;
+static int stream = -1, layout_source = -1;
+static uint64_t lost[LOST_KINDS];
+static char directory[4096];
+
+void stream_open(const char *path, int stream_fd, int layout_fd)
+{
+    snprintf(directory, sizeof directory, "%s", path);
+    stream = stream_fd;
+    layout_source = layout_fd;
+}
+
+/* The host has gone: nobody will ever read this recording. */
+static void give_up(const char *what)
+{
+    fprintf(stderr, "asi recorder: %s: %s\n", what, strerror(errno));
+    _exit(1);
+}
+
+void stream_flush(void)
+{
+    const char *at = (const char *)buffer;
+    size_t left = buffered * sizeof *buffer;
+    while (left) {
+        ssize_t n = write(stream, at, left);
+        if (n < 0 && errno != EINTR)
+            give_up("writing the stream");
+        if (n > 0) {
+            at += n;
+            left -= n;
+        }
+    }
+    buffered = 0;
+    for (int i = 0; i < MAX_CPUS; i++)
+        if (vcpus[i].wants_number) {
+            vcpus[i].wants_number = NULL;
+            stream_release();
+        }
+}
+
+struct record *emit(struct record r)
+{
+    if (buffered >= BUFFER && (!held || buffered == BUFFER + SLACK))
+        stream_flush();
+    buffer[buffered] = r;
+    return &buffer[buffered++];
+}
+
+void stream_hold(void)
+{
+    held++;
+}
+
+void stream_release(void)
+{
+    held--;
+}
+
+void count_lost(enum lost what)
+{
+    lost[what]++;
+}
+
+void stream_end(int n_cpus)
+{
+    for (int i = 0; i < LOST_KINDS; i++)
+        emit((struct record){ .type = LOST, .arg = i, .clock = lost[i] });
+    for (int i = 0; i < n_cpus; i++)
+        emit((struct record){ .type = COUNTS, .cpu = i, .clock = vcpus[i].clock, .addr = vcpus[i].kernel_clock });
+    emit((struct record){ .type = END });
+    stream_flush();
+}
+
+/* A page that the guest's init hands over: 32 bytes of file name, its length, 4056 bytes of content. */
+void save_guest_data(const uint8_t *page)
+{
+    char name[4200], file[33] = { 0 };
+    uint64_t length = read64(page + 32);
+    memcpy(file, page, 32);
+    if (length > PAGE_SIZE - 40 || strchr(file, '/'))
+        return;
+    snprintf(name, sizeof name, "%s/guest-%s", directory, file);
+    FILE *out = fopen(name, "ab");
+    if (!out || fwrite(page + 40, 1, length, out) != length || fclose(out))
+        give_up(name);
+}
+
+static void set_field(const char *key, uint64_t index, uint64_t value)
+{
+#define F(field) if (!strcmp(key, #field)) { layout.field = value; return; }
+    LAYOUT_FIELDS(F)
+#undef F
+    if (!strcmp(key, "gate") && index < 256)
+        layout.gate[index] = value;
+    else if (!strcmp(key, "per_cpu") && index < MAX_CPUS)
+        layout.per_cpu[index] = value;
+    else if (!strcmp(key, "irq_stack") && index < MAX_CPUS)
+        layout.irq_stack[index] = value;
+    else if (!strcmp(key, "tlb_user") && layout.n_tlb_user < 4)
+        layout.tlb_user[layout.n_tlb_user++] = value;
+    else if (!strcmp(key, "tlb_kernel") && layout.n_tlb_kernel < 4)
+        layout.tlb_kernel[layout.n_tlb_kernel++] = value;
+    else {
+        errno = EINVAL;
+        give_up(key);
+    }
+}
+
+/* Lines "key index value" (hexadecimal); the guest stands still until the last one has come. */
+void stream_read_layout(void)
+{
+    char key[64];
+    unsigned long long index, value;
+    emit((struct record){ .type = CONFIGURE });
+    stream_flush();
+    FILE *in = fdopen(layout_source, "r");
+    if (!in)
+        give_up("the layout");
+    while (fscanf(in, "%63s %llx %llx", key, &index, &value) == 3)
+        set_field(key, index, value);
+    fclose(in);
+}

@@ -1,0 +1,158 @@
+"""What decides the protocol: the CPU, the kernel's configuration and the policies of the classes."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from asikit.protocol.classes import AsiClass
+from asikit.protocol.effects import EffectKind
+from asikit.protocol.errors import ConfigError
+from asikit.protocol.taints import DATA_MASK, ClassRegistry, Taint, TaintPolicy
+
+
+class CpuFeature(StrEnum):
+    """CPU and kernel features that the protocol asks about, `X86_FEATURE_*`."""
+
+    IBPB = "ibpb"
+    IBPB_ON_VMEXIT = "ibpb_on_vmexit"
+    RETPOLINE = "retpoline"
+    RSB_VMEXIT = "rsb_vmexit"
+
+
+class CpuBug(StrEnum):
+    """CPU vulnerabilities that decide what a flush consists of, `X86_BUG_*`."""
+
+    L1TF = "l1tf"
+    MDS = "mds"
+    TAA = "taa"
+    MMIO_STALE_DATA = "mmio_stale_data"
+    RFDS = "rfds"
+    TSA = "tsa"
+    DIV0 = "div0"
+    BHI = "bhi"
+
+
+DATA_FLUSH_FOR: tuple[tuple[EffectKind, frozenset[CpuBug]], ...] = (
+    (EffectKind.L1D_FLUSH, frozenset({CpuBug.L1TF})),
+    (EffectKind.VERW, frozenset({CpuBug.MDS, CpuBug.TAA, CpuBug.MMIO_STALE_DATA, CpuBug.RFDS, CpuBug.TSA})),
+    (EffectKind.DUMMY_DIVIDE, frozenset({CpuBug.DIV0})),
+)
+"""What a data flush consists of, and the bugs that call for each part.
+
+The RFCs do the first only and leave the rest as a TODO; a CPU described with L1TF alone behaves as published."""
+
+CONTROL_FLUSH_BHB = frozenset({CpuBug.BHI})
+VULNERABLE = frozenset({CpuBug.L1TF, CpuBug.MDS})
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolConfig:
+    """Everything that the transitions depend on; every field has the published behaviour as default, or says not.
+
+    Attributes:
+        asi: ASI on. Off, a transition asks for nothing (`asi=off`), but for what `blanket` or `pti` ask.
+        blanket: the blanket mitigation instead of ASI: predictors flushed at each entry from untrusted code, data at
+            each return; needs `smt=False`, and is complete only with `pti=True`.
+        classes: the classes of untrusted domains that ASI handles.
+        policies: taint policies by class; a class without one here gets `default_policy()`.
+        features: CPU features.
+        bugs: CPU vulnerabilities. The default is a generic vulnerable CPU, so that data flushes exist to be counted.
+        rsb_fill: a control flush also fills the return stack buffer.
+        smt: two hyperthreads run on the core, so the sibling is stunned while this one is unrestricted.
+        pti: user mode runs on page tables of its own. With ASI this is not published (the RFCs turn PTI off).
+        noflush: TLB entries survive transitions, kept right by generation counters (RFC of 2022); the RFCs since
+            discard them at each CR3 write.
+        exit_on_context_switch: every context switch exits (RFC v2); else only one that changes the mm.
+        exit_on_tlb_flush: a flush of user addresses exits first (`native_flush_tlb_local`); not asked with `noflush`.
+        kvm_protects_user_data: the guest may not sample its own VMM process (`USER_DATA` in KVM's policy).
+        kvm_exit_on_user_return: the prototype's `asi_exit` at the end of the KVM_RUN ioctl.
+        flush_data_on_exit: experiment, one more data flush on the way to unrestricted, against injection of values.
+        max_nest_depth: nested entries beyond this raise; real stacks end long before.
+    """
+
+    asi: bool = True
+    blanket: bool = False
+    classes: frozenset[AsiClass] = frozenset({AsiClass.USERSPACE, AsiClass.KVM})
+    policies: tuple[tuple[AsiClass, TaintPolicy], ...] = ()
+    features: frozenset[CpuFeature] = frozenset({CpuFeature.IBPB})
+    bugs: frozenset[CpuBug] = VULNERABLE
+    rsb_fill: bool = True
+    smt: bool = False
+    pti: bool = False
+    noflush: bool = False
+    exit_on_context_switch: bool = True
+    exit_on_tlb_flush: bool = True
+    kvm_protects_user_data: bool = True
+    kvm_exit_on_user_return: bool = False
+    flush_data_on_exit: bool = False
+    max_nest_depth: int = 15
+    registry: ClassRegistry = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions; raises ConfigError, or InvalidPolicyError for a policy that never acts."""
+        if self.blanket and self.asi:
+            raise ConfigError("asi and blanket are alternatives; set one of them to False")
+        if self.blanket and self.smt:
+            raise ConfigError("the blanket mitigation disables SMT; set smt=False")
+        if self.max_nest_depth < 1:
+            raise ConfigError(f"max_nest_depth is {self.max_nest_depth}; an interrupt needs at least 1")
+        registry = ClassRegistry()
+        for asi_class in sorted(self.classes):
+            registry = registry.register(
+                asi_class, dict(self.policies).get(asi_class) or self.default_policy(asi_class)
+            )
+        unused = sorted(asi_class.name for asi_class, _ in self.policies if asi_class not in self.classes)
+        if unused:
+            raise ConfigError(f"policies given for classes that are not in classes: {', '.join(unused)}")
+        object.__setattr__(self, "registry", registry)
+
+    def default_policy(self, asi_class: AsiClass) -> TaintPolicy:
+        """Return the published policy of a class, with what the prototype got wrong put right."""
+        if asi_class is AsiClass.USERSPACE:
+            return TaintPolicy(
+                prevent_control=Taint.GUEST_CONTROL | Taint.OTHER_MM_CONTROL,
+                # Not GUEST_DATA: the guest trusts its VMM.
+                protect_data=Taint.KERNEL_DATA | Taint.OTHER_MM_DATA,
+                set=Taint.USER_CONTROL | Taint.USER_DATA,
+            )
+        if asi_class is AsiClass.KVM:
+            return self._kvm_policy()
+        return TaintPolicy(
+            prevent_control=Taint.OTHER_MM_CONTROL,
+            # Idle itself samples nothing; the sibling, released while this CPU idles, does.
+            protect_data=DATA_MASK,
+            # For the same reason: only the sibling can train the predictors meanwhile.
+            set=Taint.USER_CONTROL | Taint.GUEST_CONTROL,
+        )
+
+    def _kvm_policy(self) -> TaintPolicy:
+        cleared_on_vmexit = {CpuFeature.IBPB_ON_VMEXIT, CpuFeature.RETPOLINE, CpuFeature.RSB_VMEXIT} <= self.features
+        leaves = Taint.GUEST_DATA
+        # The prototype has `=` here, which loses GUEST_DATA; `|=` is meant. And with SMT a clean predictor at the VM
+        # exit says nothing about later: the sibling's guest goes on training it.
+        if self.smt or not cleared_on_vmexit:
+            leaves |= Taint.GUEST_CONTROL
+        own = Taint.USER_DATA if self.kvm_protects_user_data else Taint(0)
+        return TaintPolicy(
+            prevent_control=Taint.OTHER_MM_CONTROL,
+            protect_data=Taint.KERNEL_DATA | Taint.OTHER_MM_DATA | own,
+            set=leaves,
+        )
+
+    @property
+    def control_flush(self) -> tuple[EffectKind, ...]:
+        """What a flush of the branch predictors consists of, in order."""
+        return (
+            *((EffectKind.IBPB,) if CpuFeature.IBPB in self.features else ()),
+            *((EffectKind.BHB_CLEAR,) if self.bugs & CONTROL_FLUSH_BHB else ()),
+            *((EffectKind.RSB_FILL,) if self.rsb_fill else ()),
+        )
+
+    @property
+    def data_flush(self) -> tuple[EffectKind, ...]:
+        """What a flush of the data side channels consists of, in order."""
+        return tuple(kind for kind, bugs in DATA_FLUSH_FOR if self.bugs & bugs)
+
+
+def blanket_config(*, pti: bool = True) -> ProtocolConfig:
+    """Return the blanket mitigation, the yardstick that ASI is compared with."""
+    return ProtocolConfig(asi=False, blanket=True, pti=pti)

@@ -1,0 +1,315 @@
+"""What each happening runs: the entry code, the page-fault handler, the scheduler's and the TLB's hooks with ASI on."""
+
+from typing import TYPE_CHECKING
+
+from asikit.protocol.classes import AsiClass, Space, space_of
+from asikit.protocol.effects import EffectKind, ExitReason
+from asikit.protocol.errors import (
+    EnterTwiceError,
+    RelaxFromInterruptError,
+    ReturnFromNestedInterruptError,
+    SensitiveAccessInCriticalSectionError,
+    SwitchInCriticalSectionError,
+)
+from asikit.protocol.expressions import ALWAYS, Bit, Const
+from asikit.protocol.happenings import Happening
+from asikit.protocol.operations import END, Assign, MicroOp, Request, Requirement, Transition
+from asikit.protocol.switching import enter_name, restricted_spaces
+from asikit.protocol.vocabulary import (
+    CR3,
+    CURR_ASI,
+    DEPTH,
+    IN_CRITICAL_SECTION,
+    NONE,
+    RELAXED,
+    RESTRICTED,
+    SPACES,
+    STUN_IPI,
+    STUNNED,
+    TARGET,
+    TENSE,
+    TLB_STALE,
+    UNRESTRICTED,
+    UNTRUSTED,
+    USER_CR3,
+)
+
+if TYPE_CHECKING:
+    from asikit.protocol.config import ProtocolConfig
+
+NESTED_RETURN_TO_USER_HALF = "nested_return_to_user_half"
+"""Return from a handler that interrupted the kernel while CR3 selected the user half of the page tables."""
+
+LEAVE_UNTRUSTED = MicroOp(
+    name="leave_untrusted",
+    # In nested entries too: an NMI may come before the interrupted entry got as far as this. If its handler exited while
+    # still counted as untrusted, two siblings could wait for one another for ever.
+    why="the acknowledgement that a stunning sibling waits for",
+    sets=(Assign(UNTRUSTED, Const(0)), Assign(STUN_IPI, Const(0))),
+)
+LEAVE_USER_HALF = MicroOp(
+    name="leave_user_half",
+    why="PTI: the same address space, its kernel half",
+    when=USER_CR3.differs(0),
+    sets=(Assign(USER_CR3, Const(0)),),
+    asks=Request(EffectKind.WRITE_CR3, CR3, noflush=True),
+)
+ENTER_USER_HALF = MicroOp(
+    name="enter_user_half",
+    why="PTI: the same address space, its user half",
+    sets=(Assign(USER_CR3, Const(1)),),
+    asks=Request(EffectKind.WRITE_CR3, CR3, noflush=True, user_half=True),
+)
+NOT_IN_CRITICAL_SECTION = MicroOp(
+    name="check",
+    why="preemption is off in the critical section",
+    requires=(Requirement(~IN_CRITICAL_SECTION, SwitchInCriticalSectionError),),
+)
+
+
+def resume(config: "ProtocolConfig") -> MicroOp:
+    """Return the last step before untrusted code: the check of the stun and the going are one."""
+    return MicroOp(
+        name="resume",
+        why="checked with interrupts off, spun for with them on; never HLT or MWAIT, which would repartition buffers",
+        waits=STUNNED.equals(0) if config.smt else ALWAYS,
+        sets=(Assign(UNTRUSTED, Const(1)),),
+    )
+
+
+def entry_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
+    """Return the transition of each happening, ASI on."""
+    return (
+        *_from_untrusted(config),
+        *_nested(config),
+        _unmapped_touch(),
+        _return_user(config),
+        _vm_entry(config),
+        *_scheduler(config),
+        *_tlb(config),
+        Transition(
+            Happening.EXPLICIT_EXIT,
+            "Code that reads, derives and writes CR3 could undo an exit that an NMI made in between.",
+            (MicroOp(name="exit", call="asi_exit", reason=ExitReason.MISC),),
+        ),
+    )
+
+
+def _from_untrusted(config: "ProtocolConfig") -> tuple[Transition, ...]:
+    pti = (LEAVE_USER_HALF,) if config.pti else ()
+    relax = MicroOp(
+        name="relax",
+        why="the kernel may go anywhere from here, even into another domain",
+        when=TENSE,
+        requires=(Requirement(DEPTH.equals(0), RelaxFromInterruptError),),
+        sets=(Assign(TARGET, NONE),),
+    )
+    interrupt = MicroOp(name="interrupt", why="the critical section goes on afterwards", call="asi_intr_enter")
+    return (
+        Transition(Happening.SYSCALL_ENTRY, "From user mode, to stay in the kernel.", (LEAVE_UNTRUSTED, *pti, relax)),
+        *(
+            Transition(happening, "From user mode, to come back to it.", (LEAVE_UNTRUSTED, *pti, interrupt))
+            for happening in (Happening.EXCEPTION_ENTRY, Happening.INTERRUPT_ENTRY, Happening.NMI_ENTRY)
+        ),
+        Transition(Happening.VM_EXIT, "From a guest; HOST_CR3 is its domain's.", (LEAVE_UNTRUSTED, relax)),
+    )
+
+
+def _nested(config: "ProtocolConfig") -> tuple[Transition, ...]:
+    pti = (LEAVE_USER_HALF,) if config.pti else ()
+    intr_enter = MicroOp(name="intr_enter", call="asi_intr_enter")
+    intr_exit = MicroOp(name="intr_exit", call="asi_intr_exit")
+    return (
+        *(
+            Transition(
+                happening, "From kernel mode; it exits only if its handler faults.", (LEAVE_UNTRUSTED, *pti, intr_enter)
+            )
+            for happening in (Happening.NESTED_EXCEPTION, Happening.NESTED_INTERRUPT, Happening.NESTED_NMI)
+        ),
+        Transition(
+            Happening.NESTED_PAGE_FAULT,
+            "Every page fault from kernel mode exits, then looks: accessible now means return and retry.",
+            (
+                LEAVE_UNTRUSTED,
+                *pti,
+                intr_enter,
+                MicroOp(name="exit", call="asi_exit", reason=ExitReason.PAGE_FAULT),
+                MicroOp(
+                    name="walk",
+                    why="raw present bits, in the page tables of CR3: an NMI may have exited before us",
+                    asks=Request(EffectKind.PAGE_WALK),
+                ),
+            ),
+        ),
+        Transition(
+            Happening.DOUBLE_FAULT,
+            "Nothing may fault in it, so it exits at once.",
+            (LEAVE_UNTRUSTED, *pti, intr_enter, MicroOp(name="exit", call="asi_exit", reason=ExitReason.MISC)),
+        ),
+        Transition(Happening.NESTED_RETURN, "Back into the interrupted kernel code.", (intr_exit,)),
+        *(
+            (
+                Transition(
+                    NESTED_RETURN_TO_USER_HALF,
+                    "Back into entry code that had left, or not yet loaded, the kernel half.",
+                    (intr_exit, ENTER_USER_HALF),
+                ),
+            )
+            if config.pti
+            else ()
+        ),
+    )
+
+
+def _unmapped_touch() -> Transition:
+    return Transition(
+        Happening.UNMAPPED_TOUCH,
+        "Something absent from the restricted address space is accessed: fault, exit, retry.",
+        (
+            MicroOp(name="mapped", why="unrestricted: everything is mapped", when=CR3.equals(UNRESTRICTED), jump=END),
+            MicroOp(
+                name="fault",
+                requires=(Requirement(~IN_CRITICAL_SECTION, SensitiveAccessInCriticalSectionError),),
+                asks=Request(EffectKind.PAGE_FAULT),
+            ),
+            MicroOp(name="handle", call=Happening.NESTED_PAGE_FAULT),
+            MicroOp(name="retry", call=Happening.NESTED_RETURN),
+        ),
+    )
+
+
+def _return_user(config: "ProtocolConfig") -> Transition:
+    pti = (ENTER_USER_HALF,) if config.pti else ()
+    if AsiClass.USERSPACE not in config.classes:
+        exit_ = MicroOp(
+            name="exit",
+            why="no registered domain maps user addresses, so user mode needs the unrestricted address space",
+            call="asi_exit",
+            reason=ExitReason.USER_RET,
+        )
+        return Transition(Happening.RETURN_USER, "Back to user mode, which no class covers.", (exit_, *pti))
+    userspace = SPACES[space_of(AsiClass.USERSPACE)]
+    kvm_exit = MicroOp(
+        name="end_of_kvm_run",
+        why="a limit of the prototype, not of the design",
+        when=RELAXED & CURR_ASI.equals(SPACES[space_of(AsiClass.KVM)]),
+        call="asi_exit",
+        reason=ExitReason.USER_RET,
+    )
+    return Transition(
+        Happening.RETURN_USER,
+        "Back to user mode: a system call enters, an interrupt ends.",
+        (
+            *((kvm_exit,) if config.kvm_exit_on_user_return else ()),
+            MicroOp(
+                name="check",
+                when=TENSE,
+                requires=(
+                    Requirement(TARGET.equals(userspace), EnterTwiceError),
+                    Requirement(DEPTH.differs(0), EnterTwiceError),
+                    Requirement(DEPTH.below(2), ReturnFromNestedInterruptError),
+                ),
+            ),
+            MicroOp(name="end_interrupt", when=TENSE, call="asi_intr_exit"),
+            MicroOp(name="enter", when=RELAXED, call=enter_name(AsiClass.USERSPACE)),
+            *pti,
+            resume(config),
+        ),
+    )
+
+
+def _vm_entry(config: "ProtocolConfig") -> Transition:
+    if AsiClass.KVM not in config.classes:
+        return Transition(Happening.VM_ENTRY, "Into a guest, which no class covers.", ())
+    return Transition(
+        Happening.VM_ENTRY,
+        "Into a guest. The conventional flushes before VM entry are not needed besides.",
+        (
+            MicroOp(name="enter", call=enter_name(AsiClass.KVM)),
+            MicroOp(
+                name="refresh_host_cr3",
+                why="KVM caches CR3 in the VMCS; the VM exit must come back into this address space",
+                asks=Request(EffectKind.REFRESH_HOST_CR3, CR3),
+            ),
+            resume(config),
+        ),
+    )
+
+
+def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
+    exit_ = MicroOp(
+        name="exit",
+        why="stabilises CR3",
+        call="asi_exit",
+        reason=ExitReason.CONTEXT_SWITCH,
+    )
+    outdate = MicroOp(
+        name="outdate",
+        why="the other mm's domains have PCIDs of their own, of which this CPU may have seen nothing",
+        sets=(Assign(TLB_STALE, TLB_STALE | _bits(restricted_spaces(config), "all domains")),),
+    )
+    return (
+        Transition(
+            Happening.CONTEXT_SWITCH,
+            "Another task. Lazy TLB needs nothing: without a change of mm the domain may stay.",
+            (NOT_IN_CRITICAL_SECTION, *((exit_,) if config.exit_on_context_switch else ())),
+        ),
+        Transition(
+            Happening.MM_SWITCH,
+            "The mm really changes; its page tables are loaded after this.",
+            (
+                NOT_IN_CRITICAL_SECTION,
+                exit_,
+                MicroOp(name="squash", call="asi_handle_switch_mm"),
+                *((outdate,) if config.noflush else ()),
+            ),
+        ),
+    )
+
+
+def _tlb(config: "ProtocolConfig") -> tuple[Transition, ...]:
+    if not config.noflush:
+        exit_ = MicroOp(name="exit", call="asi_exit", reason=ExitReason.TLB_FLUSH)
+        return (
+            Transition(
+                Happening.TLB_FLUSH_USER,
+                "A full flush rewrites CR3, so it exits first; other PCIDs are flushed whenever they are loaded.",
+                (exit_,) if config.exit_on_tlb_flush else (),
+            ),
+            Transition(Happening.TLB_FLUSH_KERNEL, "Other PCIDs are flushed whenever they are loaded.", ()),
+        )
+    user = (Space.UNRESTRICTED, *(space for space in restricted_spaces(config) if _maps_user(space)))
+    everything = (Space.UNRESTRICTED, *restricted_spaces(config))
+    return (
+        _flush(Happening.TLB_FLUSH_USER, "user addresses", user),
+        _flush(Happening.TLB_FLUSH_KERNEL, "kernel addresses", everything),
+    )
+
+
+def _flush(happening: Happening, what: str, spaces: tuple[Space, ...]) -> Transition:
+    return Transition(
+        happening,
+        f"Entries for {what} go: at once where CR3 points, elsewhere when it comes to point there.",
+        (
+            MicroOp(
+                name="outdate",
+                why="the new generation",
+                sets=(Assign(TLB_STALE, TLB_STALE | _bits(spaces, what)),),
+            ),
+            MicroOp(
+                name="flush_domain",
+                why="the kernel's own flush sees to the unrestricted address space",
+                when=TLB_STALE.has(Bit(CR3)) & RESTRICTED & CR3.differs(UNRESTRICTED),
+                asks=Request(EffectKind.TLB_FLUSH, CR3),
+            ),
+            MicroOp(name="record_tlb_gen", sets=(Assign(TLB_STALE, TLB_STALE.clear(Bit(CR3))),)),
+        ),
+    )
+
+
+def _maps_user(space: Space) -> bool:
+    return space.asi_class is not None and space.asi_class.maps_user
+
+
+def _bits(spaces: tuple[Space, ...], label: str) -> Const:
+    return Const(sum(1 << space for space in spaces), f"spaces of {label}")

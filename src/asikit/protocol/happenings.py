@@ -1,0 +1,68 @@
+"""What can happen to a CPU, as far as ASI is concerned, and what comes of it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asikit.protocol.effects import Effect, ExitReason
+    from asikit.protocol.state import State
+
+
+class Happening(StrEnum):
+    """The events between which kernel code runs; each is answered by the transition of the same name."""
+
+    SYSCALL_ENTRY = "syscall_entry"
+    """A system call from user mode: ends the critical section."""
+    EXCEPTION_ENTRY = "exception_entry"
+    """An exception from user mode: interrupts the critical section."""
+    INTERRUPT_ENTRY = "interrupt_entry"
+    """An interrupt from user mode: interrupts the critical section."""
+    NMI_ENTRY = "nmi_entry"
+    """An NMI from user mode: interrupts the critical section."""
+    VM_EXIT = "vm_exit"
+    """From a guest into the host's kernel: ends the critical section."""
+    NESTED_EXCEPTION = "nested_exception"
+    """An exception in kernel mode, other than a page fault."""
+    NESTED_PAGE_FAULT = "nested_page_fault"
+    """A page fault in kernel mode that would happen without ASI too; its handler runs until NESTED_RETURN."""
+    NESTED_INTERRUPT = "nested_interrupt"
+    """An interrupt in kernel mode."""
+    NESTED_NMI = "nested_nmi"
+    """An NMI in kernel mode."""
+    NESTED_RETURN = "nested_return"
+    """Return from the innermost entry that was from kernel mode."""
+    RETURN_USER = "return_user"
+    """Return to user mode: enters if relaxed; else it is the outermost `asi_intr_exit`, which re-enters."""
+    VM_ENTRY = "vm_entry"
+    """From the host's kernel into a guest."""
+    UNMAPPED_TOUCH = "unmapped_touch"
+    """An access to something that the restricted address space lacks: the page fault, its exit and the retry.
+    Nothing happens when unrestricted."""
+    CONTEXT_SWITCH = "context_switch"
+    """The scheduler switches tasks; follow it with `Protocol.save_task` and `Protocol.load_task`."""
+    MM_SWITCH = "mm_switch"
+    """Other page tables are about to be loaded (`switch_mm_irqs_off`, the mm really changes). Not for lazy TLB."""
+    TLB_FLUSH_USER = "tlb_flush_user"
+    """This CPU flushes user addresses of the loaded mm, for itself or asked by another."""
+    TLB_FLUSH_KERNEL = "tlb_flush_kernel"
+    """This CPU flushes kernel addresses or everything."""
+    DOUBLE_FAULT = "double_fault"
+    """#DF: exits explicitly, since nothing may fault in it; its handler runs until NESTED_RETURN."""
+    EXPLICIT_EXIT = "explicit_exit"
+    """Code that cannot live with a changing CR3: `__native_read_cr3`, `native_write_cr3`, suspend, kexec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a happening leads to.
+
+    Attributes:
+        state: the state after it.
+        effects: everything asked of the hardware, in order.
+        exit_reason: why the restricted address space was left, None if it was not.
+    """
+
+    state: "State"
+    effects: tuple["Effect", ...] = ()
+    exit_reason: "ExitReason | None" = None

@@ -1,0 +1,213 @@
+"""Transitions as data: named sequences of micro-operations.
+
+A micro-operation is what no interrupt can divide. Transitions call one another; `assemble` writes the calls out, so
+that a place in a running transition is one number, the whole of what code would keep in local variables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from asikit.protocol.classes import Space
+from asikit.protocol.effects import Effect, EffectKind, ExitReason
+from asikit.protocol.errors import EditError, MisuseError, UnknownNameError
+from asikit.protocol.expressions import ALWAYS, Environment, Field, Guard, Not, Number, Term, Truth, fields_of
+
+END = "end"
+"""As `MicroOp.jump`: return from the transition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """`field := value`. The assignments of one micro-operation all read the state before it."""
+
+    field: Field
+    value: Term
+
+    def __str__(self) -> str:
+        return f"{self.field} := {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The effect that a micro-operation asks for; `space` is computed from the state before it."""
+
+    kind: EffectKind
+    space: Term | None = None
+    noflush: bool = False
+    user_half: bool = False
+
+    def __str__(self) -> str:
+        words = [str(self.space)] if self.space is not None else []
+        words += ["user half"] if self.user_half else []
+        words += ["noflush"] if self.noflush else []
+        return f"{str(self.kind).upper()}({', '.join(words)})" if words else str(self.kind).upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What must hold, and the error that says it does not."""
+
+    guard: Guard
+    error: type[MisuseError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroOp:
+    """One indivisible step of a transition.
+
+    Attributes:
+        name: unique in its transition.
+        why: one line for readers.
+        when: guard; if false the step does nothing.
+        requires: rules of the API; broken ones raise.
+        waits: guard; until it is true the thread stays here, with interrupts on.
+        sets: assignments to the state.
+        asks: the hardware effect.
+        jump: the name of a later step of the same transition (or END) to go on with, when `when` is true.
+        call: the name of a transition to run here; then only `when` and `reason` count besides.
+        reason: of a call of `asi_exit`: the reason to account it to.
+        leaves: the step that leaves the restricted address space: exits are counted here.
+    """
+
+    name: str
+    why: str = ""
+    when: Guard = ALWAYS
+    requires: tuple[Requirement, ...] = ()
+    waits: Guard = ALWAYS
+    sets: tuple[Assign, ...] = ()
+    asks: Request | None = None
+    jump: str = ""
+    call: str = ""
+    reason: ExitReason | None = None
+    leaves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A named sequence of micro-operations."""
+
+    name: str
+    why: str
+    ops: tuple[MicroOp, ...]
+
+    def index(self, op_name: str) -> int:
+        """Return the place of a micro-operation. Raises UnknownNameError."""
+        for index, op in enumerate(self.ops):
+            if op.name == op_name:
+                return index
+        raise UnknownNameError(f"micro-operation of {self.name}", op_name, [op.name for op in self.ops])
+
+
+Transitions = Mapping[str, Transition]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramOp:
+    """A micro-operation at its place in a program, all calls written out.
+
+    If `when` is false the next place is `pc + 1` and nothing happens. Else `requires` is checked, the thread stays
+    until `waits` is true, `sets` and `asks` are done, and the next place is `goto`.
+    """
+
+    path: str
+    when: Guard
+    goto: int
+    requires: tuple[Requirement, ...] = ()
+    waits: Guard = ALWAYS
+    sets: tuple[Assign, ...] = ()
+    asks: Request | None = None
+    exits: ExitReason | None = None
+
+    @property
+    def reads(self) -> frozenset[Field]:
+        """The fields that its guards, conditions and values depend on."""
+        expressions: list[Guard | Term] = [self.when, self.waits]
+        expressions += [requirement.guard for requirement in self.requires]
+        expressions += [assign.value for assign in self.sets]
+        expressions += [self.asks.space] if self.asks is not None and self.asks.space is not None else []
+        return frozenset().union(*(fields_of(expression) for expression in expressions))
+
+    @property
+    def writes(self) -> frozenset[Field]:
+        """The fields that it changes."""
+        return frozenset(assign.field for assign in self.sets)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A transition with its calls written out; place `len(ops)` is its end."""
+
+    name: str
+    ops: tuple[ProgramOp, ...]
+
+
+def assemble(name: str, transitions: Transitions) -> Program:
+    """Write out all calls of a transition. Raises UnknownNameError or EditError if it makes no sense."""
+    return Program(name, tuple(_assemble(name, transitions, start=0, reason=None, callers=())))
+
+
+def _assemble(
+    name: str, transitions: Transitions, *, start: int, reason: ExitReason | None, callers: tuple[str, ...]
+) -> list[ProgramOp]:
+    if name not in transitions:
+        raise UnknownNameError("transition", name, transitions)
+    if name in callers:
+        raise EditError(f"{name} calls itself by way of {' > '.join(callers)}")
+    ops: list[ProgramOp] = []
+    places: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    for op in transitions[name].ops:
+        here = start + len(ops)
+        places[op.name] = here
+        path = f"{name}.{op.name}"
+        if op.call:
+            inner_start = here + (op.when is not ALWAYS)
+            inner = _assemble(
+                op.call, transitions, start=inner_start, reason=op.reason or reason, callers=(*callers, name)
+            )
+            if op.when is not ALWAYS and inner:
+                ops.append(ProgramOp(path, when=Not(op.when), goto=inner_start + len(inner)))
+            ops += inner
+            continue
+        if op.jump:
+            jumps.append((len(ops), op.jump))
+        exits = (reason or ExitReason.MISC) if op.leaves else None
+        ops.append(ProgramOp(path, op.when, here + 1, op.requires, op.waits, op.sets, op.asks, exits))
+    places[END] = start + len(ops)
+    for index, label in jumps:
+        if places.get(label, -1) <= start + index:
+            raise EditError(f"{ops[index].path} jumps to {label!r}, which is not a later step of {name}")
+        ops[index] = replace(ops[index], goto=places[label])
+    return ops
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledOp:
+    """A `ProgramOp` with its expressions turned into functions of an `Environment`."""
+
+    op: ProgramOp
+    when: Truth
+    waits: Truth
+    requires: tuple[tuple[Truth, Requirement], ...]
+    sets: tuple[tuple[int, Number], ...]
+    space: Number | None
+
+    def effect(self, env: Environment) -> Effect | None:
+        """Return the effect asked for in the given state."""
+        asks = self.op.asks
+        if asks is None:
+            return None
+        space = None if self.space is None else Space(self.space(env))
+        return Effect(asks.kind, space, asks.noflush, asks.user_half)
+
+
+def compile_op(op: ProgramOp) -> CompiledOp:
+    """Turn the expressions of a micro-operation into functions."""
+    return CompiledOp(
+        op,
+        op.when.compiled(),
+        op.waits.compiled(),
+        tuple((requirement.guard.compiled(), requirement) for requirement in op.requires),
+        tuple((assign.field.index, assign.value.compiled()) for assign in op.sets),
+        op.asks.space.compiled() if op.asks is not None and op.asks.space is not None else None,
+    )

@@ -1,0 +1,55 @@
+"""A recording through the ASI protocol under a sensitivity policy: exits, flushes, and their causes.
+
+>>> from asikit.replay import load_policy, replay
+>>> from asikit.trace import Trace
+>>> results = replay(Trace.open("fio.asitrace"), [load_policy("denylist-2025"), load_policy("ephmap")])  # doctest: +SKIP
+
+A *policy* (:func:`load_policy`; ``docs/policies.md``) says which memory the restricted address space lacks and which
+mechanism guards the kernel. Each event of the recording is handed to :mod:`asikit.protocol`; a touch only if the policy's
+address space lacks what it touches. :class:`ReferenceReplay` does just that; :func:`replay` does it over a transition
+table that is filled from the same protocol, compiled.
+"""
+
+from asikit.replay._policy_file import load_policy, shipped_policies
+from asikit.replay.errors import PolicyError, ReplayError
+from asikit.replay.policy import (
+    Access,
+    CpuModel,
+    Ephmap,
+    ExitOn,
+    Mapped,
+    Mechanism,
+    MechanismKind,
+    Memory,
+    Policy,
+    Rules,
+    Sensitivity,
+)
+from asikit.replay.reference import ReferenceReplay
+from asikit.replay.result import SCHEMA, Cause, EntryRow, ReplayResult
+from asikit.replay.run import ALL_CLASSES, replay
+
+__all__ = [
+    "ALL_CLASSES",
+    "SCHEMA",
+    "Access",
+    "Cause",
+    "CpuModel",
+    "EntryRow",
+    "Ephmap",
+    "ExitOn",
+    "Mapped",
+    "Mechanism",
+    "MechanismKind",
+    "Memory",
+    "Policy",
+    "PolicyError",
+    "ReferenceReplay",
+    "ReplayError",
+    "ReplayResult",
+    "Rules",
+    "Sensitivity",
+    "load_policy",
+    "replay",
+    "shipped_policies",
+]

@@ -1,0 +1,165 @@
+"""Policies from TOML files: the shipped ones by name, a user's by path, with inheritance."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from asikit.protocol import CpuBug, CpuFeature
+from asikit.replay._policy_schema import INHERITED, check
+from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.policy import (
+    DEFAULT_REGIONS,
+    Access,
+    CpuModel,
+    Ephmap,
+    ExitOn,
+    Mapped,
+    Mechanism,
+    MechanismKind,
+    Memory,
+    Policy,
+    Rules,
+    Sensitivity,
+)
+from asikit.trace import Region
+
+__all__ = ["load_policy", "shipped_policies"]
+
+_SUFFIX = ".toml"
+
+
+def shipped_policies() -> tuple[str, ...]:
+    """Return the names of the policies that come with the package, sorted."""
+    return tuple(sorted(item.name.removesuffix(_SUFFIX) for item in _folder().iterdir() if item.name.endswith(_SUFFIX)))
+
+
+def load_policy(name_or_file: str | Path) -> Policy:
+    """Return a policy.
+
+    :param name_or_file: The name of a shipped policy, or the path of a TOML file (it ends in ``.toml``).
+    :raises PolicyError: No such policy, a file that is not TOML, a key that no policy has, a value that its key
+        cannot have, or files that inherit from each other.
+    """
+    text = str(name_or_file)
+    source: Traversable = Path(text) if text.endswith(_SUFFIX) else _shipped(text)
+    document = _inherited(source, seen=())
+    return _build(source.name.removesuffix(_SUFFIX), document)
+
+
+def _folder() -> Traversable:
+    return files("asikit") / "data" / "policies"
+
+
+def _shipped(name: str) -> Traversable:
+    known = shipped_policies()
+    if name not in known:
+        near = nearest(name, known)
+        raise PolicyError(f'no policy "{name}"{near} (shipped: {", ".join(known)}; a file of your own ends in {_SUFFIX})')
+    return _folder() / f"{name}{_SUFFIX}"
+
+
+def _read(source: Traversable) -> dict[str, Any]:
+    shown = str(source) if isinstance(source, Path) else source.name
+    try:
+        document = tomllib.loads(source.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"{shown}: not a TOML file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{shown}: not a TOML file: it is not UTF-8 text") from error
+    except OSError as error:
+        raise PolicyError(f"{shown}: cannot read the policy: {error.strerror}") from error
+    return check(document, shown)
+
+
+def _inherited(source: Traversable, *, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Read a file and lay it over the file that it inherits from."""
+    identity = str(source.resolve()) if isinstance(source, Path) else str(source)
+    if identity in seen:
+        raise PolicyError(f"{source}: inherits: the files inherit from each other; break the circle")
+    document = _read(source)
+    parent_name = document.pop("inherits", None)
+    if parent_name is None:
+        return _merge({}, document)
+    if parent_name.endswith(_SUFFIX):
+        parent: Traversable = (source.parent if isinstance(source, Path) else Path()) / parent_name
+    else:
+        try:
+            parent = _shipped(parent_name)
+        except PolicyError as error:
+            raise PolicyError(f"{source}: inherits: {error}") from error
+    return _merge(_inherited(parent, seen=(*seen, identity)), document)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one document over another: tables key by key, lists whole but for ``"..."``, the rest replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict):
+            merged[key] = _merge(below.get(key, {}), value)
+        elif isinstance(value, list):
+            inherited = below.get(key, [])
+            spread = [part for item in value for part in (inherited if item == INHERITED else [item])]
+            merged[key] = list(dict.fromkeys(spread))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _build(name: str, document: Mapping[str, Any]) -> Policy:
+    memory = document.get("memory", {})
+    ephmap = document.get("ephmap", {})
+    return Policy(
+        name=name,
+        title=document.get("title", ""),
+        mechanism=_mechanism(document.get("mechanism", {})),
+        cpu=_cpu(document.get("cpu", {})),
+        memory=Memory(
+            default=Sensitivity(memory.get("default", Sensitivity.NONSENSITIVE)),
+            sensitive=_rules(memory.get("sensitive", {})),
+            nonsensitive=_rules(memory.get("nonsensitive", {})),
+        ),
+        regions=_regions(document.get("regions", {})),
+        ephmap=Ephmap(
+            kinds=tuple(ephmap.get("kinds", ())),
+            access=tuple(Access(item) for item in ephmap.get("access", Ephmap().access)),
+            functions=tuple(ephmap.get("functions", ())),
+        ),
+    )
+
+
+def _mechanism(table: Mapping[str, Any]) -> Mechanism:
+    base = Mechanism(**{key: value for key, value in table.items() if key not in {"kind", "exit_on"}})
+    return replace(
+        base,
+        kind=MechanismKind(table.get("kind", base.kind)),
+        exit_on=ExitOn(table.get("exit_on", base.exit_on)),
+    )
+
+
+def _cpu(table: Mapping[str, Any]) -> CpuModel:
+    base = CpuModel()
+    return CpuModel(
+        features=tuple(CpuFeature(name) for name in table.get("features", base.features)),
+        bugs=tuple(CpuBug(name) for name in table.get("bugs", base.bugs)),
+        rsb_fill=table.get("rsb_fill", base.rsb_fill),
+    )
+
+
+def _rules(table: Mapping[str, list[str]]) -> Rules:
+    return Rules(**{key: tuple(names) for key, names in table.items()})
+
+
+def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[Access, Mapped]]:
+    return MappingProxyType(
+        {
+            region: MappingProxyType(
+                {access: Mapped(table.get(region, {}).get(access, default)) for access, default in defaults.items()}
+            )
+            for region, defaults in DEFAULT_REGIONS.items()
+        }
+    )

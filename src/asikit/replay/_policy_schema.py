@@ -1,0 +1,131 @@
+"""The keys of a policy file, and a checker that names the file, the key and the nearest right one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from asikit.protocol import CpuBug, CpuFeature
+from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.policy import Access, ExitOn, Mapped, MechanismKind, Sensitivity
+from asikit.trace import PageKind, Region
+
+__all__ = ["INHERITED", "check"]
+
+INHERITED = "..."
+"""As an element of a list: the elements of the inherited list stand here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in which file a value stands, for messages."""
+
+    file: str
+    key: str = ""
+
+    def inside(self, key: str) -> "Place":
+        """Return the place of a key of this table."""
+        return Place(self.file, f"{self.key}.{key}" if self.key else key)
+
+    def fault(self, what: str) -> PolicyError:
+        """Return the error to raise."""
+        return PolicyError(f"{self.file}: {self.key}: {what}" if self.key else f"{self.file}: {what}")
+
+
+_TYPE_NAMES = {bool: "true or false", str: "a string", list: "a list", dict: "a table", int: "a number", float: "a number"}
+
+Checker = Callable[[Any, Place], Any]
+
+
+def _expect(value: object, wanted: type, place: Place) -> None:
+    if type(value) is not wanted:
+        given = _TYPE_NAMES.get(type(value), type(value).__name__)
+        shown = "" if isinstance(value, (dict, list)) else f" ({value!r})"
+        msg = f"must be {_TYPE_NAMES[wanted]}, not {given}{shown}"
+        raise place.fault(msg)
+
+
+def _boolean(value: object, place: Place) -> object:
+    _expect(value, bool, place)
+    return value
+
+
+def _text(value: object, place: Place) -> object:
+    _expect(value, str, place)
+    return value
+
+
+def _one_of(names: type[StrEnum]) -> Checker:
+    known = [name.value for name in names]
+
+    def checker(value: object, place: Place) -> object:
+        _expect(value, str, place)
+        if value not in known:
+            near = nearest(str(value), known)
+            raise place.fault(f'"{value}" is not one of {", ".join(sorted(known))}{near}')
+        return value
+
+    return checker
+
+
+def _list_of(element: Checker) -> Checker:
+    def checker(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+        _expect(value, list, place)
+        return [item if item == INHERITED else element(item, place) for item in value]
+
+    return checker
+
+
+def _table(**keys: Checker) -> Checker:
+    def checker(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+        _expect(value, dict, place)
+        for key in value:
+            if key not in keys:
+                where = f"[{place.key}]" if place.key else "a policy"
+                near = nearest(key, keys) or f" (its keys: {', '.join(sorted(keys))})"
+                raise PolicyError(f'{place.file}: {where} has no key "{key}"{near}')
+        return {key: keys[key](item, place.inside(key)) for key, item in value.items()}
+
+    return checker
+
+
+def _region(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+    """One word for every access, or a table with a word for each."""
+    if isinstance(value, dict):
+        return _table(**{access.value: _one_of(Mapped) for access in Access})(value, place)
+    return dict.fromkeys([access.value for access in Access], _one_of(Mapped)(value, place))
+
+
+_names = _list_of(_text)
+_kinds = _list_of(_one_of(PageKind))
+_rules = _table(gfp=_names, unrecorded_kinds=_kinds, kinds=_kinds, allocated_by=_names, caches=_names)
+
+_policy = _table(
+    title=_text,
+    inherits=_text,
+    mechanism=_table(
+        kind=_one_of(MechanismKind),
+        exit_on=_one_of(ExitOn),
+        exit_on_tlb_flush=_boolean,
+        kvm_protects_user_data=_boolean,
+        kvm_exit_on_user_return=_boolean,
+        pti=_boolean,
+        noflush=_boolean,
+        smt=_boolean,
+    ),
+    cpu=_table(features=_list_of(_one_of(CpuFeature)), bugs=_list_of(_one_of(CpuBug)), rsb_fill=_boolean),
+    memory=_table(default=_one_of(Sensitivity), sensitive=_rules, nonsensitive=_rules),
+    regions=_table(**{region.value: _region for region in Region}),
+    ephmap=_table(kinds=_kinds, access=_list_of(_one_of(Access)), functions=_names),
+)
+
+
+def check(document: Mapping[str, object], file: str) -> dict[str, Any]:
+    """Return the document of a policy file with every region spelled out for each access.
+
+    :param document: What the TOML file holds.
+    :param file: How messages call the file.
+    :raises PolicyError: A key that no policy has, or a value that its key cannot have.
+    """
+    checked: dict[str, Any] = _policy(dict(document), Place(file))
+    return checked

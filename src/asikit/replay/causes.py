@@ -1,0 +1,118 @@
+"""Names for what a replay has counted."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from asikit.protocol import AsiClass, EffectKind, ExitReason
+from asikit.replay._events import class_of_entry, entry_label
+from asikit.replay._steps import protocol_config
+from asikit.replay._tally import NO_PLACE
+from asikit.replay.policy import ACCESSES, MechanismKind, Policy
+from asikit.replay.result import EntryRow, ReplayResult
+from asikit.trace import EventKind
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from asikit.replay._tables import SideTables
+    from asikit.replay._tally import Tally
+
+__all__ = ["name_result"]
+
+_LABELS = ("reason", "function", "caller", "access", "region", "kind", "cache", "allocated_by")
+_ACCESS_OF_KIND = {EventKind.TOUCH_READ + number: access.value for number, access in enumerate(ACCESSES)}
+
+
+def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: frozenset[AsiClass]) -> ReplayResult:
+    """Return the result of a replay.
+
+    :raises ReplayError: An exit refers to a stack that is not there.
+    """
+    protected = {slot: counts for slot, counts in tally.entries.items() if class_of_entry(slot) in {*classes, None}}
+    cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
+    noflush = sum(times for effect, times in cr3.items() if effect.noflush)
+    cr3_writes = sum(cr3.values())
+    syscalls = tables.meta.get("syscalls", {})
+    return ReplayResult(
+        policy=policy.name,
+        title=policy.title,
+        classes=tuple(sorted(asi_class.name.lower() for asi_class in classes)),
+        events=tally.events,
+        round_trips=sum(counts.round_trips for counts in protected.values()),
+        round_trips_without_exit=sum(counts.without_exit for counts in protected.values()),
+        unprotected_round_trips=sum(
+            counts.round_trips for slot, counts in tally.entries.items() if slot not in protected
+        ),
+        exits=tally.reasons.total(),
+        exits_by_reason={reason.value: tally.reasons[reason] for reason in ExitReason},
+        flushes=_flushes(tally, policy, classes),
+        cr3_writes=cr3_writes,
+        cr3_writes_noflush=noflush,
+        tlb_flushes=cr3_writes - noflush + _times(tally, EffectKind.TLB_FLUSH),
+        stuns=_times(tally, EffectKind.STUN),
+        ephmap_operations=tally.ephmap_operations,
+        amended_events=tally.amended,
+        by_entry=_by_entry(tally, protected.keys(), syscalls),
+        cause_table=_causes(tally, tables),
+    )
+
+
+def _times(tally: "Tally", kind: EffectKind) -> int:
+    return sum(times for effect, times in tally.effects.items() if effect.kind is kind)
+
+
+def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> dict[str, int]:
+    if policy.mechanism.kind is MechanismKind.OFF:
+        kinds: tuple[EffectKind, ...] = ()
+    else:
+        config = protocol_config(policy, classes)
+        kinds = (*config.control_flush, *config.data_flush)
+    return {kind.value: _times(tally, kind) for kind in kinds}
+
+
+def _by_entry(tally: "Tally", protected: "frozenset[int]", syscalls: dict[str, str]) -> tuple[EntryRow, ...]:
+    rows = [
+        EntryRow(entry_label(slot, syscalls), counts.round_trips, counts.exits, counts.without_exit)
+        for slot, counts in tally.entries.items()
+        if slot in protected or counts.exits
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.round_trips, -row.exits, row.entry)))
+
+
+def _causes(tally: "Tally", tables: "SideTables") -> pl.DataFrame:
+    """Name each site, then count the sites of the same names together."""
+    sites = tally.sites
+    touched = (sites["place"] != NO_PLACE).to_numpy()
+    # Sites without a place borrow the unknown row at the end of each lookup.
+    place = np.where(touched, sites["place"].to_numpy(), np.uint32(tables.places.height))
+    page = np.append(tables.page_of_place, np.uint32(tables.pages.height))[place]
+    tables.check_stacks(sites["stack"].to_numpy())
+    function, caller = tables.functions(sites["stack"].to_numpy())
+    named = pl.DataFrame(
+        {
+            "reason": sites["reason"],
+            "function": _names(tables, function),
+            "caller": _names(tables, caller),
+            "access": sites["kind"].replace_strict(_ACCESS_OF_KIND, default="", return_dtype=pl.String),
+            "region": _with_none(tables.places["region"]).gather(place),
+            "kind": _with_none(tables.pages["kind"], "mmio").gather(page),
+            "cache": _with_none(tables.pages["cache"].fill_null("")).gather(page),
+            "allocated_by": _names(tables, tables.allocator_of_page[page]),
+            "exits": sites["exits"],
+        }
+    ).with_columns(pl.when(pl.Series(touched)).then(pl.col("kind", "allocated_by")).otherwise(pl.lit("")).name.keep())
+    grouped = named.group_by(_LABELS).agg(pl.col("exits").sum())
+    return grouped.sort("exits", *_LABELS, descending=[True, *[False] * len(_LABELS)])
+
+
+def _names(tables: "SideTables", symbols: "npt.NDArray[np.uint32]") -> pl.Series:
+    return tables.symbols["name"].gather(symbols)
+
+
+def _with_none(column: pl.Series, none: str = "") -> pl.Series:
+    """Return a column with one more row."""
+    return pl.concat([column, pl.Series(column.name, [none], dtype=pl.String)])
+
+

@@ -1,0 +1,170 @@
+"""The compiled replay: arrays of events through the transition table."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import polars as pl
+
+from asikit.protocol import ExitReason
+from asikit.replay._compiled import Stop, run_events
+from asikit.replay._events import ENTRY_SLOTS, EVENT_CLASS, NO_ENTRY, EventClass
+from asikit.replay._steps import Stepper
+from asikit.replay._table import TransitionTable
+from asikit.replay._tally import EntryCounts, Tally, exits_frame, sites_frame
+from asikit.replay.errors import ReplayError
+from asikit.trace import EventKind
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from asikit.protocol import AsiClass
+    from asikit.replay.policy import Policy
+    from asikit.replay.sensitivity import Sensitive
+
+    Bytes = npt.NDArray[np.uint8]
+    Words = npt.NDArray[np.uint32]
+
+__all__ = ["CompiledReplay"]
+
+_CPUS = 256
+_REASONS = tuple(ExitReason)
+_MERGE_ABOVE = 1_000_000
+"""Rows of exit sites after which the parts are merged, so that they do not grow with the trace."""
+
+_EVENT_CLASS = np.array(
+    [EVENT_CLASS.get(EventKind(kind), 0) if kind else 0 for kind in range(max(EventKind) + 1)], np.uint8
+)
+
+
+class CompiledReplay:
+    """Feed it a trace's events in order; :meth:`tally` says what came of them. All CPUs run in the recorded order."""
+
+    def __init__(
+        self, policy: "Policy", classes: "frozenset[AsiClass]", sensitive: "Sensitive", tasks: int
+    ) -> None:
+        self._table = TransitionTable(Stepper(policy, classes))
+        self._sensitive = sensitive
+        self._cpu_state = np.zeros(_CPUS, np.int32)
+        self._cpu_task = np.full(_CPUS, -1, np.int64)
+        self._cpu_entry = np.full(_CPUS, NO_ENTRY, np.int64)
+        self._cpu_exited = np.zeros(_CPUS, np.uint8)
+        self._task_state = np.zeros(tasks, np.int32)
+        self._hits = np.zeros((self._table.capacity, len(EventClass)), np.int64)
+        self._entry_counts = np.zeros((3, ENTRY_SLOTS), np.int64)
+        self._ephmap_counts = np.zeros(3, np.int64)
+        self._exit_event = np.empty(0, np.int64)
+        self._exit_transition = np.empty(0, np.int64)
+        self._sites: list[pl.DataFrame] = []
+        self._events = 0
+
+    def feed(self, cpu: "Bytes", kind: "Bytes", arg: "Words", stack: "Words") -> None:
+        """Run events: four arrays of equal length.
+
+        :raises ReplayError: An event refers to a row that is not there.
+        """
+        columns = [_read_only(column) for column in (cpu, kind, arg, stack)]
+        if self._exit_event.size < kind.size:
+            self._exit_event = np.empty(kind.size, np.int64)
+            self._exit_transition = np.empty(kind.size, np.int64)
+        start = exits = 0
+        while True:
+            stop, start, exits, first, second = self._run(start, columns, exits)
+            if stop == Stop.DONE:
+                break
+            self._resolve(stop, start, first, second)
+        self._events += kind.size
+        if exits:
+            self._add_sites(columns, exits)
+
+    def tally(self) -> Tally:
+        """Return the counts so far."""
+        tally = Tally(events=self._events, ephmap_operations=int(self._ephmap_counts.sum()))
+        tally.effects, tally.reasons = Counter(), Counter()
+        for (state, event), step in self._table.steps.items():
+            times = int(self._hits[state, event])
+            if not times:
+                continue
+            tally.amended += times * step.amended
+            for effect in step.effects:
+                tally.effects[effect] += times
+            if step.exit_reason is not None:
+                tally.reasons[step.exit_reason] += times
+        for slot in np.flatnonzero(self._entry_counts.any(axis=0)).tolist():
+            tally.entries[slot] = EntryCounts(*self._entry_counts[:, slot].tolist())
+        tally.sites = sites_frame(self._sites)
+        return tally
+
+    def _run(self, start: int, columns: "list[npt.NDArray[np.generic]]", exits: int) -> tuple[int, int, int, int, int]:
+        table = self._table
+        return run_events(
+            start,
+            *columns,
+            self._sensitive.places,
+            self._sensitive.ephmap_stacks,
+            _EVENT_CLASS,
+            table.next_state,
+            table.is_exit,
+            table.touch_mask,
+            table.saved,
+            table.loaded,
+            self._cpu_state,
+            self._cpu_task,
+            self._cpu_entry,
+            self._cpu_exited,
+            self._task_state,
+            self._hits,
+            self._entry_counts,
+            self._ephmap_counts,
+            self._exit_event,
+            self._exit_transition,
+            exits,
+        )
+
+    def _resolve(self, stop: int, event: int, first: int, second: int) -> None:
+        """Fill in the table's entry that the loop stopped at."""
+        match stop:
+            case Stop.TRANSITION:
+                self._table.find_transition(first, second)
+            case Stop.LOAD:
+                self._table.find_load(first, second)
+            case _:
+                self._refuse(stop, self._events + event)
+        if self._table.capacity > self._hits.shape[0]:
+            larger = np.zeros((self._table.capacity, len(EventClass)), np.int64)
+            larger[: self._hits.shape[0]] = self._hits
+            self._hits = larger
+
+    @staticmethod
+    def _refuse(stop: int, row: int) -> NoReturn:
+        what = {
+            Stop.BAD_PLACE: "touches a place that table places does not have",
+            Stop.BAD_TASK: "switches to a task that table tasks does not have",
+            Stop.BAD_KIND: "is of no known kind",
+            Stop.BAD_STACK: "has a stack that table stacks does not have",
+        }[Stop(stop)]
+        raise ReplayError(f"table events: row {row} {what}; check the trace with `asi info`, or record it again")
+
+    def _add_sites(self, columns: "list[npt.NDArray[np.generic]]", exits: int) -> None:
+        rows = self._exit_event[:exits]
+        _, kind, arg, stack = (column[rows] for column in columns)
+        reason = self._reasons()[self._exit_transition[:exits]]
+        names = pl.Series(reason).replace_strict(range(len(_REASONS)), [item.value for item in _REASONS])
+        self._sites.append(exits_frame(pl.Series(kind), pl.Series(arg), pl.Series(stack), names))
+        if sum(part.height for part in self._sites) > _MERGE_ABOVE:
+            self._sites = [sites_frame(self._sites)]
+
+    def _reasons(self) -> "Bytes":
+        """The number of the exit reason of each transition that is an exit."""
+        reasons = np.zeros(self._table.capacity * len(EventClass), np.uint8)
+        for (state, event), step in self._table.steps.items():
+            if step.exit_reason is not None:
+                reasons[state * len(EventClass) + event] = _REASONS.index(step.exit_reason)
+        return reasons
+
+
+def _read_only(array: "npt.NDArray[np.generic]") -> "npt.NDArray[np.generic]":
+    """Return a read-only view, as zero-copy columns are, so that the loop is compiled for one type only."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

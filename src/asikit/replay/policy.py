@@ -1,0 +1,171 @@
+"""A sensitivity policy: which memory the restricted address space lacks, and which mechanism guards it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from asikit.protocol import CpuBug, CpuFeature
+from asikit.trace import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "ACCESSES",
+    "Access",
+    "CpuModel",
+    "Ephmap",
+    "ExitOn",
+    "Mapped",
+    "Mechanism",
+    "MechanismKind",
+    "Memory",
+    "Policy",
+    "Rules",
+    "Sensitivity",
+]
+
+
+class Access(StrEnum):
+    """How the kernel touches a page: one kind of touch event each."""
+
+    READ = "read"
+    WRITE = "write"
+    FETCH = "fetch"
+
+
+ACCESSES = tuple(Access)
+
+
+class MechanismKind(StrEnum):
+    """What guards the kernel."""
+
+    ASI = "asi"
+    BLANKET = "blanket"
+    OFF = "off"
+
+
+class ExitOn(StrEnum):
+    """Which switches leave the restricted address space.
+
+    The January 2025 RFC exits in every ``context_switch``; Google's production kernel exits only when the mm changes,
+    so that a trip to a kernel thread and back (lazy TLB) keeps the restricted address space.
+    """
+
+    CONTEXT_SWITCH = "context_switch"
+    MM_SWITCH = "mm_switch"
+
+
+class Sensitivity(StrEnum):
+    """Whether the restricted address space lacks a page."""
+
+    SENSITIVE = "sensitive"
+    NONSENSITIVE = "nonsensitive"
+
+
+class Mapped(StrEnum):
+    """Whether the restricted address space maps a region."""
+
+    MAPPED = "mapped"
+    ABSENT = "absent"
+    BY_MEMORY = "by_memory"
+    """Where the page behind it is nonsensitive."""
+    USERSPACE = "userspace"
+    """In the userspace class's address space only, not in KVM's (``asi_maps_user_addr``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What makes a page sensitive, or nonsensitive.
+
+    Strongest first: slab cache, allocating function, page kind, kind of a page whose allocation is unknown, gfp flags.
+    """
+
+    gfp: tuple[str, ...] = ()
+    """Names of gfp flags: an allocation matches if it has all bits of one of them."""
+    unrecorded_kinds: tuple[str, ...] = ()
+    """Kinds of pages allocated before the recording began, whose gfp flags nobody knows."""
+    kinds: tuple[str, ...] = ()
+    allocated_by: tuple[str, ...] = ()
+    """Globs over the function that allocated the page (as in the causes of the output)."""
+    caches: tuple[str, ...] = ()
+    """Globs over slab cache names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The sensitivity of a page. Where both sets of rules match with equal strength, it is sensitive."""
+
+    default: Sensitivity = Sensitivity.NONSENSITIVE
+    sensitive: Rules = field(default_factory=Rules)
+    nonsensitive: Rules = field(default_factory=Rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Ephmap:
+    """Pages reached through an ephemeral per-CPU mapping, instead of an exit."""
+
+    kinds: tuple[str, ...] = ()
+    access: tuple[Access, ...] = (Access.READ,)
+    functions: tuple[str, ...] = ()
+    """Globs over the accessing function; empty for all functions."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuModel:
+    """What the processor makes a flush consist of."""
+
+    features: tuple[CpuFeature, ...] = (CpuFeature.IBPB,)
+    bugs: tuple[CpuBug, ...] = (CpuBug.L1TF, CpuBug.MDS)
+    """Its vulnerabilities, which decide what clears its data: the L1D for ``l1tf``, buffers (VERW) for ``mds``..."""
+    rsb_fill: bool = True
+    """A predictor flush also fills the return stack buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """Which mechanism guards the kernel, in which variant."""
+
+    kind: MechanismKind = MechanismKind.ASI
+    exit_on: ExitOn = ExitOn.CONTEXT_SWITCH
+    exit_on_tlb_flush: bool = True
+    """A flush of user addresses exits first (``native_flush_tlb_local``)."""
+    kvm_protects_user_data: bool = True
+    """A guest may not sample its own VMM process."""
+    kvm_exit_on_user_return: bool = False
+    """The prototypes' exit at the end of the KVM_RUN ioctl."""
+    pti: bool = False
+    """Page-table isolation: user code runs on page tables without a kernel, and each crossing writes CR3."""
+    noflush: bool = False
+    """CR3 writes keep the TLB entries of an up-to-date address space (bit 63 of the CR3 operand)."""
+    smt: bool = False
+    """The core has a sibling thread, which an exit must stun."""
+
+
+DEFAULT_REGIONS: "Mapping[Region, Mapping[Access, Mapped]]" = MappingProxyType(
+    {
+        region: MappingProxyType(
+            dict.fromkeys(
+                ACCESSES,
+                {Region.DIRECT_MAP: Mapped.BY_MEMORY, Region.USER: Mapped.USERSPACE}.get(region, Mapped.MAPPED),
+            )
+        )
+        for region in Region
+    }
+)
+"""A restricted address space that lacks parts of the direct map only, as the 6.16-based prototype's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A sensitivity policy."""
+
+    name: str
+    title: str = ""
+    """One line for tables and lists."""
+    mechanism: Mechanism = field(default_factory=Mechanism)
+    cpu: CpuModel = field(default_factory=CpuModel)
+    memory: Memory = field(default_factory=Memory)
+    regions: "Mapping[Region, Mapping[Access, Mapped]]" = field(default_factory=lambda: DEFAULT_REGIONS)
+    ephmap: Ephmap = field(default_factory=Ephmap)

@@ -1,0 +1,80 @@
+"""A trace on disk through one or several policies, in one pass over its events."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from asikit.protocol import AsiClass
+from asikit.replay._steps import check_policy
+from asikit.replay._tables import SideTables
+from asikit.replay.causes import name_result
+from asikit.replay.sensitivity import apply_policy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import polars as pl
+
+    from asikit.replay.policy import Policy
+    from asikit.replay.result import ReplayResult
+    from asikit.trace import Trace
+
+    Columns = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]
+
+__all__ = ["ALL_CLASSES", "event_columns", "replay"]
+
+ALL_CLASSES = frozenset({AsiClass.USERSPACE, AsiClass.KVM})
+"""The classes that the published patches have."""
+
+_COLUMNS = ("cpu", "kind", "arg", "stack")
+
+
+def replay(
+    trace: "Trace", policies: "Sequence[Policy]", classes: frozenset[AsiClass] = ALL_CLASSES
+) -> "list[ReplayResult]":
+    """Run the ASI protocol over a recording, under each policy.
+
+    Memory: the side tables, and two parts of the events at a time.
+
+    :param classes: The classes of untrusted domains to protect from.
+    :return: One result a policy, in their order; the same trace gives the same results.
+    :raises PolicyError: A policy does not fit the recorded kernel, or contradicts itself.
+    :raises ReplayError: The trace's tables contradict each other.
+    :raises TraceError: A part of the trace is damaged.
+    """
+    # numba takes a while to import, so only what runs a replay pays for it.
+    from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
+
+    for policy in policies:
+        check_policy(policy, classes)
+    tables = SideTables.of(trace)
+    runs = [
+        CompiledReplay(policy, classes, apply_policy(policy, tables), tables.tasks.height) for policy in policies
+    ]
+    for columns in _read_ahead(trace):
+        for run in runs:
+            run.feed(*columns)
+    return [
+        name_result(run.tally(), tables, policy, classes) for run, policy in zip(runs, policies, strict=True)
+    ]
+
+
+def event_columns(chunk: "pl.DataFrame") -> "Columns":
+    """Return a chunk's columns as the arrays that a run is fed with."""
+    cpu, kind, arg, stack = (chunk[name].to_numpy() for name in _COLUMNS)
+    return cpu, kind, arg, stack
+
+
+def _read_ahead(trace: "Trace") -> "Iterator[Columns]":
+    """Give the events chunk by chunk, decoding the next one while the caller works on this one."""
+    chunks = trace.events(columns=_COLUMNS)
+
+    def read() -> "Columns | None":
+        chunk = next(chunks, None)
+        return None if chunk is None else event_columns(chunk)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="asikit-read") as reader:
+        coming: Future[Columns | None] = reader.submit(read)
+        while (columns := coming.result()) is not None:
+            coming = reader.submit(read)
+            yield columns

@@ -1,0 +1,64 @@
+"""The trace format: what a kernel did, as a folder ``NAME.asitrace`` of Parquet tables and a ``meta.json``.
+
+``events`` holds, in the total order of the recording, every kernel entry and return, first touch of a page in a round
+trip, switch, page allocation and free. The side tables say what the ids in it mean; there the row number is the id.
+
+=============  ======================================================================================================
+events         cpu | clock (that CPU's retired instructions since the recording began) | kind | arg | stack
+places         vaddr | region | page: a page-sized piece of the kernel's virtual addresses and what was mapped there
+pages          frame | kind | cache | allocation: one row per incarnation of a page frame
+allocations    frame | order | gfp | migratetype | stack
+stacks         parent | address | symbol: row 0 is the empty stack
+symbols        name | module | address: row 0 is the unknown symbol
+tasks          pid | tgid | comm | mm
+=============  ======================================================================================================
+"""
+
+from asikit.trace._errors import TraceError
+from asikit.trace._kinds import (
+    ENTRY_KINDS,
+    FORMAT,
+    NO_PAGE,
+    NO_STACK,
+    RETURN_KINDS,
+    TOUCH_KINDS,
+    UNKNOWN_EXIT_CODE,
+    VERSION,
+    EventKind,
+    PageKind,
+    Region,
+)
+from asikit.trace._reader import Trace
+from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._stacks import Frame, Stacks
+from asikit.trace._summary import CpuSummary, TouchCount, TraceSummary, summarize
+from asikit.trace._writer import ROWS_PER_PART, TraceWriter
+
+__all__ = [
+    "ENTRY_KINDS",
+    "EVENT_SCHEMA",
+    "FORMAT",
+    "NO_PAGE",
+    "NO_STACK",
+    "NULLABLE",
+    "PAGE_BYTES",
+    "RETURN_KINDS",
+    "ROWS_PER_PART",
+    "SIDE_TABLES",
+    "TABLES",
+    "TOUCH_KINDS",
+    "UNKNOWN_EXIT_CODE",
+    "VERSION",
+    "CpuSummary",
+    "EventKind",
+    "Frame",
+    "PageKind",
+    "Region",
+    "Stacks",
+    "TouchCount",
+    "Trace",
+    "TraceError",
+    "TraceSummary",
+    "TraceWriter",
+    "summarize",
+]

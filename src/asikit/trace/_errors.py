@@ -1,0 +1,32 @@
+"""What the trace room raises."""
+
+from typing import TYPE_CHECKING, Self
+
+from asikit.errors import AsikitError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LONGEST_REASON = 200
+
+
+class TraceError(AsikitError):
+    """A trace, or what was to become one, is not in order. The message names the file and the fault."""
+
+    @classmethod
+    def at(cls, file: "Path | str", fault: str) -> Self:
+        """Make the one-line message ``FILE: FAULT``; a file name that would not print as it is, is quoted."""
+        name = str(file)
+        return cls(f"{name if name.isprintable() else ascii(name)}: {fault}")
+
+    @classmethod
+    def from_os_error(cls, file: "Path | str", doing: str, error: OSError) -> Self:
+        """Say which file could not be read or written, and the system's reason."""
+        return cls.at(file, f"cannot be {doing}: {error.strerror or error}")
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of another library's message, cut to a length that fits on a screen."""
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 3] + "..."

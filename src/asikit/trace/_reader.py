@@ -1,0 +1,225 @@
+"""Reading a trace: cheap checks when it is opened, events in chunks, side tables whole."""
+
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import polars as pl
+
+from asikit.trace import _meta
+from asikit.trace._errors import TraceError, first_line
+from asikit.trace._schema import EVENT_SCHEMA, SIDE_TABLES, TABLES, schema_fault, value_fault
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+# A trace of up to this many bytes is hashed whole when it is opened: a few hundredths of a second.
+_HASHED_WHEN_OPENED: Final = 64 << 20
+
+# What polars raises for a file that it cannot read. On damaged bytes its Rust code may also panic, which arrives as a
+# BaseException, or abort the process, or make wrong values: so it only ever sees files whose hash is right.
+_PARQUET_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+
+
+class Trace:
+    """A trace on disk, opened for reading. It keeps no file open and holds no table in memory."""
+
+    def __init__(self, path: Path, meta: _meta.Meta) -> None:
+        """Use :meth:`open`."""
+        self.path = path
+        """The folder."""
+        self._meta = meta
+        self._intact: set[str] = set()  # the files whose hash has been checked
+
+    @classmethod
+    def open(cls, path: "str | os.PathLike[str]") -> Self:
+        """Open a trace and check what is cheap to check.
+
+        Checked are ``meta.json``, that each file is there with its size, and that there is no other table in the
+        folder. A file's hash, columns and number of rows are checked before anything in it is used: now when the trace
+        is small, else when the file is first read. All that needs the whole trace is checked by :meth:`verify`.
+
+        :raises TraceError: The folder is not a trace, or is truncated, or mixed with another, or is newer than we know.
+        """
+        folder = Path(path)
+        if not folder.exists():
+            raise TraceError.at(folder, "does not exist")
+        if not folder.is_dir():
+            raise TraceError.at(folder, "not a folder: a trace is a folder NAME.asitrace")
+        try:
+            trace = cls(folder, _meta.read(folder / _meta.META_FILE))
+            trace._check_files()
+        except OSError as error:
+            raise TraceError.from_os_error(error.filename or folder, "read", error) from error
+        return trace
+
+    @property
+    def meta(self) -> "Mapping[str, Any]":
+        """``meta.json`` as it was read."""
+        return self._meta.raw
+
+    @property
+    def recorder(self) -> _meta.RecorderMeta:
+        """The recorder's part of ``meta.json`` as typed values: source, kernel, machine, workload, clock, losses."""
+        return self._meta.recorder
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256, in hexadecimal, over the tables: two traces with the same hash hold the same events."""
+        return self._meta.content_hash
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk: the tables and ``meta.json``."""
+        tables = sum(file.bytes for table in self._meta.tables.values() for file in table.files.values())
+        return tables + (self.path / _meta.META_FILE).stat().st_size
+
+    def rows(self, table: str) -> int:
+        """Give the number of rows of ``events`` or of a side table.
+
+        :raises TraceError: No such table.
+        """
+        return self._table(table).rows
+
+    def files(self, table: str) -> "Mapping[str, _meta.TableFile]":
+        """Give a table's files, by their path in the folder, in the order of their rows.
+
+        :raises TraceError: No such table.
+        """
+        files = self._table(table).files
+        return {path: files[path] for path in sorted(files, key=lambda path: (len(path), path))}
+
+    def table(self, table: str) -> pl.DataFrame:
+        """Read a side table whole; the row number is the id.
+
+        :raises TraceError: No such side table (the events are read by :meth:`events`), or its file is damaged.
+        """
+        if table not in SIDE_TABLES:
+            raise TraceError.at(self.path, f"no side table {table!r}; there are {', '.join(SIDE_TABLES)}")
+        return self._read(table, f"{table}.parquet", SIDE_TABLES[table].names())
+
+    def events(
+        self, *, columns: "Sequence[str] | None" = None, chunk_rows: int | None = None
+    ) -> "Iterator[pl.DataFrame]":
+        """Read the events in order, a part at a time: memory stays that of one part, however long the trace.
+
+        :param columns: The columns to read, in this order; all when None.
+        :param chunk_rows: The most rows in a chunk; a chunk never spans two parts.
+        :raises TraceError: No such column, or a part is damaged.
+        """
+        names = list(EVENT_SCHEMA.names() if columns is None else columns)
+        if not names:
+            raise TraceError.at(self.path, "no column of the events was asked for")
+        for name in names:
+            if name not in EVENT_SCHEMA:
+                raise TraceError.at(self.path, f"events have no column {name!r}; there are {', '.join(EVENT_SCHEMA)}")
+        if chunk_rows is not None and chunk_rows < 1:
+            raise TraceError.at(self.path, f"chunk_rows is {chunk_rows}, must be at least 1")
+        return self._chunks(names, chunk_rows)
+
+    def scan_events(self) -> pl.LazyFrame:
+        """Give the events as a lazy frame; collect with ``engine="streaming"`` to keep memory bounded.
+
+        Each part's hash is checked now, which reads all of them once.
+
+        :raises TraceError: A part is damaged.
+        """
+        for path in self.files("events"):
+            self._check_content("events", path)
+        return pl.scan_parquet([self._file(path) for path in self.files("events")], glob=False)
+
+    def verify(self) -> None:
+        """Check everything: the files' hashes again, that each id is in its table, that no clock runs backwards.
+
+        :raises TraceError: The first fault found, with its file and row.
+        """
+        # Only this method needs them, and they import this class.
+        from asikit.trace._verify import verify  # noqa: PLC0415
+
+        self._intact.clear()
+        for table in TABLES:
+            for path in self.files(table):
+                self._check_content(table, path)
+        verify(self)
+
+    def _chunks(self, names: list[str], chunk_rows: int | None) -> "Iterator[pl.DataFrame]":
+        for path in self.files("events"):
+            part = self._read("events", path, names)
+            # An empty part is a chunk too, so that there is always one to take the columns' types from.
+            yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
+
+    def _table(self, table: str) -> _meta.Table:
+        if table not in TABLES:
+            raise TraceError.at(self.path, f"no table {table!r}; there are {', '.join(TABLES)}")
+        return self._meta.tables[table]
+
+    def _file(self, path: str) -> Path:
+        # Absolute, so that polars does not take a name such as "s3:" for a network address.
+        return self.path.absolute() / path
+
+    def _read(self, table: str, path: str, names: "Sequence[str]") -> pl.DataFrame:
+        self._check_content(table, path)
+        with self._parquet(path) as file:
+            frame = pl.read_parquet(file, columns=list(names), glob=False).select(names)
+        fault = value_fault(table, frame)
+        if fault is not None:
+            raise TraceError.at(self.path / path, fault)
+        return frame
+
+    @contextmanager
+    def _parquet(self, path: str) -> "Iterator[Path]":
+        """Give the file to read with polars, and name it when polars cannot."""
+        try:
+            yield self._file(path)
+        except _PARQUET_ERRORS as error:
+            raise TraceError.at(self.path / path, f"not readable as Parquet: {first_line(error)}") from error
+
+    def _check_files(self) -> None:
+        listed = {path: table for table in TABLES for path in self.files(table)}
+        for file in sorted(self.path.rglob("*.parquet")):
+            if file.relative_to(self.path).as_posix() not in listed:
+                raise TraceError.at(file, "not listed in meta.json: the folder mixes two traces")
+        for path, table in listed.items():
+            self._check_size(path, self._meta.tables[table].files[path])
+        if self.size <= _HASHED_WHEN_OPENED:
+            for path, table in listed.items():
+                self._check_content(table, path)
+
+    def _check_size(self, path: str, wanted: _meta.TableFile) -> None:
+        file = self.path / path
+        if not file.is_file():
+            raise TraceError.at(file, "missing: the trace is incomplete")
+        size = file.stat().st_size
+        if size != wanted.bytes:
+            state = "truncated" if size < wanted.bytes else "too long"
+            raise TraceError.at(file, f"{state}: {size} bytes, meta.json says {wanted.bytes}")
+
+    def _check_content(self, table: str, path: str) -> None:
+        """Check a file's hash, then its columns and rows, once: nothing in it is used before."""
+        if path in self._intact:
+            return
+        file = self.path / path
+        wanted = self._meta.tables[table].files[path]
+        try:
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise TraceError.from_os_error(file, "read", error) from error
+        if found != wanted.sha256:
+            raise TraceError.at(
+                file,
+                f"damaged, or of another trace: its SHA-256 begins {found[:12]}, meta.json says {wanted.sha256[:12]}",
+            )
+        with self._parquet(path) as parquet:
+            # Both come from the file's footer.
+            scan = pl.scan_parquet(parquet, glob=False)
+            schema = scan.collect_schema()
+            rows = int(scan.select(pl.len()).collect().item())
+        fault = schema_fault(table, schema)
+        if fault is not None:
+            raise TraceError.at(file, fault)
+        if rows != wanted.rows:
+            raise TraceError.at(file, f"has {rows} rows, meta.json says {wanted.rows}")
+        self._intact.add(path)

@@ -1,0 +1,119 @@
+"""What a trace holds, counted: the figures of ``asi info``."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from asikit.trace._errors import TraceError, first_line
+from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind
+from asikit.trace._schema import FIRST_KIND, LAST_KIND
+
+if TYPE_CHECKING:
+    from asikit.trace._reader import Trace
+
+NOT_MEMORY = "mmio"
+"""The page kind counted for a place that is not memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSummary:
+    """One CPU: its events, and its clock (instructions since the recording began) at the last of them."""
+
+    cpu: int
+    events: int
+    clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class TouchCount:
+    """First touches of the pages of one kind in one region, by the kind of access."""
+
+    region: str
+    kind: str
+    read: int
+    write: int
+    fetch: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.read + self.write + self.fetch
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSummary:
+    """A trace's counts."""
+
+    events: dict[EventKind, int]
+    """Events by kind; every kind is there."""
+    cpus: tuple[CpuSummary, ...]
+    """The CPUs that have events, in the order of their numbers."""
+    touches: tuple[TouchCount, ...]
+    """The touches, most first."""
+
+    @property
+    def round_trips(self) -> int:
+        """Returns to user mode and to guests: each ends a round trip."""
+        return sum(self.events[kind] for kind in RETURN_KINDS)
+
+
+def summarize(trace: "Trace") -> TraceSummary:
+    """Count a trace's events; memory stays bounded by the side tables, however long the trace.
+
+    :raises TraceError: A part is damaged, an event's kind is unknown, or a touch's place is not in the trace.
+    """
+    counts = _collect(
+        trace,
+        trace.scan_events().group_by("cpu", "kind").agg(pl.len().alias("count"), pl.col("clock").max()),
+    )
+    strange = counts.filter(~pl.col("kind").is_between(int(FIRST_KIND), int(LAST_KIND)))
+    if strange.height:
+        raise TraceError.at(trace.path / "events", f"unknown kind {_least(strange, 'kind')}")
+    by_kind = dict(counts.group_by("kind").agg(pl.col("count").sum()).iter_rows())
+    by_cpu = counts.group_by("cpu").agg(pl.col("count").sum(), pl.col("clock").max()).sort("cpu")
+    return TraceSummary(
+        events={kind: int(by_kind.get(int(kind), 0)) for kind in EventKind},
+        cpus=tuple(CpuSummary(*row) for row in by_cpu.iter_rows()),
+        touches=_touches(trace),
+    )
+
+
+def _touches(trace: "Trace") -> tuple[TouchCount, ...]:
+    touched = _collect(
+        trace,
+        trace.scan_events()
+        .filter(pl.col("kind").is_in([int(kind) for kind in TOUCH_KINDS]))
+        .group_by("arg", "kind")
+        .agg(pl.len().alias("count")),
+    )
+    places = trace.table("places").with_row_index("place")
+    pages = trace.table("pages").select(page_kind="kind").with_row_index("page")
+    joined = touched.join(places, left_on="arg", right_on="place", how="left")
+    joined = joined.join(pages, on="page", how="left")
+    lost = joined.filter(pl.col("region").is_null())
+    if lost.height:
+        raise TraceError.at(trace.path / "events", f"place {_least(lost, 'arg')} is not in places")
+    lost = joined.filter(pl.col("page_kind").is_null() & (pl.col("page") != NO_PAGE))
+    if lost.height:
+        raise TraceError.at(trace.path / "places.parquet", f"page {_least(lost, 'page')} is not in pages")
+    grouped = joined.group_by("region", pl.col("page_kind").fill_null(NOT_MEMORY)).agg(
+        _count(EventKind.TOUCH_READ), _count(EventKind.TOUCH_WRITE), _count(EventKind.TOUCH_FETCH)
+    )
+    rows = [TouchCount(*row) for row in grouped.iter_rows()]
+    return tuple(sorted(rows, key=lambda row: (-row.total, row.region, row.kind)))
+
+
+def _count(kind: EventKind) -> pl.Expr:
+    return pl.col("count").filter(pl.col("kind") == int(kind)).sum().alias(kind.name)
+
+
+def _least(frame: pl.DataFrame, column: str) -> int:
+    return int(min(frame[column].to_list()))
+
+
+def _collect(trace: "Trace", frame: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return frame.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise TraceError.at(trace.path / "events", f"not readable as Parquet: {first_line(error)}") from error

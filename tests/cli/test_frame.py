@@ -1,0 +1,233 @@
+"""The frame of the command: help, errors in one line, exit codes, signals, closed and full output."""
+
+import os
+import signal
+import subprocess
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+import asikit
+from asikit.cli import _frame, main
+from asikit.errors import AsikitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ASI = [sys.executable, "-c", "from asikit.cli import main; main()"]
+
+
+def _run(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":  # noqa: ANN401
+    return subprocess.run([*_ASI, *words], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str]]":
+    """Give a function that runs the command in this process and gives exit code, stdout and stderr."""
+
+    def running(*words: str) -> tuple[int, str, str]:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main(words)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        out, err = capfd.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, out, err
+
+    return running
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> "Callable[[Callable[[], None]], None]":
+    """Give a function that makes what `asi info` does what a test wants."""
+
+    def replace(action: "Callable[[], None]") -> None:
+        module = types.ModuleType("asikit.cli.info")
+        module.command = click.command("info")(action)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "asikit.cli.info", module)
+
+    return replace
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`asi --help` is quick because it loads none of the libraries that are slow to import."""
+    code = (
+        "import sys\n"
+        "from asikit.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "finally:\n"
+        "    heavy = {'numpy', 'numba', 'polars', 'msgspec', 'rich', 'asikit.trace'} & sys.modules.keys()\n"
+        "    print(sorted(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["info", "--help"], ["info", "-h"]])
+def test_help(run: "Callable[..., tuple[int, str, str]]", words: list[str]) -> None:
+    """Help is data: on stdout, exit code 0."""
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: asi ")
+
+
+def test_every_module_is_a_command(run: "Callable[..., tuple[int, str, str]]") -> None:
+    """Each public module of the package is listed, and each has a help of its own."""
+    names = _frame.asi.list_commands(click.Context(_frame.asi))
+    assert "info" in names
+    for name in names:
+        assert run(name, "--help")[0] == 0
+
+
+def test_version(run: "Callable[..., tuple[int, str, str]]") -> None:
+    """--version says the package's version."""
+    assert run("--version") == (0, f"asi {asikit.__version__}\n", "")
+
+
+def test_no_words(run: "Callable[..., tuple[int, str, str]]") -> None:
+    """`asi` alone shows the help, as a usage error."""
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: asi ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inof"], "no such command 'inof': did you mean 'info'? (see asi --help)"),
+        (["info"], "missing argument 'TRACE' (see asi info --help)"),
+        (["info", "t", "--jsn"], "no such option '--jsn'. Did you mean '--json'? (see asi info --help)"),
+        (["info", "t", "u"], "got unexpected extra argument (u) (see asi info --help)"),
+    ],
+)
+def test_usage_error(run: "Callable[..., tuple[int, str, str]]", words: list[str], message: str) -> None:
+    """A usage error is one line that says where the help is; exit code 2."""
+    assert run(*words) == (2, "", f"asi: error: {message}\n")
+
+
+def test_strange_command(run: "Callable[..., tuple[int, str, str]]") -> None:
+    """A command that is like none lists those there are."""
+    code, out, err = run("xyzzy")
+    assert (code, out) == (2, "")
+    assert err.startswith("asi: error: no such command 'xyzzy': there are ")
+    assert err.count("\n") == 1
+
+
+class _TenError(AsikitError):
+    exit_code = 10
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (AsikitError("x.toml: no such key"), 1, "error: x.toml: no such key"),
+        (AsikitError("two\nlines"), 1, "error: two lines"),
+        (_TenError("a leak"), 10, "error: a leak"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1, "error: x: No such file or directory"),
+        (
+            OSError(28, "No space left on device", "t"),
+            1,
+            "error: t: No space left on device: free some space or write elsewhere",
+        ),
+        (TimeoutError("nobody answered"), 1, "error: nobody answered"),
+        (OSError(), 1, "error: OSError"),
+        (click.ClickException("a file of click's"), 1, "error: a file of click's"),
+        (MemoryError(), 1, "error: out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (click.Abort(), 130, "interrupted"),
+    ],
+)
+def test_error_is_one_line(
+    run: "Callable[..., tuple[int, str, str]]",
+    command: "Callable[[Callable[[], None]], None]",
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    """What a user or the machine can cause is one line on stderr and the exit code."""
+
+    def fail() -> None:
+        raise error
+
+    command(fail)
+    assert run("info") == (code, "", f"asi: {line}\n")
+
+
+def test_our_bug_is_not_hidden(command: "Callable[[Callable[[], None]], None]") -> None:
+    """An exception that nobody can cause from outside stays a traceback: it is to be reported."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    command(fail)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_exit_code_of_the_command(
+    run: "Callable[..., tuple[int, str, str]]", command: "Callable[[Callable[[], None]], None]"
+) -> None:
+    """A command's own exit code is the process'."""
+    command(lambda: click.get_current_context().exit(11))
+    assert run("info") == (11, "", "")
+
+
+def test_closed_pipe() -> None:
+    """A reader that goes away, as `head` does, is no error: nothing is said, the exit code is that of SIGPIPE."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*_ASI, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_full_disk() -> None:
+    """An output that cannot be written is one line."""
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123  (a device)
+        done = subprocess.run([*_ASI, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "asi: error: No space left on device: free some space or write elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+_WAIT = """
+import sys, time, types, click
+from asikit.cli import main
+module = types.ModuleType("asikit.cli.info")
+def wait():
+    try:
+        print("waiting", flush=True)
+        time.sleep(600)
+    finally:
+        print("tidied up", flush=True)
+module.command = click.command("info")(wait)
+sys.modules["asikit.cli.info"] = module
+main(["info"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signal(number: signal.Signals, code: int, line: str) -> None:
+    """Ctrl-C and SIGTERM unwind the command, so that it tidies up, and end in one line."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", _WAIT], text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (code, "tidied up\n", f"asi: {line}\n")
+
+
+def test_encoding_without_the_character(tmp_path: "os.PathLike[str]") -> None:
+    """A terminal that cannot show a character gets it escaped."""
+    done = _run("info", f"{tmp_path}/é", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (1, f"asi: error: {tmp_path}/\\xe9: does not exist\n")

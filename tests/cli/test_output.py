@@ -1,0 +1,57 @@
+"""The JSON envelope and the text of sizes."""
+
+import pytest
+
+from asikit.cli._output import size_text, write_json
+
+
+def test_envelope(capsys: pytest.CaptureFixture[str]) -> None:
+    """The schema stands first, keys are sorted at every depth, lists keep their order, text stays readable."""
+    write_json("thing", {"b": [{"z": 1, "a": (2, 1)}], "a": "é", "c": None})
+    assert (
+        capsys.readouterr().out
+        == """\
+{
+  "schema": "asikit.thing/1",
+  "a": "é",
+  "b": [
+    {
+      "a": [
+        2,
+        1
+      ],
+      "z": 1
+    }
+  ],
+  "c": null
+}
+"""
+    )
+
+
+def test_envelope_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """A document of a later version says so."""
+    write_json("thing", {}, version=2)
+    assert capsys.readouterr().out == '{\n  "schema": "asikit.thing/2"\n}\n'
+
+
+def test_no_nan() -> None:
+    """What is not JSON is not printed as if it were."""
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        write_json("thing", {"share": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (3 << 20, "3.0 MiB"),
+        (5 << 30, "5.0 GiB"),
+        (7 << 40, "7.0 TiB"),
+    ],
+)
+def test_size_text(size: int, text: str) -> None:
+    """Sizes in the unit that people read them in."""
+    assert size_text(size) == text

@@ -1,0 +1,65 @@
+"""Which tests are left out for want of a program, and how that is said."""
+
+import os
+import shutil
+from typing import Final
+
+import hypothesis
+import pytest
+
+# Marker, the programs of which one must be there, and the Debian package that has it.
+_NEEDS: Final = {
+    "needs_qemu": (("qemu-system-x86_64",), "qemu-system-x86"),
+    "needs_busybox": (("busybox",), "busybox-static"),
+    "needs_cpio": (("cpio",), "cpio"),
+    "needs_fio": (("fio",), "fio"),
+    "needs_mke2fs": (("mke2fs", "/sbin/mke2fs"), "e2fsprogs"),
+    "needs_cc": (("cc", "gcc", "clang"), "gcc"),
+}
+
+_REQUIRE_ALL: Final = "ASIKIT_REQUIRE_ALL"
+_LEFT_OUT: Final = pytest.StashKey[dict[str, int]]()
+
+# No deadlines: a test's verdict does not depend on how busy the machine is. In CI the examples are the same every time.
+hypothesis.settings.register_profile("asikit", deadline=None, derandomize=_REQUIRE_ALL in os.environ)
+hypothesis.settings.load_profile("asikit")
+
+
+def _missing(item: pytest.Item) -> list[str]:
+    """Give the packages whose program a test needs and that is not there."""
+    return [
+        package
+        for marker, (programs, package) in _NEEDS.items()
+        if item.get_closest_marker(marker) is not None and not any(shutil.which(program) for program in programs)
+    ]
+
+
+def _require_all() -> bool:
+    return os.environ.get(_REQUIRE_ALL, "") not in {"", "0"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that are left out, and count them."""
+    counts: dict[str, int] = {}
+    for item in items:
+        missing = _missing(item)
+        if missing:
+            packages = " ".join(missing)
+            counts[packages] = counts.get(packages, 0) + 1
+            if not _require_all():
+                item.add_marker(pytest.mark.skip(reason=f"needs {packages}"))
+    config.stash[_LEFT_OUT] = counts
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test that would be left out where all are required."""
+    missing = _missing(item)
+    if missing:
+        pytest.fail(f"needs {' '.join(missing)}, and {_REQUIRE_ALL} is set: apt-get install it", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which tests were left out, and why."""
+    for packages, count in sorted(config.stash.get(_LEFT_OUT, {}).items()):
+        verb = "failed" if _require_all() else "left out"
+        terminalreporter.write_line(f"{verb}: {count} test(s) that need {packages} (apt-get install {packages})")
