@@ -1,4 +1,4 @@
-"""A made-up recording of any length with the proportions of a real one: file reads, page faults, interrupts, switches."""
+"""A made-up recording of any length, with the proportions of a real one."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 PLACES = 200_000
 STACKS = 20_000
 USER_DATA_STACKS = 400
+USER_DATA_ALLOCATORS = 12
+SHARE_NESTED = 0.1
+SHARE_SWITCHING = 0.04
+SHARE_DIRECT_MAP = 0.5
+SHARE_NEW = 0.1
+PATHS = 4_000
 SYMBOLS = 5_000
 TASKS = 50
 TOUCHES_PER_ROUND_TRIP = 62
@@ -57,32 +63,42 @@ def _clock(cpu: "npt.NDArray[np.uint8]", clock: "npt.NDArray[np.uint64]") -> "np
 
 
 def _round_trips(random: np.random.Generator, trips: int) -> "dict[str, npt.NDArray[Any]]":
-    """Round trips one after the other; four in a hundred switch tasks, one in ten has a nested interrupt."""
+    """Round trips one after the other: the same few thousand paths through the kernel again and again, each a bit new.
+
+    Four in a hundred switch tasks, one in ten has a nested interrupt.
+    """
     length = TOUCHES_PER_ROUND_TRIP + 2
-    kind = np.empty((trips, length), np.uint8)
-    kind[:, 1:-1] = random.choice(
+    paths = np.random.default_rng(0)  # the same paths in every part of the trace
+    kind = np.empty((PATHS, length), np.uint8)
+    kind[:, 1:-1] = paths.choice(
         np.array([EventKind.TOUCH_READ, EventKind.TOUCH_WRITE, EventKind.TOUCH_FETCH], np.uint8),
-        (trips, TOUCHES_PER_ROUND_TRIP),
+        (PATHS, TOUCHES_PER_ROUND_TRIP),
         p=[0.45, 0.2, 0.35],
     )
-    kind[:, 0] = random.choice(
+    kind[:, 0] = paths.choice(
         np.array([EventKind.ENTRY_SYSCALL, EventKind.ENTRY_EXCEPTION, EventKind.ENTRY_INTERRUPT], np.uint8),
-        trips,
+        PATHS,
         p=[0.8, 0.15, 0.05],
     )
     kind[:, -1] = EventKind.RETURN_USER
-    arg = _some(random, PLACES, (trips, length))
+    arg = _some(paths, PLACES, (PATHS, length))
     # What touches user data is a small part of the kernel, and so are its stacks.
-    stack = np.where(_is_user_data(arg.astype(np.uint64)), 1 + _some(random, USER_DATA_STACKS, arg.shape), _some(random, STACKS, arg.shape))
-    arg[:, 0] = np.where(kind[:, 0] == EventKind.ENTRY_SYSCALL, random.integers(0, 60, trips), 14)
+    few = 1 + _some(paths, USER_DATA_STACKS, arg.shape)
+    stack = np.where(_is_user_data(arg.astype(np.uint64)), few, _some(paths, STACKS, arg.shape))
+    arg[:, 0] = np.where(kind[:, 0] == EventKind.ENTRY_SYSCALL, paths.integers(0, 60, PATHS), 14)
     arg[:, -1] = 0
     stack[:, 0] = stack[:, -1] = 0
-    nested = random.random(trips) < 0.1
+    nested = paths.random(PATHS) < SHARE_NESTED
     kind[nested, 20], kind[nested, 25] = EventKind.NESTED_INTERRUPT, EventKind.NESTED_RETURN
-    switch = random.random(trips) < 0.04
+    switch = paths.random(PATHS) < SHARE_SWITCHING
     kind[switch, 40], kind[switch, 41] = EventKind.MM_SWITCH, EventKind.TASK_SWITCH
-    arg[switch, 40] = random.integers(1, 30, int(switch.sum()))
-    arg[switch, 41] = random.integers(0, TASKS, int(switch.sum()))
+    arg[switch, 40] = paths.integers(1, 30, int(switch.sum()))
+    arg[switch, 41] = paths.integers(0, TASKS, int(switch.sum()))
+
+    taken = np.minimum(PATHS - 1, np.floor(PATHS ** random.random(trips)).astype(np.int64))
+    kind, arg, stack = kind[taken], arg[taken], stack[taken]
+    new = (random.random(arg.shape) < SHARE_NEW) & (kind >= EventKind.TOUCH_READ) & (kind <= EventKind.TOUCH_FETCH)
+    arg[new] = _some(random, PLACES, (int(new.sum()),))
     cpu = np.repeat(random.integers(0, 2, trips).astype(np.uint8), length)
     return {"cpu": cpu, "kind": kind.ravel(), "arg": arg.ravel(), "stack": stack.ravel()}
 
@@ -93,7 +109,7 @@ def _is_user_data(place: "npt.NDArray[Any]") -> "npt.NDArray[np.bool_]":
     return spread
 
 
-def _some(random: np.random.Generator, rows: int, shape: tuple[int, int]) -> "npt.NDArray[np.uint32]":
+def _some(random: np.random.Generator, rows: int, shape: tuple[int, ...]) -> "npt.NDArray[np.uint32]":
     """Rows of a table, few of them often and many of them seldom, spread over the table."""
     rank = np.floor(rows ** random.random(shape)).astype(np.uint64)  # log-uniform: as many below 100 as above 100²
     return (rank * np.uint64(2_654_435_761) % np.uint64(rows)).astype(np.uint32)
@@ -101,7 +117,7 @@ def _some(random: np.random.Generator, rows: int, shape: tuple[int, int]) -> "np
 
 def _side_tables(random: np.random.Generator) -> dict[str, pl.DataFrame]:
     region = np.where(
-        random.random(PLACES) < 0.5,
+        random.random(PLACES) < SHARE_DIRECT_MAP,
         Region.DIRECT_MAP.value,
         random.choice([region.value for region in Region if region is not Region.DIRECT_MAP], PLACES),
     )
@@ -121,7 +137,7 @@ def _side_tables(random: np.random.Generator) -> dict[str, pl.DataFrame]:
             "order": 0,
             "gfp": np.where(sensitive, _HARDWALL, 0xCC0),
             "migratetype": 0,
-            "stack": random.integers(1, STACKS, PLACES),
+            "stack": np.where(sensitive, 1 + rows % USER_DATA_ALLOCATORS, random.integers(1, STACKS, PLACES)),
         },
         "stacks": {
             "parent": np.maximum(0, np.arange(STACKS) - random.integers(1, 200, STACKS)),

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asikit.errors import AsikitError as AsikitError
+    from asikit.protocol import AsiClass as AsiClass
+    from asikit.protocol import Effect as Effect
+    from asikit.protocol import EffectKind as EffectKind
+    from asikit.protocol import ExitReason as ExitReason
+    from asikit.protocol import Happening as Happening
+    from asikit.protocol import MisuseError as MisuseError
+    from asikit.protocol import Protocol as Protocol
+    from asikit.protocol import ProtocolConfig as ProtocolConfig
+    from asikit.protocol import ProtocolError as ProtocolError
+    from asikit.protocol import Taint as Taint
+    from asikit.protocol import TaintPolicy as TaintPolicy
     from asikit.trace import EventKind as EventKind
-    from asikit.trace import Frame as Frame
     from asikit.trace import PageKind as PageKind
     from asikit.trace import Region as Region
     from asikit.trace import Stacks as Stacks
@@ -21,12 +31,22 @@ __version__ = "0.1.0.dev0"
 
 # A public name and the room that it is loaded from. A name is added here and in the block above; a test compares them.
 _HOME = {
+    "AsiClass": "asikit.protocol",
     "AsikitError": "asikit.errors",
+    "Effect": "asikit.protocol",
+    "EffectKind": "asikit.protocol",
     "EventKind": "asikit.trace",
-    "Frame": "asikit.trace",
+    "ExitReason": "asikit.protocol",
+    "Happening": "asikit.protocol",
+    "MisuseError": "asikit.protocol",
     "PageKind": "asikit.trace",
+    "Protocol": "asikit.protocol",
+    "ProtocolConfig": "asikit.protocol",
+    "ProtocolError": "asikit.protocol",
     "Region": "asikit.trace",
     "Stacks": "asikit.trace",
+    "Taint": "asikit.protocol",
+    "TaintPolicy": "asikit.protocol",
     "Trace": "asikit.trace",
     "TraceError": "asikit.trace",
     "TraceWriter": "asikit.trace",

@@ -198,6 +198,31 @@ def test_full_disk() -> None:
     assert (done.returncode, done.stderr) == (1, line)
 
 
+_PRINT = """
+import sys, types, click
+from asikit.cli import main
+from asikit.errors import AsikitError
+module = types.ModuleType("asikit.cli.info")
+def work():
+    print("buffered")
+    raise AsikitError("and then this")
+module.command = click.command("info")(work)
+sys.modules["asikit.cli.info"] = module
+main(["info"])
+"""
+
+
+def test_closed_pipe_after_an_error() -> None:
+    """What is still buffered for a closed output when a command fails is dropped: the error stays one line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", _PRINT]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "asi: error: and then this\n")
+
+
 _WAIT = """
 import sys, time, types, click
 from asikit.cli import main
@@ -229,5 +254,5 @@ def test_signal(number: signal.Signals, code: int, line: str) -> None:
 
 def test_encoding_without_the_character(tmp_path: "os.PathLike[str]") -> None:
     """A terminal that cannot show a character gets it escaped."""
-    done = _run("info", f"{tmp_path}/é", env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (1, f"asi: error: {tmp_path}/\\xe9: does not exist\n")
+    done = _run("info", f"{tmp_path}/中", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (1, f"asi: error: {tmp_path}/\\u4e2d: does not exist\n")

@@ -38,6 +38,10 @@ class Initramfs:
         """Tell whether the archive has the path."""
         return path in self._entries
 
+    def empty(self, folder: str) -> bool:
+        """Tell whether nothing has been added below a folder."""
+        return not any(path.startswith(f"{folder}/") for path in self._entries)
+
     def add(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Add a regular file."""
         self._folder(str(Path(path).parent))

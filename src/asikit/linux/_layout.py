@@ -3,6 +3,7 @@
 From the guest's symbols, BTF, trace event formats, and its memory, which the host shares.
 """
 
+import itertools
 import mmap
 import re
 import struct
@@ -26,6 +27,7 @@ _PAGE_TYPE_BASE, _PG_BUDDY, _PG_TABLE = 0xF000_0000, 0x80, 0x200
 """``PAGE_TYPE_BASE``, ``PG_buddy``, ``PG_table`` of 5.x and 6.x up to 6.10 (include/linux/page-flags.h); macros, so not in BTF."""
 
 _GATES = 256
+_MOST_SYSCALLS = 512
 
 _OFFSETS = {
     "orig_ax_offset": "pt_regs.orig_ax",
@@ -49,7 +51,8 @@ _OFFSETS = {
 class Layout:
     """What was found: the plugin's lines, and the address ranges that tell the regions apart.
 
-    ``percpu`` is the first chunk's range of virtual addresses; ``gfp_flags`` are names and bit masks.
+    ``percpu`` is the first chunk's range of virtual addresses; ``gfp_flags`` are names and bit masks; ``syscalls`` and
+    ``vectors`` are what the kernel calls the functions that serve each number.
     """
 
     lines: str
@@ -57,6 +60,8 @@ class Layout:
     vmemmap: int
     percpu: tuple[int, int]
     gfp_flags: dict[str, int]
+    syscalls: dict[int, str]
+    vectors: dict[int, str]
 
 
 class _Memory:
@@ -103,7 +108,9 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
             **_percpu(symbols, btf),
         }
         lines = [f"{key} 0 {value:x}" for key, value in values.items()]
-        lines += [f"gate {vector:x} {address:x}" for vector, address in _gates(symbols, memory)]
+        gates = dict(_gates(symbols, memory))
+        lines += [f"gate {vector:x} {address:x}" for vector, address in gates.items()]
+        syscalls = _syscalls(symbols, memory)
         lines += [f"per_cpu {cpu:x} {offset:x}" for cpu, offset in enumerate(per_cpu)]
         irq_stack = _irq_stack_symbol(symbols, btf)
         lines += [f"irq_stack {cpu:x} {memory.at_physical(offset + irq_stack - page_offset & 2**64 - 1):x}" for cpu, offset in enumerate(per_cpu)]
@@ -114,6 +121,8 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         values["vmemmap"],
         (base, base + unit * cpus),
         gfp_flags((folder / "guest-alloc-format").read_text()),
+        syscalls,
+        _vector_names(symbols, gates),
     )
 
 
@@ -191,6 +200,24 @@ def _gates(symbols: Symbols, memory: _Memory) -> "Iterator[tuple[int, int]]":
         address = low & 0xFFFF | low >> 32 & 0xFFFF_0000 | (high & 0xFFFF_FFFF) << 32
         if low >> 47 & 1:
             yield vector, address
+
+
+def _syscalls(symbols: Symbols, memory: _Memory) -> dict[int, str]:
+    """Read the names of the system calls from ``sys_call_table``: what its entries' functions are called."""
+    prefix = "__x64_sys_"
+    functions = symbols.starting(prefix)
+    table = enumerate(memory.words(symbols["sys_call_table"], _MOST_SYSCALLS))
+    served = itertools.takewhile(lambda entry: symbols.name_at(entry[1]) is not None, table)
+    named = {number: functions[address].removeprefix(prefix) for number, address in served if address in functions}
+    # stat, fstat, lstat and uname are called sys_newstat ... in the kernel.
+    return {number: name.removeprefix("new") for number, name in named.items() if name != "ni_syscall"}
+
+
+def _vector_names(symbols: Symbols, gates: dict[int, int]) -> dict[int, str]:
+    """Name the vectors whose handler has a name of its own, for example ``apic_timer_interrupt``."""
+    names = {vector: symbols.name_at(address) or "" for vector, address in gates.items()}
+    pattern = re.compile(r"asm_(?:exc_|sysvec_)(\w+)")
+    return {vector: found[1] for vector, name in names.items() if (found := pattern.fullmatch(name))}
 
 
 def _event(prefix: str, text: str, fields: dict[str, str]) -> dict[str, int]:

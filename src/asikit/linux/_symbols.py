@@ -86,6 +86,16 @@ class Symbols:
         """Addresses of the ``file_system_type`` variables, of modules too, and the names they go by."""
         return dict(self._file_systems)
 
+    def name_at(self, address: int) -> str | None:
+        """Give the name of the function that begins at an address."""
+        row = int(np.searchsorted(self.text.address, np.uint64(address)))
+        found = row < len(self.text.address) and int(self.text.address[row]) == address
+        return self.text.name[row] if found else None
+
+    def starting(self, prefix: str) -> dict[int, str]:
+        """Give the addresses and names of the kernel's symbols that begin with a prefix."""
+        return {address: name for name, address in self._address.items() if name.startswith(prefix)}
+
     def range(self, name: str) -> tuple[int, int]:
         """Give a function's first address and that of the next symbol."""
         start = self[name]

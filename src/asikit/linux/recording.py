@@ -80,11 +80,12 @@ def record(
     :raises RecordError: The recording could not be made; no trace is left.
     """
     with ExitStack() as stack:
+        # First, so that a path that cannot be written is refused before anything boots.
+        writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
         guest = stack.enter_context(_guest(recording, stack, say=say))
         guest.forward_output(out or sys.stdout.buffer, err or sys.stderr.buffer)
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
-        writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
         layouts: list[Layout] = []
 
         def configure() -> None:
@@ -145,6 +146,8 @@ def _initramfs(recording: Recording, kernel: Kernel, modules: list[str], init: b
         include_all(files, recording.include)
         files.add_busybox(find_busybox())
         command = str(program) if program else f"/bin/{command}"
+        if files.empty("/tmp"):  # noqa: S108  the guest's
+            words += ["tmpfs", "/tmp"]  # noqa: S108
     else:
         words += ["root"]
     words += ["send-kernel", "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "env", "HOME=/root"]
@@ -210,4 +213,6 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
         },
         "lost": reader.lost,
         "gfp_flags": layout.gfp_flags,
+        "syscalls": {str(number): name for number, name in layout.syscalls.items()},
+        "vectors": {str(vector): name for vector, name in layout.vectors.items()},
     }

@@ -2,41 +2,77 @@
 
 from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
 from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config
+from asikit.protocol.domains import Domain, Domains
 from asikit.protocol.effects import Effect, EffectKind, ExitReason
-from asikit.protocol.errors import MisuseError, ProtocolError
+from asikit.protocol.errors import ConfigError, MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import Happening, Outcome
+from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
+from asikit.protocol.operations import MicroOp, Program, ProgramOp, Transition
+from asikit.protocol.pcid import PcidLayout
 from asikit.protocol.protocol import Protocol
 from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, State, TaskState, ThreadState
+from asikit.protocol.stepping import HANDLER, Status, Step
 from asikit.protocol.taints import ALL_TAINTS, CONTROL_MASK, DATA_MASK, ClassRegistry, Taint, TaintPolicy
+from asikit.protocol.tlb import (
+    DomainId,
+    FlushPlan,
+    Generation,
+    Generations,
+    SeenGenerations,
+    cpus_to_interrupt,
+    plan_flush,
+)
 
 __all__ = [
     "ALL_TAINTS",
     "CONTROL_MASK",
     "DATA_MASK",
+    "HANDLER",
     "NO_DOMAIN",
     "AsiClass",
     "ClassRegistry",
+    "ConfigError",
     "CoreState",
     "CpuBug",
     "CpuFeature",
     "CpuState",
+    "Domain",
+    "DomainId",
+    "Domains",
     "Effect",
     "EffectKind",
     "ExitReason",
+    "FlushPlan",
     "Frame",
+    "Generation",
+    "Generations",
     "Happening",
+    "Invariant",
     "Mailbox",
+    "MicroOp",
     "MisuseError",
     "Outcome",
+    "PcidLayout",
+    "Program",
+    "ProgramOp",
     "Protocol",
     "ProtocolConfig",
     "ProtocolError",
+    "SeenGenerations",
     "Space",
     "State",
+    "Status",
+    "Step",
     "Taint",
     "TaintPolicy",
     "TaskState",
     "ThreadState",
+    "Transition",
+    "UnknownNameError",
     "blanket_config",
+    "cpus_to_interrupt",
+    "plan_flush",
     "space_of",
+    "step_invariants",
+    "taint_invariants",
 ]

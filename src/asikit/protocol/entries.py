@@ -14,7 +14,7 @@ from asikit.protocol.errors import (
 from asikit.protocol.expressions import ALWAYS, Bit, Const
 from asikit.protocol.happenings import Happening
 from asikit.protocol.operations import END, Assign, MicroOp, Request, Requirement, Transition
-from asikit.protocol.switching import enter_name, restricted_spaces
+from asikit.protocol.switching import enter_name, note_tlb_gen, outdate_tlb, record_tlb_gen, restricted_spaces
 from asikit.protocol.vocabulary import (
     CR3,
     CURR_ASI,
@@ -42,8 +42,8 @@ NESTED_RETURN_TO_USER_HALF = "nested_return_to_user_half"
 
 LEAVE_UNTRUSTED = MicroOp(
     name="leave_untrusted",
-    # In nested entries too: an NMI may come before the interrupted entry got as far as this. If its handler exited while
-    # still counted as untrusted, two siblings could wait for one another for ever.
+    # In nested entries too: an NMI may come before the interrupted entry got as far as this. If its handler exited
+    # while still counted as untrusted, two siblings could wait for one another for ever.
     why="the acknowledgement that a stunning sibling waits for",
     sets=(Assign(UNTRUSTED, Const(0)), Assign(STUN_IPI, Const(0))),
 )
@@ -243,10 +243,9 @@ def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
         call="asi_exit",
         reason=ExitReason.CONTEXT_SWITCH,
     )
-    outdate = MicroOp(
-        name="outdate",
-        why="the other mm's domains have PCIDs of their own, of which this CPU may have seen nothing",
-        sets=(Assign(TLB_STALE, TLB_STALE | _bits(restricted_spaces(config), "all domains")),),
+    outdate = outdate_tlb(
+        _bits(restricted_spaces(config), "all domains"),
+        "the other mm's domains have PCIDs of their own, of which this CPU may have seen nothing",
     )
     return (
         Transition(
@@ -291,18 +290,15 @@ def _flush(happening: Happening, what: str, spaces: tuple[Space, ...]) -> Transi
         happening,
         f"Entries for {what} go: at once where CR3 points, elsewhere when it comes to point there.",
         (
-            MicroOp(
-                name="outdate",
-                why="the new generation",
-                sets=(Assign(TLB_STALE, TLB_STALE | _bits(spaces, what)),),
-            ),
+            outdate_tlb(_bits(spaces, what), "the new generation"),
+            note_tlb_gen(CR3),
             MicroOp(
                 name="flush_domain",
                 why="the kernel's own flush sees to the unrestricted address space",
                 when=TLB_STALE.has(Bit(CR3)) & RESTRICTED & CR3.differs(UNRESTRICTED),
                 asks=Request(EffectKind.TLB_FLUSH, CR3),
             ),
-            MicroOp(name="record_tlb_gen", sets=(Assign(TLB_STALE, TLB_STALE.clear(Bit(CR3))),)),
+            record_tlb_gen(CR3),
         ),
     )
 

@@ -21,7 +21,6 @@ from asikit.protocol.vocabulary import (
     TENSE,
     UNRESTRICTED,
     UNTRUSTED,
-    USER_CR3,
 )
 
 if TYPE_CHECKING:
@@ -92,19 +91,18 @@ def step_invariants(config: "ProtocolConfig") -> tuple[Invariant, ...]:
             "nothing is counted outside of critical sections",
             implies(RELAXED, DEPTH.equals(0)),
         ),
-        _untrusted(config, data, control),
+        _untrusted(data, control),
         *(_sibling_invariants() if config.smt else ()),
     )
 
 
-def _untrusted(config: "ProtocolConfig", data: Lookup, control: Lookup) -> Invariant:
+def _untrusted(data: Lookup, control: Lookup) -> Invariant:
     inside = TENSE & DEPTH.equals(0) & CURR_ASI.equals(TARGET) & CR3.equals(TARGET)
     clean = ~TAINTS.has(data) & ~TAINTS.has(control)
-    half = USER_CR3.equals(0) if not config.pti else USER_CR3.below(2)
     return Invariant(
         "untrusted-runs-clean",
         "untrusted code runs in its restricted address space, with nothing it must not sample and no training it fears",
-        implies(UNTRUSTED.differs(0), inside & clean & half),
+        implies(UNTRUSTED.differs(0), inside & clean),
     )
 
 

@@ -19,14 +19,17 @@ class CpuState(NamedTuple):
         user_cr3: CR3 selects the user half of it (PTI).
         tlb_stale: bit n set when the TLB may hold outdated entries of `Space` n of the loaded mm: the generation last
             seen by this CPU is not the current one. Whoever increments a generation sets it, on every CPU.
+        tlb_read: bit n set while the generation of `Space` n that this CPU has read, and is flushing for, is still the
+            current one. Whoever increments a generation clears it, on every CPU.
         preemptible: preemption is on. Set by the kernel around its calls; entry code runs with 0.
     """
 
-    curr_asi: int = NO_DOMAIN
-    taints: int = NO_TAINT
-    cr3: int = Space.UNRESTRICTED
+    curr_asi: int = int(NO_DOMAIN)
+    taints: int = int(NO_TAINT)
+    cr3: int = int(Space.UNRESTRICTED)
     user_cr3: int = 0
     tlb_stale: int = 0
+    tlb_read: int = 0
     preemptible: int = 0
 
 
@@ -38,7 +41,7 @@ class TaskState(NamedTuple):
         intr_nest_depth: handlers open inside the critical section.
     """
 
-    target: int = NO_DOMAIN
+    target: int = int(NO_DOMAIN)
     intr_nest_depth: int = 0
 
 

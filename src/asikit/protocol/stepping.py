@@ -60,7 +60,8 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
     compiled = program[pc]
     env = (*thread.cpu, *thread.task, *core[who], *core[1 - who])
     if not compiled.when(env):
-        return Step(Status.RAN, core, thread._replace(frames=_advance(thread.frames, pc + 1, len(program))))
+        skipped = _advance(thread.frames, pc + 1, len(program))
+        return Step(Status.RAN, core, ThreadState(thread.cpu, thread.task, skipped))
     for holds, requirement in compiled.requires:
         if not holds(env):
             raise requirement.error(
@@ -77,7 +78,7 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
         core = _core(who, values)
         thread = ThreadState(CpuState(*values[:_TASK]), TaskState(*values[_TASK:_OWN]), frames)
     else:
-        thread = thread._replace(frames=frames)
+        thread = ThreadState(thread.cpu, thread.task, frames)
     return Step(Status.RAN, core, thread, compiled.op.path, effect, compiled.op.exits)
 
 

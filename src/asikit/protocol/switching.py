@@ -40,6 +40,7 @@ from asikit.protocol.vocabulary import (
     TAINTS,
     TARGET,
     TENSE,
+    TLB_READ,
     TLB_STALE,
     UNRESTRICTED,
 )
@@ -237,14 +238,10 @@ def _write_cr3(config: "ProtocolConfig", space: Term, *, then: str, leaves: bool
             when=~TLB_STALE.has(Bit(space)),
             jump="write_cr3_noflush",
         ),
+        note_tlb_gen(space),
         write,
-        MicroOp(
-            name="record_tlb_gen",
-            why="after CR3: an NMI in between must not believe that the flush is done. A generation that went by since "
-            "read_tlb_gen comes with an interrupt, as curr_asi was set",
-            sets=(Assign(TLB_STALE, TLB_STALE.clear(Bit(space))),),
-            jump=then,
-        ),
+        record_tlb_gen(space),
+        MicroOp(name="written", jump=then),
         MicroOp(
             name="write_cr3_noflush",
             why="the address space changes here, and its TLB entries stay",
@@ -252,6 +249,36 @@ def _write_cr3(config: "ProtocolConfig", space: Term, *, then: str, leaves: bool
             asks=Request(EffectKind.WRITE_CR3, space, noflush=True),
             leaves=leaves,
         ),
+    )
+
+
+def note_tlb_gen(space: Term) -> MicroOp:
+    """Return the step that reads the generation which the coming flush is for."""
+    return MicroOp(
+        name="note_tlb_gen",
+        why="before the flush: what is counted after this, the flush need not have seen",
+        sets=(Assign(TLB_READ, TLB_READ | Bit(space)),),
+    )
+
+
+def record_tlb_gen(space: Term) -> MicroOp:
+    """Return the step that notes the generation as seen."""
+    return MicroOp(
+        name="record_tlb_gen",
+        # Both matter. An NMI before the flush that exits and enters must not believe that it is done; and a flusher may
+        # count after the flush, then look at curr_asi just when an NMI has exited, and so not interrupt this CPU.
+        why="after the flush, and the generation read before it, not what is current by now",
+        when=TLB_READ.has(Bit(space)),
+        sets=(Assign(TLB_STALE, TLB_STALE.clear(Bit(space))), Assign(TLB_READ, TLB_READ.clear(Bit(space)))),
+    )
+
+
+def outdate_tlb(spaces: Const, why: str) -> MicroOp:
+    """Return the step that counts a generation of address spaces (bits)."""
+    return MicroOp(
+        name="outdate",
+        why=why,
+        sets=(Assign(TLB_STALE, TLB_STALE | spaces), Assign(TLB_READ, TLB_READ.clear(spaces))),
     )
 
 

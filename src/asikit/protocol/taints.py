@@ -62,8 +62,10 @@ class TaintPolicy:
                 raise InvalidPolicyError(f"{name} has no {kind} taint, so entering would never flush for it")
             if value & ~mask:
                 raise InvalidPolicyError(f"{name} has {Taint(value & ~mask)!r}, which is not a {kind} taint")
-        if self.set & ~ALL_TAINTS:
-            raise InvalidPolicyError(f"set has bits {int(self.set & ~ALL_TAINTS):#x} that are no taint")
+        # On plain integers: `~` of a flag only knows the named bits.
+        strange = int(self.set) & ~int(ALL_TAINTS)
+        if strange:
+            raise InvalidPolicyError(f"set has bits {strange:#x} that are no taint")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 >>> from asikit.replay import load_policy, replay
 >>> from asikit.trace import Trace
->>> results = replay(Trace.open("fio.asitrace"), [load_policy("denylist-2025"), load_policy("ephmap")])  # doctest: +SKIP
+>>> policies = [load_policy("denylist-2025"), load_policy("ephmap")]
+>>> results = replay(Trace.open("fio.asitrace"), policies)  # doctest: +SKIP
 
 A *policy* (:func:`load_policy`; ``docs/policies.md``) says which memory the restricted address space lacks and which
-mechanism guards the kernel. Each event of the recording is handed to :mod:`asikit.protocol`; a touch only if the policy's
-address space lacks what it touches. :class:`ReferenceReplay` does just that; :func:`replay` does it over a transition
-table that is filled from the same protocol, compiled.
+mechanism guards the kernel. Each event of the recording is handed to :mod:`asikit.protocol`; a touch only if the
+policy's address space lacks what it touches. :class:`ReferenceReplay` does just that; :func:`replay` does it over a
+transition table that is filled from the same protocol, compiled.
 """
 
 from asikit.replay._policy_file import load_policy, shipped_policies

@@ -5,7 +5,7 @@ where the table has no answer yet; the caller fills it in and lets the loop go o
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -50,6 +50,7 @@ _NESTED_EXCEPTION = int(EventKind.NESTED_EXCEPTION)
 _RETURN_USER = int(EventKind.RETURN_USER)
 _VM_ENTRY = int(EventKind.VM_ENTRY)
 _TOUCH_READ, _TOUCH_FETCH = int(EventKind.TOUCH_READ), int(EventKind.TOUCH_FETCH)
+_FIRST_TOUCH = np.uint8(_TOUCH_READ)
 _TASK_SWITCH = int(EventKind.TASK_SWITCH)
 _PAGE_ALLOC, _PAGE_FREE = int(EventKind.PAGE_ALLOC), int(EventKind.PAGE_FREE)
 _TLB_FLUSH = int(EventKind.TLB_FLUSH)
@@ -71,14 +72,13 @@ def _jit(function: _Function) -> _Function:
     none of them it refuses to cache, and the code is compiled anew in each process.
     """
     try:
-        compiled: _Function = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
+        return cast("_Function", numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:
-        compiled = numba.njit(nogil=True, boundscheck=False)(function)
-    return compiled
+        return cast("_Function", numba.njit(nogil=True)(function))
 
 
 @_jit
-def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915 - one loop, compiled as one function
+def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one loop, compiled as one function
     start: int,
     cpu: "Array",
     kind: "Array",
@@ -95,6 +95,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915 - one loop, co
     loaded: "Array",
     # what changes
     cpu_state: "Array",
+    cpu_mask: "Array",
     cpu_task: "Array",
     cpu_entry: "Array",
     cpu_exited: "Array",
@@ -113,33 +114,33 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915 - one loop, co
     """
     event_classes = _EVENT_CLASSES
     task_states = loaded.shape[1]
-    for i in range(start, kind.size):
-        k = np.int64(kind[i])
+    for event in range(start, kind.size):
+        i = np.uintp(event)  # unsigned: no check for a negative index
+        k = kind[i]
         c = cpu[i]
-        s = cpu_state[c]
         if _TOUCH_READ <= k <= _TOUCH_FETCH:
-            mask = touch_mask[s, k - _TOUCH_READ]
+            mask = cpu_mask[c, k - _FIRST_TOUCH]
             if mask == 0:  # unrestricted: everything is mapped
                 continue
             place = arg[i]
             if place >= places.size:
-                return _BAD_PLACE, i, exits, 0, 0
+                return _BAD_PLACE, event, exits, 0, 0
             found = places[place] & mask
             if found == 0:
                 continue
             if found & _EPHMAP_BITS:
                 if stack[i] >= ephmap_stacks.size:
-                    return _BAD_STACK, i, exits, 0, 0
+                    return _BAD_STACK, event, exits, 0, 0
                 if ephmap_stacks[stack[i]]:
-                    ephmap_counts[k - _TOUCH_READ] += 1
+                    ephmap_counts[k - _FIRST_TOUCH] += 1
                     continue
             h = _UNMAPPED_TOUCH
         elif k == 0 or k > _TLB_FLUSH:
-            return _BAD_KIND, i, exits, 0, 0
-        elif k == _PAGE_ALLOC or k == _PAGE_FREE:  # noqa: PLR1714 - compiles to a comparison
+            return _BAD_KIND, event, exits, 0, 0
+        elif k == _PAGE_ALLOC or k == _PAGE_FREE:  # noqa: PLR1714, SIM109 - compiles to comparisons
             continue
         else:
-            h = np.int64(event_class[k])
+            h = int(event_class[k])
             if k == _NESTED_EXCEPTION and arg[i] == _PAGE_FAULT_VECTOR:
                 h = _NESTED_PAGE_FAULT
             elif k == _NESTED_EXCEPTION and arg[i] == _DOUBLE_FAULT_VECTOR:
@@ -147,35 +148,37 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915 - one loop, co
             elif k == _TLB_FLUSH and arg[i] != 0:
                 h = _TLB_FLUSH_KERNEL
 
+        s = cpu_state[c]
         following = next_state[s, h]
         if following < 0:
-            return _TRANSITION, i, exits, s, h
+            return _TRANSITION, event, exits, s, h
         if k == _TASK_SWITCH:
-            task = np.int64(arg[i])
+            task = int(arg[i])
             if task >= task_state.size:
-                return _BAD_TASK, i, exits, 0, 0
+                return _BAD_TASK, event, exits, 0, 0
             leaving = cpu_task[c]
             kept = saved[following]
             wanted = kept if task == leaving else task_state[task]
             if wanted >= task_states or loaded[following, wanted] < 0:
-                return _LOAD, i, exits, following, wanted
+                return _LOAD, event, exits, following, wanted
             if leaving >= 0:
                 task_state[leaving] = kept
             cpu_task[c] = task
             following = loaded[following, wanted]
         elif k <= _VM_EXIT:
-            slot = _SLOTS * (k - 1) + min(np.int64(arg[i]), _SLOTS - 1)
+            slot = _SLOTS * (int(k) - 1) + min(int(arg[i]), _SLOTS - 1)
             cpu_entry[c] = slot
             cpu_exited[c] = 0
         hits[s, h] += 1
         cpu_state[c] = following
+        cpu_mask[c] = touch_mask[following]
         if is_exit[s, h]:
             cpu_exited[c] = 1
             entry_counts[1, cpu_entry[c]] += 1
-            exit_event[exits] = i
+            exit_event[exits] = event
             exit_transition[exits] = s * event_classes + h
             exits += 1
-        if k == _RETURN_USER or k == _VM_ENTRY:  # noqa: PLR1714 - compiles to a comparison
+        if k == _RETURN_USER or k == _VM_ENTRY:  # noqa: PLR1714, SIM109 - compiles to comparisons
             slot = cpu_entry[c]
             if slot != _NO_ENTRY:
                 entry_counts[0, slot] += 1

@@ -1,13 +1,11 @@
 """Policies from TOML files: the shipped ones by name, a user's by path, with inheritance."""
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asikit.protocol import CpuBug, CpuFeature
 from asikit.replay._policy_schema import INHERITED, check
@@ -26,7 +24,12 @@ from asikit.replay.policy import (
     Rules,
     Sensitivity,
 )
-from asikit.trace import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
+
+    from asikit.trace import Region
 
 __all__ = ["load_policy", "shipped_policies"]
 
@@ -51,19 +54,21 @@ def load_policy(name_or_file: str | Path) -> Policy:
     return _build(source.name.removesuffix(_SUFFIX), document)
 
 
-def _folder() -> Traversable:
+def _folder() -> "Traversable":
     return files("asikit") / "data" / "policies"
 
 
-def _shipped(name: str) -> Traversable:
+def _shipped(name: str) -> "Traversable":
     known = shipped_policies()
     if name not in known:
         near = nearest(name, known)
-        raise PolicyError(f'no policy "{name}"{near} (shipped: {", ".join(known)}; a file of your own ends in {_SUFFIX})')
+        raise PolicyError(
+            f'no policy "{name}"{near} (shipped: {", ".join(known)}; a file of your own ends in {_SUFFIX})'
+        )
     return _folder() / f"{name}{_SUFFIX}"
 
 
-def _read(source: Traversable) -> dict[str, Any]:
+def _read(source: "Traversable") -> dict[str, Any]:
     shown = str(source) if isinstance(source, Path) else source.name
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
@@ -76,7 +81,7 @@ def _read(source: Traversable) -> dict[str, Any]:
     return check(document, shown)
 
 
-def _inherited(source: Traversable, *, seen: tuple[str, ...]) -> dict[str, Any]:
+def _inherited(source: "Traversable", *, seen: tuple[str, ...]) -> dict[str, Any]:
     """Read a file and lay it over the file that it inherits from."""
     identity = str(source.resolve()) if isinstance(source, Path) else str(source)
     if identity in seen:
@@ -95,7 +100,7 @@ def _inherited(source: Traversable, *, seen: tuple[str, ...]) -> dict[str, Any]:
     return _merge(_inherited(parent, seen=(*seen, identity)), document)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> dict[str, Any]:
     """Lay one document over another: tables key by key, lists whole but for ``"..."``, the rest replaced."""
     merged = dict(below)
     for key, value in above.items():
@@ -110,7 +115,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _build(name: str, document: Mapping[str, Any]) -> Policy:
+def _build(name: str, document: "Mapping[str, Any]") -> Policy:
     memory = document.get("memory", {})
     ephmap = document.get("ephmap", {})
     return Policy(
@@ -132,7 +137,7 @@ def _build(name: str, document: Mapping[str, Any]) -> Policy:
     )
 
 
-def _mechanism(table: Mapping[str, Any]) -> Mechanism:
+def _mechanism(table: "Mapping[str, Any]") -> Mechanism:
     base = Mechanism(**{key: value for key, value in table.items() if key not in {"kind", "exit_on"}})
     return replace(
         base,
@@ -141,7 +146,7 @@ def _mechanism(table: Mapping[str, Any]) -> Mechanism:
     )
 
 
-def _cpu(table: Mapping[str, Any]) -> CpuModel:
+def _cpu(table: "Mapping[str, Any]") -> CpuModel:
     base = CpuModel()
     return CpuModel(
         features=tuple(CpuFeature(name) for name in table.get("features", base.features)),
@@ -150,11 +155,11 @@ def _cpu(table: Mapping[str, Any]) -> CpuModel:
     )
 
 
-def _rules(table: Mapping[str, list[str]]) -> Rules:
+def _rules(table: "Mapping[str, list[str]]") -> Rules:
     return Rules(**{key: tuple(names) for key, names in table.items()})
 
 
-def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[Access, Mapped]]:
+def _regions(table: "Mapping[str, Mapping[str, str]]") -> "Mapping[Region, Mapping[Access, Mapped]]":
     return MappingProxyType(
         {
             region: MappingProxyType(

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asikit.protocol import CpuBug, CpuFeature
 from asikit.replay.errors import PolicyError, nearest
 from asikit.replay.policy import Access, ExitOn, Mapped, MechanismKind, Sensitivity
 from asikit.trace import PageKind, Region
+
+if TYPE_CHECKING:
+    from enum import StrEnum
 
 __all__ = ["INHERITED", "check"]
 
@@ -32,7 +34,14 @@ class Place:
         return PolicyError(f"{self.file}: {self.key}: {what}" if self.key else f"{self.file}: {what}")
 
 
-_TYPE_NAMES = {bool: "true or false", str: "a string", list: "a list", dict: "a table", int: "a number", float: "a number"}
+_TYPE_NAMES = {
+    bool: "true or false",
+    str: "a string",
+    list: "a list",
+    dict: "a table",
+    int: "a number",
+    float: "a number",
+}
 
 Checker = Callable[[Any, Place], Any]
 
@@ -55,7 +64,7 @@ def _text(value: object, place: Place) -> object:
     return value
 
 
-def _one_of(names: type[StrEnum]) -> Checker:
+def _one_of(names: type["StrEnum"]) -> Checker:
     known = [name.value for name in names]
 
     def checker(value: object, place: Place) -> object:

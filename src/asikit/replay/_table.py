@@ -4,7 +4,7 @@ The entries are the answers of :class:`asikit.replay._steps.Stepper`, so the tab
 protocol. They are found when first needed: a recording meets a few hundred of the entries that exist.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from asikit.protocol import State, TaskState
     from asikit.replay._steps import Step, Stepper
 
+    Numbers = npt.NDArray[np.int32]
+    Bytes = npt.NDArray[np.uint8]
+
 __all__ = ["UNKNOWN_ENTRY", "TransitionTable"]
+
+_Number = TypeVar("_Number", np.int32, np.uint8)
 
 UNKNOWN_ENTRY = -1
 """In ``next_state`` and ``loaded``: not known yet."""
@@ -45,11 +50,11 @@ class TransitionTable:
         self._task_numbers: dict[TaskState, int] = {}
         self._tasks: list[TaskState] = []
         self.steps: dict[tuple[int, int], Step] = {}
-        self.next_state = np.empty((0, len(EventClass)), np.int32)
-        self.is_exit = np.empty((0, len(EventClass)), np.uint8)
-        self.touch_mask = np.empty((0, len(ACCESSES)), np.uint8)
-        self.saved = np.empty(0, np.int32)
-        self.loaded = np.empty((0, 0), np.int32)
+        self.next_state: Numbers = np.empty((0, len(EventClass)), np.int32)
+        self.is_exit: Bytes = np.empty((0, len(EventClass)), np.uint8)
+        self.touch_mask: Bytes = np.empty((0, len(ACCESSES)), np.uint8)
+        self.saved: Numbers = np.empty(0, np.int32)
+        self.loaded: Numbers = np.empty((0, 0), np.int32)
         self._task_number(stepper.initial_task())
         self._state_number(stepper.initial())
 
@@ -124,7 +129,7 @@ class TransitionTable:
         return missing_bit(userspace=space is Space.USERSPACE, access=access) | _EPHMAP_BIT[access]
 
 
-def _padded(array: "npt.NDArray[np.generic]", shape: tuple[int, ...], fill: int) -> "npt.NDArray[np.generic]":
+def _padded(array: "npt.NDArray[_Number]", shape: tuple[int, ...], fill: int) -> "npt.NDArray[_Number]":
     """Return a larger array with the old one in its first corner."""
     larger = np.full(shape, fill, array.dtype)
     larger[tuple(slice(0, length) for length in array.shape)] = array

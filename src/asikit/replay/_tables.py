@@ -9,10 +9,11 @@ import polars as pl
 
 from asikit.replay._frames import ALLOCATOR_FRAMES, COPY_FRAMES, any_of
 from asikit.replay.errors import ReplayError
-from asikit.trace import NO_PAGE, Trace
+from asikit.trace import NO_PAGE, SIDE_TABLES, PageKind, Region, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from enum import StrEnum
     from typing import Any
 
     import numpy.typing as npt
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.uint32]
     Flags = npt.NDArray[np.bool_]
 
-__all__ = ["SideTables"]
+__all__ = ["NO_GFP", "SideTables"]
+
+NO_GFP = -1
+"""The gfp flags of an allocation that nobody recorded."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,7 @@ class SideTables:
 
         :raises ReplayError: A row refers to a row that is not there.
         """
-        tables = cls(
-            *(trace.table(name) for name in ("places", "pages", "allocations", "stacks", "symbols", "tasks")),
-            meta=trace.meta,
-        )
+        tables = cls(**{name: trace.table(name) for name in SIDE_TABLES}, meta=trace.meta)
         tables._check_references()
         return tables
 
@@ -76,13 +77,48 @@ class SideTables:
     @cached_property
     def page_of_place(self) -> "Rows":
         """The row of pages behind each place; the number of pages for a place that is not memory."""
-        rows = self.places["page"].to_numpy()
-        return np.minimum(rows, np.uint32(self.pages.height))
+        rows: Rows = np.minimum(self.places["page"].to_numpy(), np.uint32(self.pages.height))
+        return rows
 
     @cached_property
     def allocation_of_page(self) -> "Rows":
         """The row of allocations of each page; the number of allocations if it is unknown."""
         return self.pages["allocation"].fill_null(self.allocations.height).cast(pl.UInt32).to_numpy()
+
+    @cached_property
+    def region_of_place(self) -> "npt.NDArray[np.uint8]":
+        """The number of each place's region, in the order of :class:`Region`."""
+        return _numbers(self.places["region"], Region)
+
+    @cached_property
+    def kind_of_page(self) -> "npt.NDArray[np.uint8]":
+        """The number of each page's kind, in the order of :class:`PageKind`; one more, MMIO, for no page."""
+        return np.append(_numbers(self.pages["kind"], PageKind), np.uint8(list(PageKind).index(PageKind.MMIO)))
+
+    @cached_property
+    def gfp_of_page(self) -> "npt.NDArray[np.int64]":
+        """The gfp flags of each page's allocation, :data:`NO_GFP` if unknown; one more row for no page."""
+        gfp = np.append(self.allocations["gfp"].cast(pl.Int64).fill_null(NO_GFP).to_numpy(), NO_GFP)
+        # No page counts as one whose allocation is known, so that no rule about unknown ones is about it.
+        return np.append(gfp[self.allocation_of_page], 0)
+
+    @cached_property
+    def cache_names(self) -> pl.Series:
+        """The slab caches and file system types that pages have, by number; 0 is none."""
+        return pl.concat([pl.Series("cache", [""]), self.pages["cache"].drop_nulls()]).unique().sort()
+
+    @cached_property
+    def cache_of_page(self) -> "Rows":
+        """The number of each page's cache; one more row, none, for no page."""
+        numbers = (
+            self.pages["cache"].cast(pl.Enum(self.cache_names)).to_physical().cast(pl.UInt32).fill_null(0).to_numpy()
+        )
+        return np.append(numbers, np.uint32(0))
+
+    def caches_matching(self, globs: "Iterable[str]") -> "Flags":
+        """Return for each page whether it is slab and a glob matches its cache; one more row for no page."""
+        slab = self.pages["kind"] == PageKind.SLAB
+        return np.append((slab & self.pages["cache"].fill_null("").str.contains(any_of(globs))).to_numpy(), np.False_)
 
     @cached_property
     def symbol_of_stack(self) -> "Rows":
@@ -141,3 +177,8 @@ class SideTables:
         stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
         symbols = self.symbol_of_stack[self.allocation_frame[stacks[self.allocation_of_page]]]
         return np.append(symbols, np.uint32(0))
+
+
+def _numbers(names: pl.Series, known: type["StrEnum"]) -> "npt.NDArray[np.uint8]":
+    """Return a column of names as their numbers in a closed list."""
+    return names.cast(pl.Enum([name.value for name in known])).to_physical().cast(pl.UInt8).to_numpy()

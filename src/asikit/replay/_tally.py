@@ -1,20 +1,31 @@
 """What a run of the protocol over a trace has counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from asikit.protocol import Effect, ExitReason
 from asikit.trace import TOUCH_KINDS
 
-__all__ = ["NO_PLACE", "EntryCounts", "Tally", "sites_frame"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["NO_PLACE", "REASONS", "EntryCounts", "Tally", "counted", "exits_frame", "sites_frame"]
+
+Column = npt.NDArray[np.unsignedinteger]
 
 NO_PLACE = 0xFFFF_FFFF
 """The place of an exit that is not due to a touch."""
 
-_SITES = pl.Schema({"kind": pl.UInt8(), "place": pl.UInt32(), "stack": pl.UInt32(), "reason": pl.String()})
+REASONS = tuple(ExitReason)
+"""Exit reasons by the number that they have in exit sites."""
+
+_SITE = pl.Schema({"kind": pl.UInt8(), "place": pl.UInt32(), "stack": pl.UInt32(), "reason": pl.UInt8()})
+_SCHEMA = pl.Schema({**_SITE, "exits": pl.UInt32()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,8 @@ class Tally:
     :ivar reasons: Exits by reason.
     :ivar entries: By the slot of the entry (:func:`asikit.replay._events.entry_slot`).
     :ivar ephmap_operations: Touches that went through an ephemeral mapping.
-    :ivar sites: ``kind``, ``place`` (:data:`NO_PLACE` if none), ``stack``, ``reason`` and their number of ``exits``.
+    :ivar sites: ``kind``, ``place`` (:data:`NO_PLACE` if none), ``stack``, ``reason`` (a number in
+        :data:`REASONS`) and their number of ``exits``.
     """
 
     events: int = 0
@@ -49,30 +61,27 @@ class Tally:
 
     def same_as(self, other: "Tally") -> bool:
         """Tell whether two runs counted the same."""
-        mine, others = ((t.events, t.amended, t.effects, t.reasons, t.entries, t.ephmap_operations) for t in (self, other))
-        return mine == others and self.sites.equals(other.sites)
+        mine, others = (
+            (t.events, t.amended, t.effects, t.reasons, t.entries, t.ephmap_operations) for t in (self, other)
+        )
+        return mine == others and self.sites.sort(list(_SITE)).equals(other.sites.sort(list(_SITE)))
 
 
-def sites_frame(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """Return frames of exit sites as one, each site once, sorted."""
-    empty = pl.DataFrame(schema=_SITES | {"exits": pl.UInt64()})
-    return (
-        pl.concat([empty, *parts])
-        .group_by(list(_SITES))
-        .agg(pl.col("exits").sum())
-        .sort(list(_SITES))
-    )
+def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:
+    """Return frames of exit sites as one, each site once, in no order."""
+    whole = pl.concat([pl.DataFrame(schema=_SCHEMA), *parts])
+    return whole.group_by(list(_SITE)).agg(pl.col("exits").sum())
 
 
-def exits_frame(kind: pl.Series, arg: pl.Series, stack: pl.Series, reason: pl.Series) -> pl.DataFrame:
-    """Return the sites of exits, given one by one."""
-    place = pl.when(pl.col("kind").is_in(sorted(TOUCH_KINDS))).then(pl.col("arg")).otherwise(pl.lit(NO_PLACE, pl.UInt32))
-    frame = pl.DataFrame({"kind": kind, "arg": arg, "stack": stack, "reason": reason})
-    sites = frame.select("kind", place.alias("place"), "stack", "reason")
-    return sites.group_by(list(_SITES)).agg(pl.len().cast(pl.UInt64).alias("exits"))
+def exits_frame(kind: Column, arg: Column, stack: Column, reason: Column) -> pl.DataFrame:
+    """Return the sites of exits given one by one."""
+    touch = (kind >= min(TOUCH_KINDS)) & (kind <= max(TOUCH_KINDS))
+    place = np.where(touch, arg, np.uint32(NO_PLACE))
+    ones = np.ones(kind.size, np.uint32)
+    return pl.DataFrame({"kind": kind, "place": place, "stack": stack, "reason": reason, "exits": ones})
 
 
-def counted(sites: Mapping[tuple[int, int, int, str], int]) -> pl.DataFrame:
+def counted(sites: "Mapping[tuple[int, int, int, ExitReason], int]") -> pl.DataFrame:
     """Return a frame of exit sites from a count of each."""
-    rows = [(*site, exits) for site, exits in sites.items()]
-    return sites_frame([pl.DataFrame(rows, schema=_SITES | {"exits": pl.UInt64()}, orient="row")])
+    rows = [(*site, REASONS.index(reason), exits) for (*site, reason), exits in sites.items()]
+    return sites_frame([pl.DataFrame(rows, schema=_SCHEMA, orient="row")])

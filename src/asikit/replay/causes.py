@@ -8,13 +8,15 @@ import polars as pl
 from asikit.protocol import AsiClass, EffectKind, ExitReason
 from asikit.replay._events import class_of_entry, entry_label
 from asikit.replay._steps import protocol_config
-from asikit.replay._tally import NO_PLACE
+from asikit.replay._syscalls import SYSCALLS
+from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
 from asikit.replay.result import EntryRow, ReplayResult
-from asikit.trace import EventKind
+from asikit.trace import EventKind, PageKind, Region
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from asikit.replay._tables import SideTables
     from asikit.replay._tally import Tally
@@ -34,10 +36,11 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
     cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
     noflush = sum(times for effect, times in cr3.items() if effect.noflush)
     cr3_writes = sum(cr3.values())
-    syscalls = tables.meta.get("syscalls", {})
+    syscalls = tables.meta.get("syscalls") or SYSCALLS
     return ReplayResult(
         policy=policy.name,
         title=policy.title,
+        mechanism=policy.mechanism.kind.value,
         classes=tuple(sorted(asi_class.name.lower() for asi_class in classes)),
         events=tally.events,
         round_trips=sum(counts.round_trips for counts in protected.values()),
@@ -72,7 +75,7 @@ def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> di
     return {kind.value: _times(tally, kind) for kind in kinds}
 
 
-def _by_entry(tally: "Tally", protected: "frozenset[int]", syscalls: dict[str, str]) -> tuple[EntryRow, ...]:
+def _by_entry(tally: "Tally", protected: "AbstractSet[int]", syscalls: "Mapping[str, str]") -> tuple[EntryRow, ...]:
     rows = [
         EntryRow(entry_label(slot, syscalls), counts.round_trips, counts.exits, counts.without_exit)
         for slot, counts in tally.entries.items()
@@ -90,29 +93,39 @@ def _causes(tally: "Tally", tables: "SideTables") -> pl.DataFrame:
     page = np.append(tables.page_of_place, np.uint32(tables.pages.height))[place]
     tables.check_stacks(sites["stack"].to_numpy())
     function, caller = tables.functions(sites["stack"].to_numpy())
-    named = pl.DataFrame(
+    regions = np.append(tables.region_of_place, np.uint8(len(Region)))
+    # First by numbers, of which there are few: a file's thousand pages have one cause.
+    numbered = pl.DataFrame(
         {
             "reason": sites["reason"],
-            "function": _names(tables, function),
-            "caller": _names(tables, caller),
-            "access": sites["kind"].replace_strict(_ACCESS_OF_KIND, default="", return_dtype=pl.String),
-            "region": _with_none(tables.places["region"]).gather(place),
-            "kind": _with_none(tables.pages["kind"], "mmio").gather(page),
-            "cache": _with_none(tables.pages["cache"].fill_null("")).gather(page),
-            "allocated_by": _names(tables, tables.allocator_of_page[page]),
+            "function": function,
+            "caller": caller,
+            "access": sites["kind"],
+            "region": regions[place],
+            "kind": np.where(touched, tables.kind_of_page[page], np.uint8(len(PageKind))),
+            "cache": tables.cache_of_page[page],
+            "allocated_by": tables.allocator_of_page[page],
+            "touched": touched,
             "exits": sites["exits"],
         }
-    ).with_columns(pl.when(pl.Series(touched)).then(pl.col("kind", "allocated_by")).otherwise(pl.lit("")).name.keep())
+    )
+    numbered = numbered.group_by(*_LABELS, "touched").agg(pl.col("exits").sum())
+    symbols = tables.symbols["name"]
+    named = numbered.select(
+        reason=_named([reason.value for reason in REASONS], numbered["reason"]),
+        function=symbols.gather(numbered["function"]),
+        caller=symbols.gather(numbered["caller"]),
+        access=numbered["access"].replace_strict(_ACCESS_OF_KIND, default="", return_dtype=pl.String),
+        region=_named([*(region.value for region in Region), ""], numbered["region"]),
+        kind=_named([*(kind.value for kind in PageKind), ""], numbered["kind"]),
+        cache=tables.cache_names.gather(numbered["cache"]),
+        allocated_by=pl.when("touched").then(symbols.gather(numbered["allocated_by"])).otherwise(pl.lit("")),
+        exits="exits",
+    )
+    # Then by names: functions of different files may have the same one.
     grouped = named.group_by(_LABELS).agg(pl.col("exits").sum())
     return grouped.sort("exits", *_LABELS, descending=[True, *[False] * len(_LABELS)])
 
 
-def _names(tables: "SideTables", symbols: "npt.NDArray[np.uint32]") -> pl.Series:
-    return tables.symbols["name"].gather(symbols)
-
-
-def _with_none(column: pl.Series, none: str = "") -> pl.Series:
-    """Return a column with one more row."""
-    return pl.concat([column, pl.Series(column.name, [none], dtype=pl.String)])
-
-
+def _named(names: "list[str]", numbers: pl.Series) -> pl.Series:
+    return pl.Series(names).gather(numbers)

@@ -1,22 +1,22 @@
 """The compiled replay: arrays of events through the transition table."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
-import polars as pl
 
-from asikit.protocol import ExitReason
 from asikit.replay._compiled import Stop, run_events
 from asikit.replay._events import ENTRY_SLOTS, EVENT_CLASS, NO_ENTRY, EventClass
 from asikit.replay._steps import Stepper
 from asikit.replay._table import TransitionTable
-from asikit.replay._tally import EntryCounts, Tally, exits_frame, sites_frame
+from asikit.replay._tally import REASONS, EntryCounts, Tally, exits_frame, sites_frame
 from asikit.replay.errors import ReplayError
+from asikit.replay.policy import ACCESSES
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import polars as pl
 
     from asikit.protocol import AsiClass
     from asikit.replay.policy import Policy
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
     Bytes = npt.NDArray[np.uint8]
     Words = npt.NDArray[np.uint32]
+    Columns = tuple[Bytes, Bytes, Words, Words]
 
 __all__ = ["CompiledReplay"]
 
+_Number = TypeVar("_Number", np.uint8, np.uint32)
+
 _CPUS = 256
-_REASONS = tuple(ExitReason)
-_MERGE_ABOVE = 1_000_000
-"""Rows of exit sites after which the parts are merged, so that they do not grow with the trace."""
+_MERGE_ABOVE = 2_000_000
+"""Exits after which those of the same site are merged, so that memory does not grow with the trace."""
 
 _EVENT_CLASS = np.array(
     [EVENT_CLASS.get(EventKind(kind), 0) if kind else 0 for kind in range(max(EventKind) + 1)], np.uint8
@@ -40,12 +42,12 @@ _EVENT_CLASS = np.array(
 class CompiledReplay:
     """Feed it a trace's events in order; :meth:`tally` says what came of them. All CPUs run in the recorded order."""
 
-    def __init__(
-        self, policy: "Policy", classes: "frozenset[AsiClass]", sensitive: "Sensitive", tasks: int
-    ) -> None:
+    def __init__(self, policy: "Policy", classes: "frozenset[AsiClass]", sensitive: "Sensitive", tasks: int) -> None:
         self._table = TransitionTable(Stepper(policy, classes))
         self._sensitive = sensitive
         self._cpu_state = np.zeros(_CPUS, np.int32)
+        self._cpu_mask = np.zeros((_CPUS, len(ACCESSES)), np.uint8)
+        self._cpu_mask[:] = self._table.touch_mask[0]
         self._cpu_task = np.full(_CPUS, -1, np.int64)
         self._cpu_entry = np.full(_CPUS, NO_ENTRY, np.int64)
         self._cpu_exited = np.zeros(_CPUS, np.uint8)
@@ -56,6 +58,7 @@ class CompiledReplay:
         self._exit_event = np.empty(0, np.int64)
         self._exit_transition = np.empty(0, np.int64)
         self._sites: list[pl.DataFrame] = []
+        self._unmerged = 0
         self._events = 0
 
     def feed(self, cpu: "Bytes", kind: "Bytes", arg: "Words", stack: "Words") -> None:
@@ -63,7 +66,7 @@ class CompiledReplay:
 
         :raises ReplayError: An event refers to a row that is not there.
         """
-        columns = [_read_only(column) for column in (cpu, kind, arg, stack)]
+        columns = (_read_only(cpu), _read_only(kind), _read_only(arg), _read_only(stack))
         if self._exit_event.size < kind.size:
             self._exit_event = np.empty(kind.size, np.int64)
             self._exit_transition = np.empty(kind.size, np.int64)
@@ -95,7 +98,7 @@ class CompiledReplay:
         tally.sites = sites_frame(self._sites)
         return tally
 
-    def _run(self, start: int, columns: "list[npt.NDArray[np.generic]]", exits: int) -> tuple[int, int, int, int, int]:
+    def _run(self, start: int, columns: "Columns", exits: int) -> tuple[int, int, int, int, int]:
         table = self._table
         return run_events(
             start,
@@ -109,6 +112,7 @@ class CompiledReplay:
             table.saved,
             table.loaded,
             self._cpu_state,
+            self._cpu_mask,
             self._cpu_task,
             self._cpu_entry,
             self._cpu_exited,
@@ -145,25 +149,26 @@ class CompiledReplay:
         }[Stop(stop)]
         raise ReplayError(f"table events: row {row} {what}; check the trace with `asi info`, or record it again")
 
-    def _add_sites(self, columns: "list[npt.NDArray[np.generic]]", exits: int) -> None:
+    def _add_sites(self, columns: "Columns", exits: int) -> None:
         rows = self._exit_event[:exits]
-        _, kind, arg, stack = (column[rows] for column in columns)
-        reason = self._reasons()[self._exit_transition[:exits]]
-        names = pl.Series(reason).replace_strict(range(len(_REASONS)), [item.value for item in _REASONS])
-        self._sites.append(exits_frame(pl.Series(kind), pl.Series(arg), pl.Series(stack), names))
-        if sum(part.height for part in self._sites) > _MERGE_ABOVE:
-            self._sites = [sites_frame(self._sites)]
+        _, kind, arg, stack = columns
+        self._sites.append(
+            exits_frame(kind[rows], arg[rows], stack[rows], self._reasons()[self._exit_transition[:exits]])
+        )
+        self._unmerged += exits
+        if self._unmerged > _MERGE_ABOVE:
+            self._sites, self._unmerged = [sites_frame(self._sites)], 0
 
     def _reasons(self) -> "Bytes":
         """The number of the exit reason of each transition that is an exit."""
         reasons = np.zeros(self._table.capacity * len(EventClass), np.uint8)
         for (state, event), step in self._table.steps.items():
             if step.exit_reason is not None:
-                reasons[state * len(EventClass) + event] = _REASONS.index(step.exit_reason)
+                reasons[state * len(EventClass) + event] = REASONS.index(step.exit_reason)
         return reasons
 
 
-def _read_only(array: "npt.NDArray[np.generic]") -> "npt.NDArray[np.generic]":
+def _read_only(array: "npt.NDArray[_Number]") -> "npt.NDArray[_Number]":
     """Return a read-only view, as zero-copy columns are, so that the loop is compiled for one type only."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False

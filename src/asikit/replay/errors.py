@@ -1,9 +1,12 @@
 """What a user can do wrong with a replay, each as one line."""
 
-from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from asikit.errors import AsikitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["PolicyError", "ReplayError", "nearest"]
 
@@ -16,7 +19,7 @@ class ReplayError(AsikitError):
     """A trace whose rows contradict each other; the message names the table and the row."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: "Iterable[str]") -> str:
     """Return a hint with the known name nearest to a misspelt one.
 
     :return: ``'; the nearest is "NAME"'``, or an empty string when nothing is near.

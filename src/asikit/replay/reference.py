@@ -15,7 +15,7 @@ from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.protocol import State, TaskState
+    from asikit.protocol import ExitReason, State, TaskState
 
 __all__ = ["ReferenceReplay"]
 
@@ -41,7 +41,7 @@ class ReferenceReplay:
         self._tasks: list[TaskState] = [self._stepper.initial_task()] * tasks
         self._cpus: dict[int, _Cpu] = {}
         self._entries: dict[int, list[int]] = {}
-        self._sites: Counter[tuple[int, int, int, str]] = Counter()
+        self._sites: Counter[tuple[int, int, int, ExitReason]] = Counter()
         self._tally = Tally()
 
     def feed(self, events: "Iterable[tuple[int, int, int, int]]") -> None:
@@ -86,7 +86,9 @@ class ReferenceReplay:
         if space not in {Space.USERSPACE, Space.KVM}:
             return False
         if place >= self._sensitive.places.size:
-            raise ReplayError(f"a touch refers to place {place} of {self._sensitive.places.size}; record the trace again")
+            raise ReplayError(
+                f"a touch refers to place {place} of {self._sensitive.places.size}; record the trace again"
+            )
         access = ACCESSES[kind - EventKind.TOUCH_READ]
         bits = int(self._sensitive.places[place])
         if not bits & missing_bit(userspace=space is Space.USERSPACE, access=access):
@@ -106,7 +108,7 @@ class ReferenceReplay:
             cpu.exited = True
             self._entry(cpu.entry)[1] += 1
             self._tally.reasons[step.exit_reason] += 1
-            self._sites[*site, step.exit_reason.value] += 1
+            self._sites[*site, step.exit_reason] += 1
 
     def _switch(self, cpu: _Cpu, task: int) -> None:
         if cpu.task is not None:

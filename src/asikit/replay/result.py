@@ -1,11 +1,12 @@
 """The outcome of a replay: counts with names, and the causes of the exits."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import polars as pl
 
 __all__ = ["SCHEMA", "Cause", "EntryRow", "ReplayResult"]
@@ -67,6 +68,7 @@ class ReplayResult:
 
     :ivar policy: Its name.
     :ivar title: One line about it.
+    :ivar mechanism: ``asi``, ``blanket`` or ``off``; only with the first are there exits.
     :ivar classes: The classes of domains protected from, sorted.
     :ivar events: Events in the recording.
     :ivar round_trips: Entries from a protected-from domain to the CPU's next return to an untrusted domain.
@@ -88,14 +90,15 @@ class ReplayResult:
 
     policy: str
     title: str
+    mechanism: str
     classes: tuple[str, ...]
     events: int
     round_trips: int
     round_trips_without_exit: int
     unprotected_round_trips: int
     exits: int
-    exits_by_reason: Mapping[str, int]
-    flushes: Mapping[str, int]
+    exits_by_reason: "Mapping[str, int]"
+    flushes: "Mapping[str, int]"
     cr3_writes: int
     cr3_writes_noflush: int
     tlb_flushes: int
@@ -114,7 +117,9 @@ class ReplayResult:
         """Return the first causes, all when None. A long recording may have a hundred thousand."""
         rows = self.cause_table if count is None else self.cause_table.head(count)
         exits = max(1, self.exits)
-        return tuple(Cause(**row, share=round(row["exits"] / exits, _SHARE_DIGITS)) for row in rows.iter_rows(named=True))
+        return tuple(
+            Cause(**row, share=round(row["exits"] / exits, _SHARE_DIGITS)) for row in rows.iter_rows(named=True)
+        )
 
     def to_dict(self, *, top: int | None = None) -> dict[str, Any]:
         """Return the JSON form, as plain values.
@@ -125,6 +130,7 @@ class ReplayResult:
             "schema": SCHEMA,
             "policy": self.policy,
             "title": self.title,
+            "mechanism": self.mechanism,
             "classes": list(self.classes),
             "events": self.events,
             "round_trips": self.round_trips,

@@ -1,6 +1,5 @@
 """A trace on disk through one or several policies, in one pass over its events."""
 
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ from asikit.replay.causes import name_result
 from asikit.replay.sensitivity import apply_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import numpy as np
     import numpy.typing as npt
     import polars as pl
@@ -48,33 +49,37 @@ def replay(
     for policy in policies:
         check_policy(policy, classes)
     tables = SideTables.of(trace)
-    runs = [
-        CompiledReplay(policy, classes, apply_policy(policy, tables), tables.tasks.height) for policy in policies
-    ]
+    runs = [CompiledReplay(policy, classes, apply_policy(policy, tables), tables.tasks.height) for policy in policies]
     for columns in _read_ahead(trace):
         for run in runs:
             run.feed(*columns)
+    return [name_result(run.tally(), tables, policy, classes) for run, policy in zip(runs, policies, strict=True)]
+
+
+def event_columns(chunk: "pl.DataFrame") -> "list[Columns]":
+    """Return a chunk's columns as the arrays that a run is fed with, without copying them.
+
+    A chunk is in pieces, one for each row group of its file.
+    """
+    pieces = [chunk[name].get_chunks() for name in _COLUMNS]
+    if len({tuple(piece.len() for piece in column) for column in pieces}) > 1:
+        pieces = [[chunk[name].rechunk()] for name in _COLUMNS]
     return [
-        name_result(run.tally(), tables, policy, classes) for run, policy in zip(runs, policies, strict=True)
+        (cpu.to_numpy(), kind.to_numpy(), arg.to_numpy(), stack.to_numpy())
+        for cpu, kind, arg, stack in zip(*pieces, strict=True)
     ]
-
-
-def event_columns(chunk: "pl.DataFrame") -> "Columns":
-    """Return a chunk's columns as the arrays that a run is fed with."""
-    cpu, kind, arg, stack = (chunk[name].to_numpy() for name in _COLUMNS)
-    return cpu, kind, arg, stack
 
 
 def _read_ahead(trace: "Trace") -> "Iterator[Columns]":
     """Give the events chunk by chunk, decoding the next one while the caller works on this one."""
     chunks = trace.events(columns=_COLUMNS)
 
-    def read() -> "Columns | None":
+    def read() -> "list[Columns] | None":
         chunk = next(chunks, None)
         return None if chunk is None else event_columns(chunk)
 
     with ThreadPoolExecutor(1, thread_name_prefix="asikit-read") as reader:
-        coming: Future[Columns | None] = reader.submit(read)
-        while (columns := coming.result()) is not None:
+        coming: Future[list[Columns] | None] = reader.submit(read)
+        while (pieces := coming.result()) is not None:
             coming = reader.submit(read)
-            yield columns
+            yield from pieces

@@ -5,11 +5,10 @@ from enum import IntFlag
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
-from asikit.replay._frames import any_of
+from asikit.replay._tables import NO_GFP
 from asikit.replay.errors import PolicyError, nearest
-from asikit.replay.policy import ACCESSES, Access, Mapped, Policy, Rules, Sensitivity
+from asikit.replay.policy import ACCESSES, Access, Mapped, Policy, Sensitivity
 from asikit.trace import PageKind, Region
 
 if TYPE_CHECKING:
@@ -61,12 +60,7 @@ def apply_policy(policy: Policy, tables: "SideTables") -> Sensitive:
     :raises PolicyError: The policy names a gfp flag that the recorded kernel does not have.
     """
     pages = _sensitive_pages(policy, tables)
-    behind = pages[tables.page_of_place]
-    bits = np.zeros(tables.places.height, np.uint8)
-    for region in tables.places["region"].unique().to_list():
-        here = (tables.places["region"] == region).to_numpy()
-        for access, mapped in policy.regions[Region(region)].items():
-            _mark(bits, access, mapped, here=here, behind=behind)
+    bits = _region_bits(policy)[tables.region_of_place, pages[tables.page_of_place].view(np.uint8)]
     _mark_ephmap(bits, policy, tables)
     names = policy.ephmap.functions
     stacks = (
@@ -77,70 +71,84 @@ def apply_policy(policy: Policy, tables: "SideTables") -> Sensitive:
     return Sensitive(pages, bits, stacks)
 
 
-def _mark(bits: "Bytes", access: Access, mapped: Mapped, *, here: "Flags", behind: "Flags") -> None:
-    userspace = np.uint8(missing_bit(userspace=True, access=access))
-    kvm = np.uint8(missing_bit(userspace=False, access=access))
-    if mapped is Mapped.ABSENT:
-        bits[here] |= userspace | kvm
-    elif mapped is Mapped.BY_MEMORY:
-        bits[here & behind] |= userspace | kvm
-    elif mapped is Mapped.USERSPACE:
-        bits[here] |= kvm
+def _region_bits(policy: Policy) -> "Bytes":
+    """Return the bits of a place by its region's number and whether its page is sensitive."""
+    bits = np.zeros((len(Region), 2), np.uint8)
+    for number, region in enumerate(Region):
+        for access, mapped in policy.regions[region].items():
+            userspace = missing_bit(userspace=True, access=access)
+            kvm = missing_bit(userspace=False, access=access)
+            if mapped is Mapped.ABSENT:
+                bits[number] |= np.uint8(userspace | kvm)
+            elif mapped is Mapped.BY_MEMORY:
+                bits[number, 1] |= np.uint8(userspace | kvm)
+            elif mapped is Mapped.USERSPACE:
+                bits[number] |= np.uint8(kvm)
+    return bits
 
 
 def _mark_ephmap(bits: "Bytes", policy: Policy, tables: "SideTables") -> None:
-    kinds = np.append(tables.pages["kind"].is_in(list(policy.ephmap.kinds)).to_numpy(), False)  # noqa: FBT003
-    through = kinds[tables.page_of_place] & (tables.places["region"] == Region.DIRECT_MAP).to_numpy()
+    if not policy.ephmap.kinds:
+        return
+    of_kind = _is_kind(policy.ephmap.kinds)[tables.kind_of_page][tables.page_of_place]
+    through = of_kind & (tables.region_of_place == list(Region).index(Region.DIRECT_MAP))
     for access, bit in ((Access.READ, PlaceBits.EPHMAP_READ), (Access.WRITE, PlaceBits.EPHMAP_WRITE)):
         if access in policy.ephmap.access:
             missing = missing_bit(userspace=True, access=access) | missing_bit(userspace=False, access=access)
             bits[through & ((bits & np.uint8(missing)) != 0)] |= np.uint8(bit)
 
 
+def _is_kind(kinds: tuple[str, ...]) -> "Flags":
+    """Return for each kind of page, in the order of :class:`PageKind`, whether it is one of these."""
+    return np.array([kind in kinds for kind in PageKind])
+
+
 def _sensitive_pages(policy: Policy, tables: "SideTables") -> "Flags":
     """Lay the rules over the pages, weakest first, and within one strength the sensitive ones last."""
     memory = policy.memory
-    gfp = _gfp_of_page(tables)
-    unrecorded = np.append(gfp.is_null().to_numpy(), False)  # noqa: FBT003
-    kinds = pl.concat([tables.pages["kind"], pl.Series("kind", [PageKind.MMIO.value])])
-    caches = pl.concat([tables.pages["cache"].fill_null(""), pl.Series("cache", [""])])
-    slab = (kinds == PageKind.SLAB).to_numpy()
-    allocators = tables.allocator_of_page
+    gfp = tables.gfp_of_page
+    kinds = tables.kind_of_page
 
-    def by_gfp(rules: Rules) -> "Flags":
-        return np.append(_has_flags(gfp, rules.gfp, policy, tables), False)  # noqa: FBT003
+    def by_gfp(names: tuple[str, ...]) -> "Flags":
+        return _has_flags(names, policy, tables)
 
-    def by_unrecorded_kind(rules: Rules) -> "Flags":
-        return unrecorded & kinds.is_in(list(rules.unrecorded_kinds)).to_numpy()
+    def by_unrecorded_kind(names: tuple[str, ...]) -> "Flags":
+        unrecorded: Flags = gfp == NO_GFP
+        return unrecorded & _is_kind(names)[kinds]
 
-    def by_kind(rules: Rules) -> "Flags":
-        return kinds.is_in(list(rules.kinds)).to_numpy()
+    def by_kind(names: tuple[str, ...]) -> "Flags":
+        return _is_kind(names)[kinds]
 
-    def by_allocator(rules: Rules) -> "Flags":
-        return tables.symbols_matching(rules.allocated_by)[allocators]
+    def by_allocator(names: tuple[str, ...]) -> "Flags":
+        return tables.symbols_matching(names)[tables.allocator_of_page]
 
-    def by_cache(rules: Rules) -> "Flags":
-        return slab & caches.str.contains(any_of(rules.caches)).to_numpy()
+    def by_cache(names: tuple[str, ...]) -> "Flags":
+        return tables.caches_matching(names)
 
-    sensitive = np.full(tables.pages.height + 1, memory.default is Sensitivity.SENSITIVE)
+    sensitive = np.full(kinds.size, memory.default is Sensitivity.SENSITIVE)
     sensitive[-1] = False  # device registers: no rule but an explicit one makes them sensitive
-    for matches in (by_gfp, by_unrecorded_kind, by_kind, by_allocator, by_cache):
-        sensitive[matches(memory.nonsensitive)] = False
-        sensitive[matches(memory.sensitive)] = True
+    levels = (
+        (by_gfp, memory.nonsensitive.gfp, memory.sensitive.gfp),
+        (by_unrecorded_kind, memory.nonsensitive.unrecorded_kinds, memory.sensitive.unrecorded_kinds),
+        (by_kind, memory.nonsensitive.kinds, memory.sensitive.kinds),
+        (by_allocator, memory.nonsensitive.allocated_by, memory.sensitive.allocated_by),
+        (by_cache, memory.nonsensitive.caches, memory.sensitive.caches),
+    )
+    for matches, nonsensitive_names, sensitive_names in levels:
+        if nonsensitive_names:
+            sensitive[matches(nonsensitive_names)] = False
+        if sensitive_names:
+            sensitive[matches(sensitive_names)] = True
     return sensitive
 
 
-def _gfp_of_page(tables: "SideTables") -> pl.Series:
-    flags = pl.concat([tables.allocations["gfp"], pl.Series("gfp", [None], dtype=pl.UInt32)])
-    return flags.gather(tables.allocation_of_page)
-
-
-def _has_flags(gfp: pl.Series, names: tuple[str, ...], policy: Policy, tables: "SideTables") -> "Flags":
+def _has_flags(names: tuple[str, ...], policy: Policy, tables: "SideTables") -> "Flags":
     """Return for each page whether its allocation has all bits of one of the named flags."""
     known: dict[str, int] = tables.meta.get("gfp_flags", {})
-    values = gfp.fill_null(0).to_numpy()
-    matching = np.zeros(values.size, np.bool_)
-    if gfp.null_count() == gfp.len():
+    gfp = tables.gfp_of_page
+    matching = np.zeros(gfp.size, np.bool_)
+    recorded: Flags = gfp != NO_GFP
+    if not recorded.any():
         return matching
     for name in names:
         if name not in known:
@@ -148,6 +156,7 @@ def _has_flags(gfp: pl.Series, names: tuple[str, ...], policy: Policy, tables: "
                 f'policy {policy.name}: the recorded kernel has no gfp flag "{name}"{nearest(name, known)}'
                 f" ({len(known)} flags in the trace's meta.json)"
             )
-        mask = np.uint32(known[name])
-        matching |= (values & mask) == mask
-    return matching & gfp.is_not_null().to_numpy()
+        mask = known[name]
+        if mask:  # a flag that the kernel was built without is 0, and no allocation has it
+            matching |= (gfp & mask) == mask
+    return matching & recorded

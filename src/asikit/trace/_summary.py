@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from asikit.trace._errors import TraceError, first_line
+from asikit.trace._errors import TraceError
 from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind
 from asikit.trace._schema import FIRST_KIND, LAST_KIND
 
@@ -63,10 +63,7 @@ def summarize(trace: "Trace") -> TraceSummary:
 
     :raises TraceError: A part is damaged, an event's kind is unknown, or a touch's place is not in the trace.
     """
-    counts = _collect(
-        trace,
-        trace.scan_events().group_by("cpu", "kind").agg(pl.len().alias("count"), pl.col("clock").max()),
-    )
+    counts, touched = _count_events(trace)
     strange = counts.filter(~pl.col("kind").is_between(int(FIRST_KIND), int(LAST_KIND)))
     if strange.height:
         raise TraceError.at(trace.path / "events", f"unknown kind {_least(strange, 'kind')}")
@@ -75,18 +72,23 @@ def summarize(trace: "Trace") -> TraceSummary:
     return TraceSummary(
         events={kind: int(by_kind.get(int(kind), 0)) for kind in EventKind},
         cpus=tuple(CpuSummary(*row) for row in by_cpu.iter_rows()),
-        touches=_touches(trace),
+        touches=_touches(trace, touched),
     )
 
 
-def _touches(trace: "Trace") -> tuple[TouchCount, ...]:
-    touched = _collect(
-        trace,
-        trace.scan_events()
-        .filter(pl.col("kind").is_in([int(kind) for kind in TOUCH_KINDS]))
-        .group_by("arg", "kind")
-        .agg(pl.len().alias("count")),
-    )
+def _count_events(trace: "Trace") -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Count the events by CPU and kind, and the touches by place and kind: each part is added to the sums so far."""
+    counts, touched = [], []
+    for part in trace.events(columns=["cpu", "clock", "kind", "arg"]):
+        counts.append(part.group_by("cpu", "kind").agg(pl.len().cast(pl.Int64).alias("count"), pl.col("clock").max()))
+        touches = part.filter(pl.col("kind").is_in([int(kind) for kind in TOUCH_KINDS]))
+        touched.append(touches.group_by("arg", "kind").agg(pl.len().cast(pl.Int64).alias("count")))
+        counts = [pl.concat(counts).group_by("cpu", "kind").agg(pl.col("count").sum(), pl.col("clock").max())]
+        touched = [pl.concat(touched).group_by("arg", "kind").agg(pl.col("count").sum())]
+    return counts[0], touched[0]
+
+
+def _touches(trace: "Trace", touched: pl.DataFrame) -> tuple[TouchCount, ...]:
     places = trace.table("places").with_row_index("place")
     pages = trace.table("pages").select(page_kind="kind").with_row_index("page")
     joined = touched.join(places, left_on="arg", right_on="place", how="left")
@@ -110,10 +112,3 @@ def _count(kind: EventKind) -> pl.Expr:
 
 def _least(frame: pl.DataFrame, column: str) -> int:
     return int(min(frame[column].to_list()))
-
-
-def _collect(trace: "Trace", frame: pl.LazyFrame) -> pl.DataFrame:
-    try:
-        return frame.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise TraceError.at(trace.path / "events", f"not readable as Parquet: {first_line(error)}") from error

@@ -3,7 +3,7 @@
  * The recorded guest's first process: prepares the file systems, tells the host about the kernel, runs
  * the workload between two marks, hands over its exit status and powers off.
  *
- * /asi/run holds NUL-terminated words: "module" PATH..., "root", "send-kernel", "cwd" DIR, "env" NAME=VALUE..., "arg" WORD...
+ * /asi/run holds NUL-terminated words: "root", "send-kernel", "module" PATH..., "tmpfs" DIR..., "cwd" DIR, "env" NAME=VALUE..., "arg" WORD...
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -194,6 +194,8 @@ int main(void)
                 load_module(value);
             else if (!strcmp(w, "env"))
                 putenv(value);
+            else if (!strcmp(w, "tmpfs"))
+                mount_on("tmpfs", value, NULL);
             else if (!strcmp(w, "cwd") && chdir(value))
                 fail("cannot enter", value);
             else if (!strcmp(w, "arg") && argc < 1023)
@@ -204,8 +206,6 @@ int main(void)
     argv[argc] = NULL;
     if (root)
         enter_root();
-    else
-        mount_on("tmpfs", "/tmp", NULL);
     int out = open_line("/dev/ttyS1"), err = open_line("/dev/ttyS2");
     if (send_kernel) {
         send_file("kallsyms", "/proc/kallsyms");

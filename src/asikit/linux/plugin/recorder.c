@@ -17,6 +17,7 @@
 PLUGIN_EXPORT int qemu_plugin_version = QEMU_PLUGIN_VERSION;
 
 enum { READ = 1, WRITE = 2, FETCH = 4 };
+#define IRETQ_SIZE 2
 
 struct vcpu vcpus[MAX_CPUS];
 bool one_cpu;
@@ -248,7 +249,10 @@ static void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vadd
     if (!v->iret)
         return;
     v->iret = false;
-    if (read_pointer(vaddr) < KERNEL_HALF) {
+    uint64_t target = read_pointer(vaddr);
+    if (target == (uint64_t)ip + IRETQ_SIZE) /* iret_to_self(): a serializing instruction, not a return */
+        return;
+    if (target < KERNEL_HALF) {
         v->mode = MODE_USER;
         emit_event(RETURN_USER, cpu, 1, 0, (uint64_t)ip);
         return;
@@ -399,7 +403,7 @@ static void on_handler_begin(unsigned cpu, void *udata)
 static void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
     struct vcpu *v = &vcpus[cpu];
-    if (qemu_plugin_mem_is_store(info) && v->stores.n < sizeof v->stores.addr / sizeof *v->stores.addr)
+    if (qemu_plugin_mem_is_store(info) && !shadow_has(vaddr) && v->stores.n < sizeof v->stores.addr / sizeof *v->stores.addr)
         v->stores.addr[v->stores.n++] = vaddr;
 }
 

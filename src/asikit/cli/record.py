@@ -1,0 +1,77 @@
+"""``asi record``: what a real Linux kernel does under a workload."""
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from asikit.cli._output import size_text
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class _Size(click.ParamType):
+    """A size in bytes, written as QEMU and systemd write it: ``512M``, ``2G``."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Give the number of bytes."""
+        found = re.fullmatch(r"(\d+)([KMG]?)i?B?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is not a size; write it like 512M or 2G", param, ctx)
+        return int(found[1]) * _UNITS[found[2].upper()]
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace. [default: COMMAND.asitrace]")
+@click.option("--overwrite", is_flag=True, help="Replace the trace if it is there already.")
+@click.option("--kernel", type=click.Path(path_type=Path), metavar="VMLINUZ", help="The kernel. [default: one in /boot, else Debian's cloud kernel]")
+@click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
+@click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
+@click.option("--include", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest.")
+@click.option("--module", "modules", multiple=True, metavar="NAME", help="A kernel module to load first, for example kvm-amd.")
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="A folder that becomes the guest's whole root file system.")
+@click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after so many seconds.")
+@click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(  # noqa: PLR0913  (an option each)
+    output: Path | None,
+    *,
+    overwrite: bool,
+    kernel: Path | None,
+    memory: int,
+    cpus: int,
+    include: tuple[Path, ...],
+    modules: tuple[str, ...],
+    root: Path | None,
+    append: str,
+    timeout: float | None,
+    workload: tuple[str, ...],
+) -> None:
+    """Run COMMAND under a real Linux kernel and record what the kernel does.
+
+    Boots a stock kernel in QEMU (software emulation; no root, no KVM), with COMMAND, the libraries that it needs and
+    busybox in it. COMMAND's output is passed on; the trace is a folder for `asi info` and `asi replay`.
+    """
+    from asikit.linux import Recording, record  # noqa: PLC0415
+
+    recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout)
+    trace = output or Path(f"{Path(workload[0]).name}.asitrace")
+    done = record(recording, trace, say=_say, overwrite=overwrite)
+    size = size_text(sum(file.stat().st_size for file in trace.rglob("*") if file.is_file()))
+    lost = sum(done.lost.values())
+    _say(f"recorded {done.events:,} events into {trace} ({size})" + (f"; {lost:,} were lost (see asi info)" if lost else ""))
+    if done.exit_status:
+        _say(f"error: the workload {_ending(done.exit_status)}; the trace holds what it did until then")
+        click.get_current_context().exit(1)
+
+
+def _ending(status: int) -> str:
+    return f"was killed by signal {status - 128}" if status > 128 else f"exited with status {status}"  # noqa: PLR2004
+
+
+def _say(line: str) -> None:
+    sys.stdout.flush()
+    click.echo(f"asi: {line}", err=True)

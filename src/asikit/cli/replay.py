@@ -1,0 +1,100 @@
+"""``asi replay``: a recording through ASI under sensitivity policies."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from asikit.cli._output import console, write_json
+
+if TYPE_CHECKING:
+    from asikit.protocol import AsiClass
+    from asikit.replay import ReplayResult
+
+_DEFAULT_POLICY = "denylist-2025"
+_DEFAULT_TOP = 10
+
+
+@click.command()
+@click.argument("trace", type=click.Path(), required=False)
+@click.option(
+    "--policy",
+    "policies",
+    metavar="NAME|FILE.toml",
+    multiple=True,
+    help=f"Which memory is sensitive; several, or a comma list, compare. [default: {_DEFAULT_POLICY}]",
+)
+@click.option(
+    "--class",
+    "classes",
+    metavar="CLASS[,CLASS]",
+    default="userspace,kvm",
+    show_default=True,
+    help="Which untrusted domains to protect from.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.replay/1).")
+@click.option(
+    "--top", type=click.IntRange(min=0), help=f"Causes and entries to show. [default: {_DEFAULT_TOP}; JSON: all]"
+)
+@click.option("--list-policies", is_flag=True, help="List the policies that come with asikit, and stop.")
+def command(  # noqa: PLR0913  (an option each)
+    trace: str | None, *, policies: tuple[str, ...], classes: str, as_json: bool, top: int | None, list_policies: bool
+) -> None:
+    """Say what ASI would do: exits, flushes and their causes.
+
+    TRACE is a folder NAME.asitrace that `asi record` wrote. A POLICY is one of `asi replay --list-policies`, or a TOML
+    file of yours (docs/policies.md).
+    """
+    if list_policies:
+        _list_policies()
+        return
+    if trace is None:
+        raise click.UsageError("missing argument 'TRACE'", click.get_current_context())
+    # Whatever reads a trace is slow to import.
+    from asikit.replay import load_policy, replay  # noqa: PLC0415
+    from asikit.trace import Trace  # noqa: PLC0415
+
+    chosen = _classes(classes)
+    names = [name.strip() for item in policies or (_DEFAULT_POLICY,) for name in item.split(",")]
+    loaded = [load_policy(name) for name in dict.fromkeys(names)]
+    results = replay(Trace.open(trace), loaded, chosen)
+    if as_json:
+        _write_json(results, top)
+    else:
+        _print(results, _DEFAULT_TOP if top is None else top)
+
+
+def _classes(text: str) -> "frozenset[AsiClass]":
+    from asikit.replay import ALL_CLASSES  # noqa: PLC0415
+
+    known = {asi_class.name.lower(): asi_class for asi_class in ALL_CLASSES}
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            message = f"no class {name!r}: there are {', '.join(sorted(known))}"
+            raise click.BadParameter(message, param_hint="'--class'")
+    return frozenset(known[name] for name in names)
+
+
+def _list_policies() -> None:
+    from asikit.replay import load_policy, shipped_policies  # noqa: PLC0415
+
+    names = shipped_policies()
+    width = max(len(name) for name in names)
+    for name in names:
+        click.echo(f"{name:<{width}}  {load_policy(name).title}")
+
+
+def _write_json(results: "list[ReplayResult]", top: int | None) -> None:
+    documents = [result.to_dict(top=top) for result in results]
+    for document in documents:
+        del document["schema"]  # the envelope has it
+    write_json("replay", documents[0] if len(documents) == 1 else {"results": documents})
+
+
+def _print(results: "list[ReplayResult]", top: int) -> None:
+    from asikit.report import compare_replays, replay_report  # noqa: PLC0415
+
+    if len(results) == 1:
+        console().print(replay_report(results[0], top=top))
+    else:
+        console().print(compare_replays(results, causes=min(top, 3)))

@@ -1,0 +1,5 @@
+"""Results as text for people: what the commands print."""
+
+from asikit.report.replay import compare_replays, replay_report
+
+__all__ = ["compare_replays", "replay_report"]

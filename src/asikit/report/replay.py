@@ -1,0 +1,215 @@
+"""A replay's result as text: one policy in detail, several side by side."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from asikit.replay import Cause, ReplayResult
+
+__all__ = ["compare_replays", "replay_report"]
+
+WIDTH = 96
+"""Columns of the widest part of one policy's report."""
+
+_LABEL_WIDTH = 35
+_POLICY_WIDTH = 14
+
+_FLUSH_WORDS = {
+    "ibpb": "branch predictor barriers (IBPB)",
+    "bhb_clear": "branch history clears",
+    "rsb_fill": "return stack refills",
+    "l1d_flush": "L1 data cache flushes",
+    "verw": "buffer clears (VERW)",
+    "dummy_divide": "divider clears",
+}
+_REASON_WORDS = {
+    "page_fault": "the kernel touched missing memory, or faulted",
+    "context_switch": "the scheduler switched tasks",
+    "tlb_flush": "the kernel flushed the TLB",
+    "user_ret": "a return to user mode",
+    "misc": "other",
+}
+
+
+def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
+    """Return one result in detail: counts, entries, causes.
+
+    :param top: The most causes and entries to show.
+    """
+    parts: list[RenderableType] = [
+        Text(f"Policy {result.policy}: {result.title}", style="bold"),
+        Text(),
+        _facts(result),
+    ]
+    if result.by_entry:
+        parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(result, top)]
+    if result.exits:
+        parts += [Text(), Text("Why it exited, most frequent first", style="bold"), _causes(result, top)]
+    parts += [Text(note) for note in _notes(result)]
+    return Group(*parts)
+
+
+def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "RenderableType":
+    """Return results of one recording side by side, a column each, and the main causes below.
+
+    :param causes: The most causes to show of each.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_compared_width(results))
+    table.add_column("", no_wrap=True)
+    for result in results:
+        table.add_column(result.policy, justify="right", overflow="fold", max_width=_POLICY_WIDTH)
+    table.add_row("round trips into the kernel", *(f"{result.round_trips:,}" for result in results))
+    table.add_row("  that ran without an exit", *(_without_exit(result) for result in results))
+    table.add_row("exits", *(f"{r.exits:,}" if r.mechanism == "asi" else "-" for r in results), style="bold")
+    table.add_row("  per round trip", *(_ratio(result.exits, _trips(result)) for result in results))
+    if any(result.ephmap_operations for result in results):
+        table.add_row("ephemeral mappings instead", *(f"{result.ephmap_operations:,}" for result in results))
+    for kind in dict.fromkeys(kind for result in results for kind in result.flushes):
+        table.add_row(_flush_words(kind), *(f"{result.flushes.get(kind, 0):,}" for result in results))
+    table.add_row("page table switches (CR3 writes)", *(f"{result.cr3_writes:,}" for result in results))
+    if any(result.stuns for result in results):
+        table.add_row("sibling thread stuns", *(f"{result.stuns:,}" for result in results))
+    parts: list[RenderableType] = [table]
+    if causes:
+        for result in results:
+            shown = result.top_causes(causes)
+            if shown:
+                parts.append(Text(f"Main causes of exits under {result.policy}", style="bold"))
+                parts += [Text(f"  {cause.share:6.1%}  {_cause_line(cause)}") for cause in shown]
+    return Group(*parts)
+
+
+def _compared_width(results: "Sequence[ReplayResult]") -> int:
+    names = [min(_POLICY_WIDTH, max(len(result.policy), len(f"{result.cr3_writes:,}"))) for result in results]
+    return _LABEL_WIDTH + sum(name + 2 for name in names)
+
+
+def _trips(result: "ReplayResult") -> int:
+    """The round trips that could have exited: without ASI there is nothing to exit from."""
+    return result.round_trips if result.mechanism == "asi" else 0
+
+
+def _without_exit(result: "ReplayResult") -> str:
+    return _percent(result.round_trips_without_exit, _trips(result))
+
+
+def _facts(result: "ReplayResult") -> Table:
+    table = _plain()
+    table.add_row("round trips", f"{result.round_trips:,}", f"kernel entry to return; domains: {_and(result.classes)}")
+    if result.unprotected_round_trips:
+        table.add_row(
+            "unprotected", f"{result.unprotected_round_trips:,}", "round trips of other classes, not counted above"
+        )
+    if result.mechanism == "asi":
+        without = f"{result.round_trips_without_exit:,}"
+        table.add_row("  without an exit", without, f"{_without_exit(result)}: ran restricted to the end, no flush")
+        table.add_row(
+            "exits", f"{result.exits:,}", f"{_ratio(result.exits, _trips(result))} a round trip", style="bold"
+        )
+    for reason, count in sorted(result.exits_by_reason.items(), key=lambda item: (-item[1], item[0])):
+        if count:
+            table.add_row(f"  {reason.replace('_', ' ')}", f"{count:,}", _REASON_WORDS.get(reason, ""))
+    if result.ephmap_operations:
+        table.add_row(
+            "ephmap", f"{result.ephmap_operations:,}", "touches through an ephemeral mapping, instead of an exit"
+        )
+    for kind, count in result.flushes.items():
+        table.add_row(kind.replace("_", " "), f"{count:,}", _flush_words(kind))
+    noflush = f", {result.cr3_writes_noflush:,} kept the TLB" if result.cr3_writes_noflush else ""
+    table.add_row("CR3 writes", f"{result.cr3_writes:,}", f"page table switches{noflush}")
+    table.add_row("TLB flushes", f"{result.tlb_flushes:,}", "by CR3 writes and otherwise")
+    if result.stuns:
+        table.add_row("stuns", f"{result.stuns:,}", "the sibling hyperthread was stopped")
+    return table
+
+
+def _entries(result: "ReplayResult", top: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name, justify in (("entry", "left"), ("round trips", "right"), ("without exit", "right"), ("exits", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in result.by_entry[:top]:
+        table.add_row(row.entry, f"{row.round_trips:,}", f"{row.without_exit:,}", f"{row.exits:,}")
+    _add_rest(table, len(result.by_entry) - top, "entries")
+    return table
+
+
+def _causes(result: "ReplayResult", top: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("exits", justify="right", no_wrap=True)
+    table.add_column("function <- caller", overflow="fold", ratio=3)
+    table.add_column("what it touched (allocated by)", overflow="fold", ratio=3)
+    for cause in result.top_causes(top):
+        table.add_row(f"{cause.share:.1%}", f"{cause.exits:,}", _function(cause), _touched(cause))
+    _add_rest(table, result.cause_table.height - top, "causes")
+    return table
+
+
+def _add_rest(table: Table, more: int, what: str) -> None:
+    if more > 0:
+        row = [""] * len(table.columns)
+        row[0 if what == "entries" else 2] = f"... and {more:,} more {what}"
+        table.add_row(*row)
+
+
+def _notes(result: "ReplayResult") -> "list[str]":
+    if not result.amended_events:
+        return []
+    return [
+        "",
+        (
+            f"{result.amended_events:,} of {result.events:,} events did not follow from the ones recorded before them"
+            " (a recording begins in the middle of things)."
+        ),
+    ]
+
+
+def _cause_line(cause: "Cause") -> str:
+    known = [text for text in (_function(cause), _touched(cause)) if text != "?"]
+    return ": ".join(known)
+
+
+def _function(cause: "Cause") -> str:
+    return f"{cause.function} <- {cause.caller}" if cause.caller != "?" else cause.function
+
+
+def _touched(cause: "Cause") -> str:
+    if not cause.region:
+        return "a page fault of the kernel's own" if cause.reason == "page_fault" else _REASON_WORDS[cause.reason]
+    kind = cause.kind.replace("_", " ")
+    memory = f"{kind} {cause.cache}" if cause.cache and cause.cache != cause.kind else kind
+    where = "" if cause.region == "direct_map" else f" in {cause.region.replace('_', ' ')}"
+    by = f" ({cause.allocated_by})" if cause.allocated_by not in {"", "?"} else ""
+    return f"{cause.access} {memory}{where}{by}"
+
+
+def _plain() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _flush_words(kind: str) -> str:
+    return _FLUSH_WORDS.get(kind, kind.replace("_", " "))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def _and(names: "Sequence[str]") -> str:
+    return " and ".join(names)
