@@ -19,6 +19,7 @@ from asikit.protocol import (
     ProtocolConfig,
     Space,
     State,
+    TaskState,
     ThreadState,
 )
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF
@@ -138,6 +139,8 @@ class Explorer:
             done = protocol.step(core, thread, who)
             if done.status is not Status.BLOCKED:
                 yield done.ran or "skip", done.core, done.thread, done.effect, True
+            elif thread.frames[-1].program in (H.RETURN_USER, H.VM_ENTRY):
+                yield "stop waiting", core, protocol.stop_waiting(thread), None, False
         elif protocol.in_handler(thread):
             yield "leave", core, protocol.leave(thread), None, True
             yield "touch", core, protocol.begin(thread, H.UNMAPPED_TOUCH), None, False
@@ -147,9 +150,9 @@ class Explorer:
                 yield happening, core, protocol.begin(thread, happening), None, owed
             return
         else:
-            for happening in self._kernel(thread):
-                owed = happening in (H.RETURN_USER, H.VM_ENTRY)
-                yield happening, core, protocol.begin(thread, happening), None, owed
+            for transition in self._kernel(thread):
+                owed = transition in (H.RETURN_USER, H.VM_ENTRY)
+                yield transition, core, protocol.begin(thread, transition), None, owed
         if self._may_interrupt(world, who):
             yield "nmi", core, protocol.interrupt(thread, H.NESTED_NMI), None, False
 
@@ -165,7 +168,12 @@ class Explorer:
             return (H.VM_EXIT,)
         return (H.SYSCALL_ENTRY, H.INTERRUPT_ENTRY)
 
-    def _kernel(self, thread: ThreadState) -> "Iterator[Happening]":
+    def _kernel(self, thread: ThreadState) -> "Iterator[str]":
+        if thread.task == TaskState(target=Space.IDLE):
+            yield "asi_relax"
+            return
+        if not thread.task.target and AsiClass.IDLE in self.protocol.config.classes:
+            yield "asi_enter_idle"
         yield H.RETURN_USER
         yield H.UNMAPPED_TOUCH
         yield from self.extra

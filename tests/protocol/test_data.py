@@ -8,6 +8,7 @@ from asikit.protocol import AsiClass, Happening, MicroOp, Protocol, ProtocolConf
 from asikit.protocol.errors import EditError
 from asikit.protocol.expressions import ALWAYS, Bit, Const, Lookup, fields_of
 from asikit.protocol.invariants import step_invariants, taint_invariants
+from asikit.protocol.operations import Assign
 from asikit.protocol.vocabulary import CR3, CURR_ASI, DEPTH, FIELDS, TAINTS, TARGET, TENSE
 
 EVERYTHING = ProtocolConfig(
@@ -132,6 +133,12 @@ def test_edits_that_make_no_sense() -> None:
         protocol.reordered("asi_exit.flush_control")
     with pytest.raises(EditError, match="not a later step"):
         protocol.inserting(MicroOp(name="back", jump="already_there"), after="asi_exit.write_cr3")
+    with pytest.raises(EditError, match="it can do nothing else"):
+        protocol.inserting(
+            MicroOp(name="both", call="asi_relax", sets=(Assign(TAINTS, Const(0)),)), after="asi_exit.write_cr3"
+        )
+    with pytest.raises(EditError, match="two micro-operations of asi_exit have the same name"):
+        protocol.inserting(MicroOp(name="check"), after="asi_exit.write_cr3")
     with pytest.raises(EditError, match="calls itself"):
         protocol.inserting(MicroOp(name="again", call="asi_exit"), after="asi_exit.write_cr3")
 

@@ -15,6 +15,7 @@ from asikit.protocol import (
     Happening,
     Protocol,
     ProtocolConfig,
+    Taint,
     ThreadState,
     blanket_config,
 )
@@ -27,7 +28,7 @@ TWO_THREADS = ProtocolConfig(classes=USERSPACE, smt=True, rsb_fill=False, bugs=f
 KERNEL_WORK = (Happening.EXPLICIT_EXIT, Happening.MM_SWITCH)
 ONE_THREAD = {
     "published": (ProtocolConfig(), 1, 12_995),
-    "published, an NMI or machine check inside an NMI": (ProtocolConfig(classes=USERSPACE), 2, 0),
+    "published, an NMI or machine check inside an NMI": (ProtocolConfig(classes=USERSPACE), 2, 90_894),
     "with one class": (ProtocolConfig(classes=frozenset({AsiClass.KVM})), 1, 2_595),
     "noflush": (ProtocolConfig(noflush=True), 1, 25_616),
     "with PTI too": (ProtocolConfig(pti=True), 1, 14_801),
@@ -52,7 +53,7 @@ def test_two_threads() -> None:
     graph = explore(explorer)
     assert graph.finding is None
     assert stuck(explorer, graph) == []
-    assert len(graph.moves) == 5_093
+    assert len(graph.moves) == 6_070
 
 
 def test_two_threads_with_an_nmi() -> None:
@@ -61,7 +62,7 @@ def test_two_threads_with_an_nmi() -> None:
     graph = explore(explorer)
     assert graph.finding is None
     assert stuck(explorer, graph) == []
-    assert len(graph.moves) == 259_275
+    assert len(graph.moves) == 273_471
 
 
 ONE_THREAD_MUTANTS = [
@@ -121,12 +122,32 @@ def test_two_threads_without(path: str, expected: str) -> None:
     assert verdict(Explorer(Protocol(replace(TWO_THREADS, smt=False)))) == ""
 
 
+@pytest.mark.parametrize(("other", "states"), [(AsiClass.IDLE, 21_383), (AsiClass.KVM, 71_024)])
+def test_two_threads_with_two_classes(other: AsiClass, states: int) -> None:
+    """Siblings that idle, which must be done restricted or the other waits for ever; and siblings that run guests."""
+    config = replace(TWO_THREADS, classes=USERSPACE | {other})
+    explorer = Explorer(Protocol(config), threads=2, nmis=0)
+    graph = explore(explorer)
+    assert graph.finding is None
+    assert stuck(explorer, graph) == []
+    assert len(graph.moves) == states
+
+
+@pytest.mark.parametrize("other", [AsiClass.IDLE, AsiClass.KVM])
+def test_the_sibling_trains_too(other: AsiClass) -> None:
+    """With SMT every class leaves a control taint, even if its own code trains nothing, or its VM exit clears all."""
+    config = replace(TWO_THREADS, classes=USERSPACE | {other})
+    policy = replace(config.registry.policy(other), set=Taint.GUEST_DATA)
+    forgetful = replace(config, policies=((other, policy),))
+    assert verdict(Explorer(Protocol(forgetful), threads=2, nmis=0)) == "kernel mistrained"
+
+
 def test_stun_checked_before_and_not_with_the_return() -> None:
     """Check and return in two steps: the stun comes between them."""
     protocol = Protocol(TWO_THREADS)
     transition = protocol.transitions[Happening.RETURN_USER]
     resume = transition.ops[transition.index("resume")]
-    check = replace(resume, name="check_stun", sets=())
+    check = replace(resume, sets=())
     go = replace(resume, name="go", waits=ALWAYS)
     assert (
         verdict(Explorer(protocol.replacing("return_user.resume", check, go), threads=2, nmis=0)) == "sibling-stays-out"

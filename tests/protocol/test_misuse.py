@@ -91,6 +91,18 @@ def test_a_recording_may_begin_in_the_middle() -> None:
         protocol.happen(protocol.initial(), happening)
 
 
+def test_only_a_waiting_thread_can_stop_waiting() -> None:
+    """`stop_waiting` and `leave` are for threads that are just there."""
+    protocol = Protocol(ProtocolConfig(smt=True))
+    thread = protocol.initial_thread()
+    with pytest.raises(MisuseError, match="not waiting to resume"):
+        protocol.stop_waiting(thread)
+    with pytest.raises(MisuseError, match="not waiting to resume"):
+        protocol.stop_waiting(protocol.begin(thread, H.RETURN_USER))
+    with pytest.raises(MisuseError, match="no handler's own code"):
+        protocol.leave(thread)
+
+
 def test_unknown_names() -> None:
     """A misspelt transition is answered with the nearest right one."""
     protocol = Protocol(ProtocolConfig())

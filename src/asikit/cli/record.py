@@ -3,38 +3,54 @@
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from asikit.cli._output import size_text
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+if TYPE_CHECKING:
+    from asikit.linux import Recorded
+
+    _Integer = click.ParamType[int]
+else:
+    _Integer = click.ParamType  # before click 8.4 it takes no type
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIGNAL_BASE: Final = 128
+_PATH: Final = click.Path(path_type=Path)
 
 
-class _Size(click.ParamType):
+class _Size(_Integer):
     """A size in bytes, written as QEMU and systemd write it: ``512M``, ``2G``."""
 
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Give the number of bytes."""
-        found = re.fullmatch(r"(\d+)([KMG]?)i?B?", str(value), re.IGNORECASE)
+        found = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", str(value), re.IGNORECASE)
         if found is None:
             self.fail(f"{value!r} is not a size; write it like 512M or 2G", param, ctx)
         return int(found[1]) * _UNITS[found[2].upper()]
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace. [default: COMMAND.asitrace]")
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-o", "--output", type=_PATH, metavar="TRACE", help="The trace. [default: COMMAND.asitrace]")
 @click.option("--overwrite", is_flag=True, help="Replace the trace if it is there already.")
-@click.option("--kernel", type=click.Path(path_type=Path), metavar="VMLINUZ", help="The kernel. [default: one in /boot, else Debian's cloud kernel]")
+@click.option(
+    "--kernel", type=_PATH, metavar="VMLINUZ", help="The kernel. [default: one in /boot, else Debian's cloud kernel]"
+)
 @click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
-@click.option("--include", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest.")
-@click.option("--module", "modules", multiple=True, metavar="NAME", help="A kernel module to load first, for example kvm-amd.")
-@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="A folder that becomes the guest's whole root file system.")
+@click.option(
+    "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
+)
+@click.option(
+    "--module", "modules", multiple=True, metavar="NAME", help="A kernel module to load first, for example kvm-amd."
+)
+@click.option("--root", type=_PATH, metavar="DIR", help="A folder that becomes the guest's whole root file system.")
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after so many seconds.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(  # noqa: PLR0913  (an option each)
     output: Path | None,
@@ -55,21 +71,30 @@ def command(  # noqa: PLR0913  (an option each)
     Boots a stock kernel in QEMU (software emulation; no root, no KVM), with COMMAND, the libraries that it needs and
     busybox in it. COMMAND's output is passed on; the trace is a folder for `asi info` and `asi replay`.
     """
-    from asikit.linux import Recording, record  # noqa: PLC0415
+    from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
     recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout)
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
-    size = size_text(sum(file.stat().st_size for file in trace.rglob("*") if file.is_file()))
-    lost = sum(done.lost.values())
-    _say(f"recorded {done.events:,} events into {trace} ({size})" + (f"; {lost:,} were lost (see asi info)" if lost else ""))
+    _report(done, trace)
     if done.exit_status:
-        _say(f"error: the workload {_ending(done.exit_status)}; the trace holds what it did until then")
         click.get_current_context().exit(1)
 
 
+def _report(done: "Recorded", trace: Path) -> None:
+    size = size_text(sum(file.stat().st_size for file in trace.rglob("*") if file.is_file()))
+    lost = sum(done.lost.values())
+    note = f"; {lost:,} were lost (see asi info)" if lost else ""
+    _say(f"recorded {done.events:,} events into {trace} ({size}){note}")
+    if done.out_of_memory is not None:
+        _say(f"the guest ran out of memory and killed {done.out_of_memory!r}; give it more (--memory)")
+    if done.exit_status:
+        _say(f"error: the workload {_ending(done.exit_status)}; the trace holds what it did until then")
+
+
 def _ending(status: int) -> str:
-    return f"was killed by signal {status - 128}" if status > 128 else f"exited with status {status}"  # noqa: PLR2004
+    signal = status - _SIGNAL_BASE
+    return f"was killed by signal {signal}" if signal > 0 else f"exited with status {status}"
 
 
 def _say(line: str) -> None:

@@ -18,9 +18,20 @@ _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
-_PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 2, 3, 4, 5, 6, 8, 9, 10, 11
-_TRAILING = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0), 19: (0, 12)}
-"""Bytes that follow a type of each kind: fixed, and for each of its ``vlen`` members."""
+_STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 4, 5, 6, 8, 9, 10, 11
+_TRAILING = {
+    1: (4, 0),  # BTF_KIND_INT
+    3: (12, 0),  # ARRAY
+    _STRUCT: (0, 12),
+    _UNION: (0, 12),
+    _ENUM: (0, 8),
+    13: (0, 8),  # FUNC_PROTO
+    14: (4, 0),  # VAR
+    15: (0, 12),  # DATASEC
+    17: (4, 0),  # DECL_TAG
+    19: (0, 12),  # ENUM64
+}
+"""Bytes that follow a type of each kind: fixed, and for each of its ``vlen`` members. The other kinds have none."""
 
 
 class Btf:
@@ -79,11 +90,17 @@ class Btf:
         return True
 
     def size(self, name: str) -> int:
-        """Give a structure's size in bytes."""
+        """Give a structure's size in bytes.
+
+        :raises RecordError: There is no such structure.
+        """
+        self.offset(name)
         return int(_TYPE.unpack_from(self._data, self._at[self._named[name]])[2])
 
     def enumerator(self, enum: str, name: str) -> int | None:
-        """Give the value of an enumerator, None if the enum lacks it."""
+        """Give the value of an enumerator, None if there is no such enum or it lacks it."""
+        if enum not in self._named:
+            return None
         at = self._at[self._named[enum]]
         count = _TYPE.unpack_from(self._data, at)[1] & 0xFFFF
         for i in range(count):

@@ -7,12 +7,11 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from asikit.linux.errors import RecordError
 
-__all__ = ["Programs", "cache_folder", "programs"]
-
-from typing import NamedTuple
+__all__ = ["Programs", "cache_folder", "make_folder", "programs"]
 
 
 class Programs(NamedTuple):
@@ -24,12 +23,28 @@ class Programs(NamedTuple):
 
 def cache_folder() -> Path:
     """Give the folder for what can be made again: compiled programs, unpacked kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "asikit"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "asikit"
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder in the cache.
+
+    :raises RecordError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(
+            f"cannot make the folder {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return folder
 
 
 def programs() -> Programs:
     """Compile what is not yet compiled.
+
+    Two recordings may do so at the same time: each compiles into a file of its own and renames it.
 
     :raises RecordError: There is no C compiler, or it failed.
     """
@@ -38,23 +53,28 @@ def programs() -> Programs:
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     folder = cache_folder() / "programs" / digest
     made = Programs(folder / "recorder.so", folder / "init")
-    if not all(program.exists() for program in made):
-        folder.mkdir(parents=True, exist_ok=True)
+    if not made.plugin.exists():
         _compile(made.plugin, [source for source in sources if source.match("plugin/*.c")], ["-shared", "-fPIC"])
+    if not made.init.exists():
         _compile(made.init, [room / "guest" / "init.c"], ["-static"])
     return made
 
 
 def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise RecordError("no C compiler found; install one (Debian: apt-get install gcc libc6-dev) or set CC")
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as made:
-        command = [compiler, "-O2", "-w", *options, "-o", made.name, *map(str, sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        Path(made.name).unlink()
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RecordError(f"{compiler} could not compile {target.name}: {lines[0]}")
-    Path(made.name).chmod(0o755)
-    Path(made.name).replace(target)
+    if compiler is None or shutil.which(compiler) is None:
+        missing = f"the C compiler {compiler}" if compiler else "a C compiler"
+        raise RecordError(f"{missing} is missing; install one (Debian: apt-get install gcc libc6-dev) or set CC")
+    make_folder(target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
+        made = Path(folder) / target.name
+        command = [compiler, "-O2", "-w", *options, "-o", str(made), *map(str, sources)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RecordError(f"{compiler} could not compile {target.name}: {_complaint(done)}")
+        made.replace(target)
+
+
+def _complaint(done: "subprocess.CompletedProcess[str]") -> str:
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+    return next((line for line in lines if "error" in line), lines[0])

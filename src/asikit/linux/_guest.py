@@ -5,14 +5,10 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from asikit.linux.errors import RecordError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["Initramfs", "workload_files"]
+__all__ = ["Initramfs", "find_busybox", "workload_files"]
 
 _ETC = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
@@ -20,11 +16,17 @@ _ETC = {
     "/etc/hosts": "127.0.0.1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\n",
 }
+_LINE_BYTES = 256
+"""Of a script's first line, as the kernel reads it (``BINPRM_BUF_SIZE``)."""
+
 _MOUNT_POINTS = ("/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/var", "/asi")  # noqa: S108  the guest's, not ours
 
 
 class Initramfs:
-    """An initramfs being put together: a cpio archive in the ``newc`` format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    """An initramfs being put together: a cpio archive in the ``newc`` format.
+
+    The format: Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source.
+    """
 
     def __init__(self) -> None:
         """Begin with the folders that init mounts on, and the least that C libraries want in /etc."""
@@ -60,33 +62,37 @@ class Initramfs:
         try:
             if path.is_symlink():
                 target = path.resolve(strict=True)
-                self._entries[str(path)] = (stat.S_IFLNK | 0o777, str(target).encode())
-                self._folder(str(path.parent))
+                self.link(str(path), str(target))
                 path = target
-            self.add(str(path), path.read_bytes(), mode=path.stat().st_mode & 0o7777)
+            if path.is_dir():
+                self._folder(str(path))
+            else:
+                self.add(str(path), path.read_bytes(), mode=stat.S_IMODE(path.stat().st_mode))
         except OSError as error:
             raise RecordError(f"cannot read {path} for the guest: {error.strerror}") from error
 
     def add_host_tree(self, path: Path) -> None:
-        """Add a file or a whole folder of this machine, and the libraries of the programs in it."""
+        """Add a file or a whole folder of this machine, and the libraries of the programs in it.
+
+        :raises RecordError: There is no such thing, or it cannot be read.
+        """
         if not path.exists():
             raise RecordError(f"--include {path}: no such file or folder")
-        files = [path] if not path.is_dir() else sorted(file for file in path.rglob("*") if not file.is_dir())
         if path.is_dir():
             self._folder(str(path))
-        for file in files:
-            if file.is_symlink() or file.is_file():
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in below:
+            if file.is_dir():
+                self._folder(str(file))  # a linked folder's content only if it is below, too
+            elif file.is_file():
                 self.add_host_file(file)
-        for file in files:
-            if file.is_file():
                 for needed in _libraries(file):
                     self.add_host_file(needed)
 
     def add_busybox(self, busybox: Path) -> None:
         """Add busybox, with a link in /bin for each applet whose name nothing else has."""
         self.add("/bin/busybox", busybox.read_bytes(), mode=0o755)
-        listed = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=True)
-        for applet in listed.stdout.split():
+        for applet in _applets(busybox):
             if f"/bin/{applet}" not in self and f"/usr/bin/{applet}" not in self:
                 self.link(f"/bin/{applet}", "busybox")
 
@@ -104,7 +110,7 @@ class Initramfs:
 
 def _member(path: str, mode: int, content: bytes, number: int) -> bytes:
     name = path.lstrip("/").encode() + b"\0"
-    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
+    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)  # root's, one link, of 1970
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + name
     return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
 
@@ -116,11 +122,11 @@ def workload_files(command: str) -> tuple[Path | None, list[Path]]:
     """
     found = shutil.which(command)
     if found is None:
-        busybox = find_busybox()
-        listed = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=True)
-        if command in listed.stdout.split():
+        if command in _applets(find_busybox()):
             return None, []
-        raise RecordError(f"no program {command!r} on this machine, and busybox has none of that name; install it or give its path")
+        raise RecordError(
+            f"no program {command!r} on this machine, and busybox has none of that name; install it or give its path"
+        )
     path = Path(found).absolute()
     return path, [path, *_libraries(path)]
 
@@ -131,31 +137,45 @@ def find_busybox() -> Path:
     :raises RecordError: There is none.
     """
     found = shutil.which("busybox")
-    if found is None:
-        raise RecordError("busybox is missing; install it (Debian: apt-get install busybox-static)")
+    if found is None or _libraries(Path(found)):
+        which = (
+            "busybox is missing" if found is None else f"{found} needs libraries, and the guest wants one that does not"
+        )
+        raise RecordError(f"{which}; install one (Debian: apt-get install busybox-static)")
     return Path(found).resolve()
+
+
+def _applets(busybox: Path) -> list[str]:
+    done = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RecordError(f"{busybox} --list failed; install another (Debian: apt-get install busybox-static)")
+    return done.stdout.split()
 
 
 def _libraries(program: Path) -> list[Path]:
     """List the shared libraries of an ELF program, or a script's interpreter and its libraries."""
-    with program.open("rb") as file:
-        head = file.read(256)
+    try:
+        with program.open("rb") as file:
+            head = file.read(_LINE_BYTES)
+    except OSError as error:
+        raise RecordError(f"cannot read {program} for the guest: {error.strerror}") from error
     if head.startswith(b"#!"):
-        words = head[2:].split(b"\n")[0].split()
-        interpreter = Path(words[0].decode()) if words else None
-        if interpreter is None or not interpreter.exists():
-            return []
-        return [interpreter, *_libraries(interpreter)]
+        return _interpreter(head)
     if not head.startswith(b"\x7fELF"):
         return []
     ldd = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)  # noqa: S607  the system's
     missing = re.search(r"(\S+) => not found", ldd.stdout)
     if missing:
-        raise RecordError(f"{program} needs {missing[1]}, which is not on this machine")
+        raise RecordError(f"{program} needs the library {missing[1]}, which is not on this machine; install it")
     return [Path(match[1]) for match in re.finditer(r"(/\S+) \(0x", ldd.stdout)]
 
 
-def include_all(initramfs: Initramfs, paths: "Iterable[Path]") -> None:
-    """Add each file or folder that the user asked for."""
-    for path in paths:
-        initramfs.add_host_tree(path.absolute())
+def _interpreter(script: bytes) -> list[Path]:
+    """List a script's interpreter with its libraries; of ``#!/usr/bin/env NAME`` also what it finds."""
+    words = script[2:].split(b"\n")[0].decode("utf-8", "replace").split()
+    interpreter = Path(words[0]) if words else None
+    if interpreter is None or not interpreter.is_file():
+        return []
+    needed = [interpreter, *_libraries(interpreter)]
+    found = shutil.which(words[1]) if interpreter.name == "env" and len(words) > 1 else None
+    return [*needed, Path(found), *_libraries(Path(found))] if found else needed

@@ -24,10 +24,18 @@ _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """``__START_KERNEL_map`` (arch/x86/include/asm/page_64_types.h)."""
 
 _PAGE_TYPE_BASE, _PG_BUDDY, _PG_TABLE = 0xF000_0000, 0x80, 0x200
-"""``PAGE_TYPE_BASE``, ``PG_buddy``, ``PG_table`` of 5.x and 6.x up to 6.10 (include/linux/page-flags.h); macros, so not in BTF."""
+"""``PAGE_TYPE_BASE``, ``PG_buddy``, ``PG_table`` of the kernels that :func:`asikit.linux.kernel.find_kernel` accepts.
 
+Macros of include/linux/page-flags.h, so not in BTF.
+"""
+
+_BANNER = b"Linux version"
+_ADDRESS_MASK = 2**64 - 1
 _GATES = 256
 _MOST_SYSCALLS = 512
+
+_ALLOC_FIELDS = {"pfn": "pfn", "order": "order", "gfp": "gfp_flags", "migratetype": "migratetype"}
+_FREE_FIELDS = {"pfn": "pfn", "order": "order"}
 
 _OFFSETS = {
     "orig_ax_offset": "pt_regs.orig_ax",
@@ -49,19 +57,22 @@ _OFFSETS = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What was found: the plugin's lines, and the address ranges that tell the regions apart.
+    """What was found.
 
-    ``percpu`` is the first chunk's range of virtual addresses; ``gfp_flags`` are names and bit masks; ``syscalls`` and
-    ``vectors`` are what the kernel calls the functions that serve each number.
+    :ivar lines: What the plugin is told: lines ``key index value``, hexadecimal.
+    :ivar percpu: The first per-CPU chunk's range of virtual addresses, which has ordinary pages between its units.
+    :ivar gfp_flags: Names and bit masks of the allocation flags.
+    :ivar syscalls: What the kernel calls the functions that serve each number.
+    :ivar vectors: The same of interrupt and exception vectors.
+    :ivar root_is_tmpfs: Whether the initramfs was unpacked into tmpfs; else it is ramfs.
     """
 
     lines: str
-    page_offset: int
-    vmemmap: int
     percpu: tuple[int, int]
     gfp_flags: dict[str, int]
     syscalls: dict[int, str]
     vectors: dict[int, str]
+    root_is_tmpfs: bool
 
 
 class _Memory:
@@ -71,17 +82,21 @@ class _Memory:
         self._view = view
 
     def word(self, address: int) -> int:
-        at = address - _KERNEL_MAP
-        return int(struct.unpack_from("<Q", self._view, at)[0])
+        return self.words(address, 1)[0]
 
     def words(self, address: int, count: int) -> tuple[int, ...]:
-        return struct.unpack_from(f"<{count}Q", self._view, address - _KERNEL_MAP)
+        return self._words_at_physical(address - _KERNEL_MAP, count)
 
     def at_physical(self, address: int) -> int:
-        return int(struct.unpack_from("<Q", self._view, address)[0])
+        return self._words_at_physical(address, 1)[0]
 
     def bytes(self, address: int, count: int) -> bytes:
         return self._view[address - _KERNEL_MAP : address - _KERNEL_MAP + count]
+
+    def _words_at_physical(self, address: int, count: int) -> tuple[int, ...]:
+        if not 0 <= address <= len(self._view) - 8 * count:
+            raise RecordError(f"the guest's kernel refers to physical address {address:#x}, where it has no memory")
+        return struct.unpack_from(f"<{count}Q", self._view, address)
 
 
 def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
@@ -91,39 +106,63 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
     """
     symbols = Symbols.read(folder / "guest-kallsyms")
     btf = Btf.read(folder / "guest-btf")
+    alloc, free = (_format(folder / f"guest-{event}-format") for event in ("alloc", "free"))
     with memory_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
         memory = _Memory(view)
-        if memory.bytes(symbols["linux_banner"], 13) != b"Linux version":
+        if memory.bytes(symbols["linux_banner"], len(_BANNER)) != _BANNER:
             raise RecordError("the guest's kernel is not where its symbols say; it must honour nokaslr")
         page_offset = memory.word(symbols["page_offset_base"])
-        per_cpu = memory.words(symbols["__per_cpu_offset"], cpus)
-        base = memory.word(symbols["pcpu_base_addr"])
-        unit = memory.word(symbols["pcpu_unit_size"]) & 0xFFFF_FFFF
+        gates = dict(_gates(symbols, memory))
         values = {
             **_image(symbols, memory, page_offset),
             **_members(btf),
             **_hooks(symbols),
-            **_event("alloc", (folder / "guest-alloc-format").read_text(), {"pfn": "pfn", "order": "order", "gfp": "gfp_flags", "migratetype": "migratetype"}),
-            **_event("free", (folder / "guest-free-format").read_text(), {"pfn": "pfn", "order": "order"}),
+            **_event("alloc", alloc, _ALLOC_FIELDS),
+            **_event("free", free, _FREE_FIELDS),
             **_percpu(symbols, btf),
         }
-        lines = [f"{key} 0 {value:x}" for key, value in values.items()]
-        gates = dict(_gates(symbols, memory))
-        lines += [f"gate {vector:x} {address:x}" for vector, address in gates.items()]
-        syscalls = _syscalls(symbols, memory)
-        lines += [f"per_cpu {cpu:x} {offset:x}" for cpu, offset in enumerate(per_cpu)]
-        irq_stack = _irq_stack_symbol(symbols, btf)
-        lines += [f"irq_stack {cpu:x} {memory.at_physical(offset + irq_stack - page_offset & 2**64 - 1):x}" for cpu, offset in enumerate(per_cpu)]
-        lines += [f"{key} 0 {address:x}" for key, address in _tlb_functions(symbols)]
-    return Layout(
-        "\n".join(lines) + "\n",
-        page_offset,
-        values["vmemmap"],
-        (base, base + unit * cpus),
-        gfp_flags((folder / "guest-alloc-format").read_text()),
-        syscalls,
-        _vector_names(symbols, gates),
-    )
+        lines = [
+            *((key, 0, value) for key, value in values.items()),
+            *(("gate", vector, address) for vector, address in gates.items()),
+            *_per_cpu_lines(symbols, btf, memory, cpus, page_offset),
+            *((key, 0, address) for key, address in _tlb_functions(symbols)),
+        ]
+        tmpfs = symbols.get("is_tmpfs")
+        return Layout(
+            lines="".join(f"{key} {index:x} {value:x}\n" for key, index, value in lines),
+            percpu=_first_chunk(symbols, memory, cpus),
+            gfp_flags=gfp_flags(alloc),
+            syscalls=_syscalls(symbols, memory),
+            vectors=_vector_names(symbols, gates),
+            root_is_tmpfs=tmpfs is not None and memory.bytes(tmpfs, 1) != b"\0",
+        )
+
+
+def _format(path: "Path") -> str:
+    """Read a saved trace event format.
+
+    :raises RecordError: The guest's kernel has none.
+    """
+    if not path.exists():
+        raise RecordError("the guest has no trace events; record a kernel with CONFIG_FTRACE=y and CONFIG_TRACING=y")
+    return path.read_text(encoding="ascii", errors="replace")
+
+
+def _per_cpu_lines(
+    symbols: Symbols, btf: Btf, memory: _Memory, cpus: int, page_offset: int
+) -> "Iterator[tuple[str, int, int]]":
+    """Give each CPU's per-CPU offset, and the top of its interrupt stack."""
+    irq_stack = _irq_stack_symbol(symbols, btf)
+    for cpu, offset in enumerate(memory.words(symbols["__per_cpu_offset"], cpus)):
+        yield "per_cpu", cpu, offset
+        yield "irq_stack", cpu, memory.at_physical((offset + irq_stack - page_offset) & _ADDRESS_MASK)
+
+
+def _first_chunk(symbols: Symbols, memory: _Memory, cpus: int) -> tuple[int, int]:
+    """Give the range of the first per-CPU chunk (mm/percpu.c)."""
+    base = memory.word(symbols["pcpu_base_addr"])
+    unit = memory.word(symbols["pcpu_unit_size"]) & 0xFFFF_FFFF
+    return base, base + unit * cpus
 
 
 def _image(symbols: Symbols, memory: _Memory, page_offset: int) -> dict[str, int]:
@@ -144,7 +183,7 @@ def _members(btf: Btf) -> dict[str, int]:
     slab = "slab.slab_cache" if btf.has("slab.slab_cache") else "page.slab_cache"
     flags = {name: btf.enumerator("pageflags", name) for name in ("PG_slab", "PG_reserved")}
     if flags["PG_slab"] is None or flags["PG_reserved"] is None:
-        raise RecordError("this kernel's page flags are not known here; use a 5.15 to 6.10 kernel")
+        raise RecordError("this kernel's BTF lacks the page flags PG_slab and PG_reserved; give another with --kernel")
     return {
         **{key: btf.offset(path) for key, path in _OFFSETS.items()},
         "page_size": btf.size("page"),
@@ -226,7 +265,7 @@ def _event(prefix: str, text: str, fields: dict[str, str]) -> dict[str, int]:
     for key, field in fields.items():
         found = re.search(rf"\b{field};\s*offset:(\d+);\s*size:(\d+);", text)
         if found is None:
-            raise RecordError(f"the guest's trace event mm_page_{prefix} has no field {field!r}; it must have tracefs")
+            raise RecordError(f"the guest's trace event mm_page_{prefix} has no field {field!r}; give another --kernel")
         values[f"{prefix}_{key}"] = int(found[1])
         if key == "gfp":
             values[f"{prefix}_gfp_bytes"] = int(found[2])
@@ -253,15 +292,15 @@ def _evaluate(tokens: list[str]) -> int | None:
 
     def primary() -> int:
         nonlocal position
-        token = tokens[position]
+        word = tokens[position]
         position += 1
-        if token == "~":
+        if word == "~":
             return ~primary()
-        if token == "(":
+        if word == "(":
             value = either()
             position += 1
             return value
-        return int(token, 0)
+        return int(word, 0)
 
     def both() -> int:
         nonlocal position
@@ -284,4 +323,3 @@ def _evaluate(tokens: list[str]) -> int | None:
     except (IndexError, ValueError):
         return None
     return value if position == len(tokens) else None
-

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
+    from io import BufferedReader, TextIOWrapper
     from types import TracebackType
 
 __all__ = ["Guest", "Machine"]
 
+_PIECE_BYTES = 1 << 16
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 no_hash_pointers quiet"
-"""``mitigations=off``: ASI takes the place of the kernel's own. ``init_on_alloc=0``: as the published ASI measurements."""
+"""``mitigations=off``: ASI takes the place of the kernel's own; ``init_on_alloc=0``: as the published measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +84,26 @@ class Guest:
     @property
     def console(self) -> str:
         """What the kernel has printed."""
-        path = self.folder / "console"
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return self._text("console") or ""
 
     def handed_over(self, name: str) -> str | None:
         """Give a text that the guest's init handed over; None if it did not."""
-        path = self.folder / f"guest-{name}"
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        return self._text(f"guest-{name}")
 
     def forward_output(self, out: BinaryIO, err: BinaryIO) -> None:
         """Pass on what the workload writes, as it comes."""
         for source, target in ((self._out, out), (self._err, err)):
-            thread = threading.Thread(target=_forward, args=(source, target), daemon=True)
-            thread.start()
-            self._forwarders.append(thread)
+            forwarder = _Forwarder(source, target)
+            forwarder.start()
+            self._forwarders.append(forwarder)
 
     def stop_after(self, seconds: float) -> None:
         """End QEMU if it still runs then."""
 
         def stop() -> None:
-            self._timed_out = True
-            self._process.kill()
+            if self._process.poll() is None:
+                self._timed_out = True
+                self._process.kill()
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -120,82 +121,148 @@ class Guest:
         return self._machine.command_line
 
     def wait(self) -> int:
-        """Wait for QEMU to end and for the last of the workload's output; give QEMU's exit status."""
+        """Wait for QEMU's end and the last of the workload's output; give QEMU's exit status, -N for signal N.
+
+        :raises RecordError: The workload's output could not be passed on.
+        """
         status = self._process.wait()
-        for thread in self._forwarders:
-            thread.join()
+        for forwarder in self._forwarders:
+            forwarder.join()
+            if forwarder.failure is not None:
+                raise RecordError(
+                    f"cannot pass on the workload's output: {forwarder.failure.strerror}; send it elsewhere"
+                ) from forwarder.failure
         return status
 
+    def emulator(self) -> str:
+        """Give QEMU's name and version."""
+        told = subprocess.run([_QEMU, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+        return told[0] if told else _QEMU
+
     def qemu_error(self) -> str:
-        """Give QEMU's own last line of complaint."""
-        lines = (self.folder / "qemu").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        """Say why QEMU ended: its last line of complaint, or the signal."""
+        lines = (self._text("qemu") or "").strip().splitlines()
+        if lines:
+            return lines[-1]
+        status = self._process.wait()
+        return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status} and said nothing"
 
     def panic(self) -> str | None:
         """Give the kernel's panic message, None if it did not panic."""
         found = re.search(r"Kernel panic - not syncing: ([^\r\n]*)", self.console)
         return found[1] if found else None
 
+    def out_of_memory(self) -> str | None:
+        """Give the name of the first process that the kernel killed for want of memory, None if there was none."""
+        found = re.search(r"[Oo]ut of memory[^\r\n]*: Killed process \d+ \(([^\r\n)]*)\)", self.console)
+        return found[1] if found else None
+
+    def _text(self, name: str) -> str | None:
+        path = self.folder / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
     def _start(self) -> None:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-", dir=_roomy_folder(self._machine.memory_bytes))))
-        self._forwarders: list[threading.Thread] = []
-        with self.memory.open("wb") as file:
-            file.truncate(self._machine.memory_bytes)
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-")))
+        self._forwarders: list[_Forwarder] = []
+        memory = self._make_memory()
         (self.folder / "initramfs").write_bytes(self._initramfs)
-        self.stream, stream_end = self._pipe("rb")
-        layout_end, self.layout = self._pipe_to("w")
-        self._out, out_end = self._pipe("rb")
-        self._err, err_end = self._pipe("rb")
+        self.stream, stream_end = self._pipe()
+        layout_end, self.layout = self._pipe_to()
+        self._out, out_end = self._pipe()
+        self._err, err_end = self._pipe()
         ends = (stream_end, layout_end, out_end, err_end)
         command = self._command(*ends)
         qemu_log = self._stack.enter_context((self.folder / "qemu").open("wb"))
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=qemu_log, stderr=qemu_log, pass_fds=ends, start_new_session=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=qemu_log,
+            stderr=qemu_log,
+            pass_fds=(*ends, memory),
+            start_new_session=True,  # Ctrl-C is for us to see, not for QEMU
+        )
         self._stack.callback(self._kill)
         for end in ends:
             os.close(end)
+
+    def _make_memory(self) -> int:
+        """Make the guest's memory, a file without a name, so that not even SIGKILL leaves it behind; give its number.
+
+        What opens ``folder/memory``, here or in QEMU, opens it by that number.
+        """
+        memory = os.memfd_create("asi-guest-memory")
+        self._stack.callback(os.close, memory)
+        os.ftruncate(memory, self._machine.memory_bytes)
+        self.memory.symlink_to(f"/proc/self/fd/{memory}")
+        return memory
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
 
-    def _pipe(self, mode: str) -> tuple[BinaryIO, int]:
+    def _pipe(self) -> tuple["BufferedReader", int]:
+        """Make a pipe from QEMU."""
         read, write = os.pipe()
-        return self._stack.enter_context(os.fdopen(read, mode)), write  # type: ignore[return-value]
+        return self._stack.enter_context(os.fdopen(read, "rb")), write
 
-    def _pipe_to(self, mode: str) -> tuple[int, "BinaryIO"]:
+    def _pipe_to(self) -> tuple[int, "TextIOWrapper"]:
+        """Make a pipe to QEMU."""
         read, write = os.pipe()
-        return read, self._stack.enter_context(os.fdopen(write, mode))  # type: ignore[return-value]
+        return read, self._stack.enter_context(os.fdopen(write, "w", encoding="ascii"))
 
     def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
         machine = self._machine
+        files = {name: _option(self.folder / name) for name in ("memory", "console")}
         command = [
-            _QEMU, "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off",
-            "-cpu", "max,la57=off,-rdrand,-rdseed", "-rtc", "base=2024-01-01T00:00:00,clock=vm", "-smp", str(machine.cpus),
+            _QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single",
+            "-cpu", "max,la57=off,-rdrand,-rdseed", "-smp", str(machine.cpus),
+            "-rtc", "base=2024-01-01T00:00:00,clock=vm",
             "-m", f"{machine.memory_bytes >> 20}M",
-            "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={self.memory},share=on",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-kernel", str(machine.kernel), "-initrd", str(self.folder / "initramfs"), "-append", machine.command_line,
-            "-serial", f"file:{self.folder / 'console'}", "-serial", f"file:/dev/fd/{out}", "-serial", f"file:/dev/fd/{err}",
+            "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={files['memory']},share=on",
+            "-kernel", str(machine.kernel), "-initrd", str(self.folder / "initramfs"),
+            "-append", machine.command_line, "-serial", f"file:{files['console']}",
+            "-serial", f"file:/dev/fd/{out}", "-serial", f"file:/dev/fd/{err}",
         ]  # fmt: skip
+        if machine.cpus == 1:
+            # The guest's time is its instructions. With more CPUs QEMU 7.2 does not get past their start with it.
+            command += ["-icount", "shift=0,sleep=off"]
         if machine.root_image is not None:
-            command += ["-drive", f"file={machine.root_image},format=raw,if=virtio,snapshot=on"]
+            command += ["-drive", f"file={_option(machine.root_image)},format=raw,if=virtio,snapshot=on"]
         if self._plugin is not None:
-            command += ["-plugin", f"file={self._plugin},directory={self.folder},stream={stream},layout={layout}"]
+            plugin, folder = _option(self._plugin), _option(self.folder)
+            command += ["-plugin", f"file={plugin},directory={folder},stream={stream},layout={layout}"]
         return command
 
 
-def _forward(source: BinaryIO, target: BinaryIO) -> None:
-    with suppress(BrokenPipeError, ValueError):
-        while data := source.read1(1 << 16):  # type: ignore[attr-defined]
-            target.write(data)
-            target.flush()
+def _option(path: Path) -> str:
+    """Write a path as part of a QEMU option, where a comma stands twice."""
+    return str(path).replace(",", ",,")
 
 
-def _roomy_folder(memory_bytes: int) -> str | None:
-    """Prefer memory to the disk for the guest's memory, if there is enough of it."""
-    shm = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
-    with suppress(OSError):
-        if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > memory_bytes * 5 // 4:
-            return str(shm)
-    return None
+class _Forwarder(threading.Thread):
+    """Passes on one stream of the workload's output.
+
+    When nobody takes it any more it is still read, or the guest would wait for that for ever.
+    """
+
+    def __init__(self, source: "BufferedReader", target: BinaryIO) -> None:
+        super().__init__(daemon=True)
+        self._source = source
+        self._target = target
+        self.failure: OSError | None = None
+        """Why it could not be written; a reader that has gone is no failure."""
+
+    def run(self) -> None:
+        passing = True
+        while data := self._source.read1(_PIECE_BYTES):
+            if not passing:
+                continue
+            try:
+                self._target.write(data)
+                self._target.flush()
+            except BrokenPipeError:
+                passing = False
+            except OSError as error:
+                self.failure, passing = error, False

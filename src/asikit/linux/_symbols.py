@@ -19,6 +19,15 @@ _KERNEL_HALF = 0xFFFF_8000_0000_0000
 _LONGEST_FUNCTION = 0x10_0000
 """Bytes: an address further than this behind the last symbol before it belongs to no function."""
 
+_SUFFIXES = ("isra", "constprop", "part")
+"""What GCC appends to the name of a function that it has changed."""
+
+_FILE_SYSTEM_NAMES = {"bd": "bdev", "dev": "devtmpfs", "internal": "devtmpfs"}
+"""``file_system_type`` variables that are not called as their file system (block/bdev.c, drivers/base/devtmpfs.c)."""
+
+_WORDS = 3
+"""Words in a line for a symbol of the kernel proper; one of a module has its name as the fourth."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -40,14 +49,15 @@ class Symbols:
         self._lines: list[tuple[int, str, str | None]] = []
         for line in text.splitlines():
             words = line.split()
-            if len(words) < 3:  # noqa: PLR2004  the line was cut off
+            if len(words) < _WORDS:  # the line was cut off
                 continue
             address, name = int(words[0], 16), words[2]
-            module = words[3].strip("[]") if len(words) > 3 else None  # noqa: PLR2004
+            module = words[_WORDS].strip("[]") if len(words) > _WORDS else None
             if module is None:
                 self._address.setdefault(name, address)
             if name.endswith("_fs_type") or name == "bd_type":
-                self._file_systems[address] = name.removesuffix("_type").removesuffix("_fs")
+                plain = name.removesuffix("_type").removesuffix("_fs")
+                self._file_systems[address] = _FILE_SYSTEM_NAMES.get(plain, plain)
             if words[1] in "tTwW" and address >= _KERNEL_HALF:
                 self._lines.append((address, name, module))
 
@@ -69,21 +79,17 @@ class Symbols:
         """
         found = self.get(name)
         if found is None:
-            raise RecordError(f"this kernel has no symbol {name!r}, which recording needs; use a 5.15 to 6.12 x86-64 kernel")
+            raise RecordError(f"this kernel has no symbol {name!r}, which recording needs; give another with --kernel")
         return found
 
     def get(self, name: str) -> int | None:
         """Give the address of a symbol of the kernel proper, also if the compiler has appended to it (``.isra.0``)."""
-        if name in self._address:
-            return self._address[name]
-        for full in (f"{name}.isra.0", f"{name}.constprop.0", f"{name}.part.0", f"{name}.cold"):
-            if full in self._address and not full.endswith(".cold"):
-                return self._address[full]
-        return None
+        names = (name, *(f"{name}.{suffix}.0" for suffix in _SUFFIXES))
+        return next((self._address[full] for full in names if full in self._address), None)
 
     @property
     def file_systems(self) -> dict[int, str]:
-        """Addresses of the ``file_system_type`` variables, of modules too, and the names they go by."""
+        """Addresses of the ``file_system_type`` variables, of modules too, and the names that they go by."""
         return dict(self._file_systems)
 
     def name_at(self, address: int) -> str | None:

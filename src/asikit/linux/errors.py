@@ -1,7 +1,5 @@
 """Errors of recording."""
 
-from typing import ClassVar
-
 from asikit.errors import AsikitError
 
 __all__ = ["RecordError", "WorkloadError"]
@@ -12,6 +10,4 @@ class RecordError(AsikitError):
 
 
 class WorkloadError(RecordError):
-    """The workload could not be started in the guest, or the guest ended without saying how it went."""
-
-    exit_code: ClassVar[int] = 1
+    """The workload could not be started in the guest."""

@@ -1,35 +1,43 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
-import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from asikit.linux._build import programs
-from asikit.linux._guest import Initramfs, find_busybox, include_all, workload_files
+from asikit.linux._guest import Initramfs, find_busybox, workload_files
 from asikit.linux._layout import Layout, read_layout
 from asikit.linux._qemu import Guest, Machine
-from asikit.linux._root import root_image
+from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
 from asikit.linux._symbols import Symbols
+from asikit.linux._tables import Attribution, vmalloc_areas, write_tables
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Recorded", "Recording", "record"]
+__all__ = ["Recorded", "Recording", "record", "run_unrecorded"]
 
 MiB = 1 << 20
+_LEAST_MEMORY = 64 * MiB
 _LARGEST_MEMORY = 3072 * MiB
 """Above this QEMU's PC has a hole below 4 GiB, and a physical address is no longer an offset in the memory file."""
 
 _MOST_CPUS = 16
 """``MAX_CPUS`` of plugin/recorder.h."""
+
+_MOST_WORD_BYTES = 1 << 16
+_MOST_ARGUMENTS = 1023
+"""What guest/init.c has room for."""
+
+_SIGNAL_BASE = 128
+"""A shell's exit status for signal N is this plus N."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,21 @@ class Recording:
 
 @dataclass(slots=True)
 class Recorded:
-    """What became of the workload: its exit status (128 + N for signal N), and the trace's counts."""
+    """What became of the workload.
+
+    :ivar exit_status: Its exit status, 128 + N for signal N.
+    :ivar events: Events in the trace.
+    :ivar lost: What could not be recorded, by kind.
+    :ivar out_of_memory: The first process that the guest's kernel killed for want of memory, None if there was none.
+    """
 
     exit_status: int
     events: int = 0
     lost: dict[str, int] = field(default_factory=dict)
+    out_of_memory: str | None = None
 
 
-def record(
+def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
     trace: Path,
     *,
@@ -77,7 +92,9 @@ def record(
     """Run the workload in a guest and write the trace; the workload's output goes to ``out`` and ``err``.
 
     :param say: Told, a line each time, what takes long.
+    :param overwrite: Replace a trace that is there already.
     :raises RecordError: The recording could not be made; no trace is left.
+    :raises TraceError: The trace could not be written; none is left.
     """
     with ExitStack() as stack:
         # First, so that a path that cannot be written is refused before anything boots.
@@ -90,70 +107,98 @@ def record(
 
         def configure() -> None:
             layouts.append(read_layout(guest.folder, guest.memory, recording.cpus))
-            with guest.layout as pipe:
+            with suppress(BrokenPipeError), guest.layout as pipe:  # a QEMU that has died is seen at the stream's end
                 pipe.write(layouts[0].lines)
 
         reader = StreamReader(guest.stream, writer, configure)
-        ended = reader.run()
-        status = _outcome(guest, recording, ended=ended)
+        reader.run()
+        status = _outcome(guest, recording, ended=reader.ended)
         symbols = Symbols.read(guest.folder / "guest-symbols-after")
-        reader.write_tables(layouts[0], symbols, _vmalloc_areas(guest.handed_over("vmallocinfo") or ""))
+        areas = vmalloc_areas(guest.handed_over("vmallocinfo") or "")
+        write_tables(writer, reader.rows, Attribution(layouts[0], symbols, areas))
         writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
-    return Recorded(status, reader.events, reader.lost)
+        return Recorded(status, reader.events, reader.lost, guest.out_of_memory())
 
 
 def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", out: BinaryIO, err: BinaryIO) -> None:
     """Run the very same guest without the recorder, to compare with.
 
-    :raises RecordError: QEMU failed.
+    :raises RecordError: QEMU failed, or the guest's kernel panicked.
     """
     with ExitStack() as stack:
         guest = stack.enter_context(_guest(recording, stack, say=say, recorded=False))
         guest.forward_output(out, err)
         if guest.wait():
             raise RecordError(f"QEMU failed: {guest.qemu_error()}")
+        if guest.panic() is not None:
+            raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
 def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None]", recorded: bool = True) -> Guest:
-    if not 64 * MiB <= recording.memory_bytes <= _LARGEST_MEMORY:
-        raise RecordError(f"--memory must be between 64M and 3G, not {recording.memory_bytes // MiB}M")
+    if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
+        raise RecordError(f"--memory must be whole megabytes from 64M to 3G, not {recording.memory_bytes} bytes")
     if not 1 <= recording.cpus <= _MOST_CPUS:
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
+    if recording.root is not None and recording.include:
+        raise RecordError("--include and --root exclude each other; put the files into the root")
     kernel = find_kernel(recording.kernel, say)
+    files = Initramfs()
+    words = [*_add_modules(recording, kernel, files), *_add_workload(recording, files)]
     built = programs()
-    modules = [*recording.modules, *(("virtio_pci", "virtio_blk", "ext4") if recording.root else ())]
+    files.add("/init", built.init.read_bytes(), mode=0o755)
+    files.add("/asi/run", _script(words))
     image = None
     if recording.root is not None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
         image = root_image(recording.root, folder / "root.ext4", say=say)
     machine = Machine(kernel.image, recording.memory_bytes, recording.cpus, recording.append, image)
-    initramfs = _initramfs(recording, kernel, modules, built.init.read_bytes())
-    return Guest(machine, initramfs, built.plugin if recorded else None)
+    return Guest(machine, files.archive(), built.plugin if recorded else None)
 
 
-def _initramfs(recording: Recording, kernel: Kernel, modules: list[str], init: bytes) -> bytes:
-    files = Initramfs()
-    files.add("/init", init, mode=0o755)
-    words: list[str] = []
-    for name, content in kernel.module_files(modules) if modules else ():
-        files.add(f"/asi/modules/{name}.ko", content)
-        words += ["module", f"/asi/modules/{name}.ko"]
-    command = recording.command[0]
-    if recording.root is None:
-        program, needed = workload_files(command)
+def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> "Iterator[str]":
+    """Add the modules, and give the words that have init load them."""
+    names = [*recording.modules, *(MODULES if recording.root is not None else ())]
+    for name, content in kernel.module_files(names) if names else ():
+        path = f"/asi/modules/{name}.ko"
+        files.add(path, content)
+        yield from ("module", path)
+
+
+def _add_workload(recording: Recording, files: Initramfs) -> "Iterator[str]":
+    """Add what the workload needs, and give the words that have init run it.
+
+    :raises RecordError: Something that the workload needs is not there.
+    """
+    program, *arguments = recording.command
+    if recording.root is not None:
+        program = find_in_root(recording.root, program)
+        yield "root"
+    else:
+        found, needed = workload_files(program)
         for path in needed:
             files.add_host_file(path)
-        include_all(files, recording.include)
+        for path in recording.include:
+            files.add_host_tree(path.absolute())
         files.add_busybox(find_busybox())
-        command = str(program) if program else f"/bin/{command}"
+        program = str(found) if found else f"/bin/{program}"
         if files.empty("/tmp"):  # noqa: S108  the guest's
-            words += ["tmpfs", "/tmp"]  # noqa: S108
-    else:
-        words += ["root"]
-    words += ["send-kernel", "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "env", "HOME=/root"]
-    words += [word for argument in (command, *recording.command[1:]) for word in ("arg", argument)]
-    files.add("/asi/run", "".join(f"{word}\0" for word in words).encode())
-    return files.archive()
+            yield from ("tmpfs", "/tmp")  # noqa: S108
+    yield from ("send-kernel", "env", f"PATH={':'.join(GUEST_PATH)}", "env", "HOME=/root")
+    for argument in (program, *arguments):
+        yield from ("arg", argument)
+
+
+def _script(words: list[str]) -> bytes:
+    """Write the words as guest/init.c reads them.
+
+    :raises RecordError: It has not enough room for them.
+    """
+    script = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
+    if len(script) >= _MOST_WORD_BYTES or words.count("arg") > _MOST_ARGUMENTS:
+        raise RecordError(
+            f"the command line is too long: at most {_MOST_ARGUMENTS} arguments and 64 KiB; put it into a script"
+        )
+    return script
 
 
 def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
@@ -163,34 +208,26 @@ def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
     """
     qemu_status = guest.wait()
     if guest.timed_out:
-        raise RecordError(f"the workload still ran after {recording.timeout:g} s; give it more (--timeout) or less to do")
+        raise RecordError(
+            f"the workload still ran after {recording.timeout:g} s; give it more time (--timeout) or less to do"
+        )
     error = guest.handed_over("error")
     if error is not None:
         raise WorkloadError(f"in the guest: {error}")
     panic = guest.panic()
     if panic is not None:
-        raise RecordError(f"the guest's kernel panicked: {panic}")
+        advice = "; give it more memory (--memory)" if "memory" in panic.lower() else ""
+        raise RecordError(f"the guest's kernel panicked: {panic}{advice}")
     status = guest.handed_over("status")
     if status is None or not ended:
-        cause = f"QEMU: {guest.qemu_error()}" if qemu_status else "it powered off or reset by itself"
+        cause = f"QEMU: {guest.qemu_error()}" if qemu_status else "it was powered off or reset from inside"
         raise RecordError(f"the guest ended before the workload did; {cause}")
     kind, number = status.split()
-    return int(number) + (128 if kind == "signal" else 0)
-
-
-def _vmalloc_areas(text: str) -> list[tuple[int, int, str]]:
-    """Parse /proc/vmallocinfo: lines ``0xSTART-0xEND SIZE CALLER+0x../0x.. ...``."""
-    areas = []
-    for line in text.splitlines():
-        words = line.split()
-        start, _, end = words[0].partition("-")
-        areas.append((int(start, 16), int(end, 16), words[2].split("+")[0] if len(words) > 2 else ""))  # noqa: PLR2004
-    return areas
+    return int(number) + (_SIGNAL_BASE if kind == "signal" else 0)
 
 
 def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layout, status: int) -> dict[str, object]:
     version = (guest.handed_over("version") or "").strip()
-    emulator = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True)  # noqa: S607
     return {
         "kernel": {
             "release": version.split()[2] if version else "",
@@ -202,7 +239,7 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
             "memory_bytes": recording.memory_bytes,
             "threads_per_core": 1,
             "cpu_model": "QEMU max",
-            "emulator": emulator.stdout.splitlines()[0],
+            "emulator": guest.emulator(),
         },
         "workload": {"command": list(recording.command), "exit_status": status},
         "clock": {

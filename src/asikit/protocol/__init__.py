@@ -1,4 +1,12 @@
-"""The mechanism of Address Space Isolation: states, taints, policies, and transitions made of micro-operations."""
+"""The mechanism of Address Space Isolation: the one definition of what happens at each transition, in which order.
+
+A transition is a named sequence of micro-operations (`operations`), written in a small language of guards and
+assignments (`expressions`) over the fields of a small immutable state (`state`, `vocabulary`); each names the hardware
+effect that it asks for (`effects`). `switching` has enter, exit, relax and their parts, `entries` what each happening
+runs, `blanket` what ASI is compared with. A `Protocol` puts the transitions of a `ProtocolConfig` together and runs
+them: whole (`Protocol.happen`), or step by step in any interleaving (`Protocol.step`). `invariants` says what always
+holds, `edits` makes mutants. `taints`, `pcid`, `tlb` and `domains` are the values that go with it.
+"""
 
 from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
 from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config

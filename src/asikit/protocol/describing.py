@@ -20,7 +20,8 @@ def _transition(transitions: Transitions, name: str) -> str:
         raise UnknownNameError("transition", name, transitions)
     transition: Transition = transitions[name]
     lines = [f"{transition.name}: {transition.why}"]
-    lines += [f"  {number}. {_op(op)}" for number, op in enumerate(transition.ops, 1)] or ["  (nothing)"]
+    width = len(str(len(transition.ops)))
+    lines += [f"  {number:>{width}}. {_op(op)}" for number, op in enumerate(transition.ops, 1)] or ["  (nothing)"]
     return "\n".join(lines)
 
 

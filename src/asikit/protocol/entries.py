@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 NESTED_RETURN_TO_USER_HALF = "nested_return_to_user_half"
 """Return from a handler that interrupted the kernel while CR3 selected the user half of the page tables."""
 
+STOP_WAITING = "stop_waiting"
+"""A stunned thread has something better to do than to spin before untrusted code: it gives up the return."""
+
 LEAVE_UNTRUSTED = MicroOp(
     name="leave_untrusted",
     # In nested entries too: an NMI may come before the interrupted entry got as far as this. If its handler exited
@@ -85,6 +88,7 @@ def entry_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
         _unmapped_touch(),
         _return_user(config),
         _vm_entry(config),
+        *((_stop_waiting(config),) if config.smt else ()),
         *_scheduler(config),
         *_tlb(config),
         Transition(
@@ -232,6 +236,17 @@ def _vm_entry(config: "ProtocolConfig") -> Transition:
                 asks=Request(EffectKind.REFRESH_HOST_CR3, CR3),
             ),
             resume(config),
+        ),
+    )
+
+
+def _stop_waiting(config: "ProtocolConfig") -> Transition:
+    return Transition(
+        STOP_WAITING,
+        "Stunned, and another task wants the CPU, or a signal came: relax, do that, and enter again afterwards.",
+        (
+            *((LEAVE_USER_HALF,) if config.pti else ()),
+            MicroOp(name="relax", when=TENSE, sets=(Assign(TARGET, NONE),)),
         ),
     )
 

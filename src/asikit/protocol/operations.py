@@ -146,13 +146,24 @@ def assemble(name: str, transitions: Transitions) -> Program:
     return Program(name, tuple(_assemble(name, transitions, start=0, reason=None, callers=())))
 
 
-def _assemble(
-    name: str, transitions: Transitions, *, start: int, reason: ExitReason | None, callers: tuple[str, ...]
-) -> list[ProgramOp]:
+def _check(name: str, transitions: Transitions, callers: tuple[str, ...]) -> None:
     if name not in transitions:
         raise UnknownNameError("transition", name, transitions)
     if name in callers:
         raise EditError(f"{name} calls itself by way of {' > '.join(callers)}")
+    ops = transitions[name].ops
+    if len({op.name for op in ops}) < len(ops):
+        raise EditError(f"two micro-operations of {name} have the same name")
+    for op in ops:
+        bare = MicroOp(name=op.name, why=op.why, when=op.when, call=op.call, reason=op.reason)
+        if op.call and op != bare:
+            raise EditError(f"{name}.{op.name} calls {op.call}, so it can do nothing else; make that a step of its own")
+
+
+def _assemble(
+    name: str, transitions: Transitions, *, start: int, reason: ExitReason | None, callers: tuple[str, ...]
+) -> list[ProgramOp]:
+    _check(name, transitions, callers)
     ops: list[ProgramOp] = []
     places: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []

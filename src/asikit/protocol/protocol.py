@@ -7,7 +7,7 @@ from asikit.protocol import edits
 from asikit.protocol.blanket import blanket_transitions
 from asikit.protocol.classes import Space
 from asikit.protocol.describing import describe
-from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, entry_transitions
+from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING, entry_transitions
 from asikit.protocol.errors import MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import Happening, Outcome
 from asikit.protocol.operations import MicroOp, Program, Transitions, assemble, compile_op
@@ -148,6 +148,19 @@ class Protocol:
             raise MisuseError("leave: no handler's own code is running")
         name = NESTED_RETURN_TO_USER_HALF if thread.frames[-1].pc else Happening.NESTED_RETURN
         return self.begin(thread._replace(frames=thread.frames[:-1]), name)
+
+    def stop_waiting(self, thread: ThreadState) -> ThreadState:
+        """Give up a return to untrusted code whose only step left is `resume`, as a stunned thread does to reschedule.
+
+        Raises MisuseError if the thread is not just there.
+        """
+        at_resume = bool(thread.frames) and not self.in_handler(thread)
+        if at_resume:
+            name, pc = thread.frames[-1]
+            at_resume = self.programs[name].ops[pc].path.endswith(".resume")
+        if not at_resume:
+            raise MisuseError("stop_waiting: the thread is not waiting to resume untrusted code")
+        return self.begin(ThreadState(thread.cpu, thread.task, thread.frames[:-1]), STOP_WAITING)
 
     # As data.
 

@@ -57,7 +57,7 @@ _TLB_FLUSH = int(EventKind.TLB_FLUSH)
 _DOUBLE_FAULT_VECTOR, _PAGE_FAULT_VECTOR = 8, 14
 _EVENT_CLASSES = len(EventClass)
 _SLOTS, _NO_ENTRY = SLOTS_PER_KIND, NO_ENTRY
-_EPHMAP_BITS = 0xC0
+_MISSING_BITS, _EPHMAP_BITS = 0x3F, 0xC0
 _UNMAPPED_TOUCH = int(EventClass.UNMAPPED_TOUCH)
 _CONTEXT_SWITCH = int(EventClass.CONTEXT_SWITCH)
 _NESTED_PAGE_FAULT = int(EventClass.NESTED_PAGE_FAULT)
@@ -126,7 +126,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
             if place >= places.size:
                 return _BAD_PLACE, event, exits, 0, 0
             found = places[place] & mask
-            if found == 0:
+            if found & _MISSING_BITS == 0:
                 continue
             if found & _EPHMAP_BITS:
                 if stack[i] >= ephmap_stacks.size:

@@ -109,6 +109,7 @@ class Stepper:
     def __init__(self, policy: Policy, classes: frozenset[AsiClass]) -> None:
         self._protocol = Protocol(protocol_config(policy, classes))
         self._asi = policy.mechanism.kind is MechanismKind.ASI
+        self._pti = policy.mechanism.pti
         self._classes = classes
 
     def initial(self) -> State:
@@ -138,7 +139,7 @@ class Stepper:
         if domain is not None and domain not in self._classes and not self._asi:
             # Without ASI the protocol has no classes: leave out the crossings of domains that are not protected from.
             return Step(state)
-        if self._asi and happening in _RETURN_BEFORE and domain in self._classes and not self._untrusted(state, domain):
+        if happening in _RETURN_BEFORE and domain in self._classes and not self._untrusted(state, domain):
             returned = self._try(self._forget(state), _RETURN_BEFORE[happening][1])
             return self._amended(returned.state if returned else state, happening)
         outcome = self._try(state, happening)
@@ -146,10 +147,11 @@ class Stepper:
             return self._amended(self._forget(state), happening, otherwise=state)
         return Step(outcome.state, outcome.effects, outcome.exit_reason)
 
-    @staticmethod
-    def _untrusted(state: State, domain: AsiClass) -> bool:
-        """Tell whether the state says that untrusted code of the domain runs."""
-        return state.in_critical_section and state.task.target == space_of(domain)
+    def _untrusted(self, state: State, domain: AsiClass) -> bool:
+        """Tell whether the state says that untrusted code of the domain runs, as far as it says so at all."""
+        if self._asi:
+            return state.in_critical_section and state.task.target == space_of(domain)
+        return not self._pti or domain is not AsiClass.USERSPACE or bool(state.cpu.user_cr3)
 
     def _forget(self, state: State) -> State:
         return self._protocol.load_task(state, self._protocol.initial_task())

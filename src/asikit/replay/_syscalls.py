@@ -1,4 +1,4 @@
-"""Names of the 64-bit system calls (kernel: arch/x86/entry/syscalls/syscall_64.tbl), for traces that do not say them."""
+"""Names of 64-bit system calls (kernel: arch/x86/entry/syscalls/syscall_64.tbl) that a trace does not name."""
 
 from types import MappingProxyType
 

@@ -163,7 +163,7 @@ class SideTables:
         if stacks.size and stacks.max() >= self.stacks.height:
             raise ReplayError(
                 f"table events: stack {stacks.max()} is beyond the {self.stacks.height} rows of stacks; "
-                "check the trace with `asi info`, or record it again"
+                "check the trace with `asi info --verify`, or record it again"
             )
 
     def functions(self, stacks: "Rows") -> "tuple[Rows, Rows]":

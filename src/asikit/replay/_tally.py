@@ -70,7 +70,17 @@ class Tally:
 def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:
     """Return frames of exit sites as one, each site once, in no order."""
     whole = pl.concat([pl.DataFrame(schema=_SCHEMA), *parts])
-    return whole.group_by(list(_SITE)).agg(pl.col("exits").sum())
+    # One number a site: grouping by one column is several times as fast as by four.
+    where = pl.col("place").cast(pl.UInt64) * 2**32 + pl.col("stack")
+    how = pl.col("kind").cast(pl.UInt16) * len(REASONS) + pl.col("reason")
+    grouped = whole.group_by(where.alias("where"), how.alias("how")).agg(pl.col("exits").sum())
+    return grouped.select(
+        (pl.col("how") // len(REASONS)).cast(pl.UInt8).alias("kind"),
+        (pl.col("where") // 2**32).cast(pl.UInt32).alias("place"),
+        (pl.col("where") % 2**32).cast(pl.UInt32).alias("stack"),
+        (pl.col("how") % len(REASONS)).cast(pl.UInt8).alias("reason"),
+        "exits",
+    )
 
 
 def exits_frame(kind: Column, arg: Column, stack: Column, reason: Column) -> pl.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from asikit.protocol import AsiClass, EffectKind, ExitReason
-from asikit.replay._events import class_of_entry, entry_label
+from asikit.replay._events import SVM_EXITS, class_of_entry, entry_label
 from asikit.replay._steps import protocol_config
 from asikit.replay._syscalls import SYSCALLS
 from asikit.replay._tally import NO_PLACE, REASONS
@@ -36,7 +36,6 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
     cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
     noflush = sum(times for effect, times in cr3.items() if effect.noflush)
     cr3_writes = sum(cr3.values())
-    syscalls = tables.meta.get("syscalls") or SYSCALLS
     return ReplayResult(
         policy=policy.name,
         title=policy.title,
@@ -57,7 +56,7 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
         stuns=_times(tally, EffectKind.STUN),
         ephmap_operations=tally.ephmap_operations,
         amended_events=tally.amended,
-        by_entry=_by_entry(tally, protected.keys(), syscalls),
+        by_entry=_by_entry(tally, protected.keys(), tables),
         cause_table=_causes(tally, tables),
     )
 
@@ -75,9 +74,13 @@ def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> di
     return {kind.value: _times(tally, kind) for kind in kinds}
 
 
-def _by_entry(tally: "Tally", protected: "AbstractSet[int]", syscalls: "Mapping[str, str]") -> tuple[EntryRow, ...]:
+def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables") -> tuple[EntryRow, ...]:
+    syscalls = {**SYSCALLS, **tables.meta.get("syscalls", {})}
+    # QEMU's own emulation (TCG) has nested virtualization for SVM only.
+    emulator = str(tables.meta.get("machine", {}).get("emulator", ""))
+    vm_exits: Mapping[int, str] = SVM_EXITS if "QEMU" in emulator else {}
     rows = [
-        EntryRow(entry_label(slot, syscalls), counts.round_trips, counts.exits, counts.without_exit)
+        EntryRow(entry_label(slot, syscalls, vm_exits), counts.round_trips, counts.exits, counts.without_exit)
         for slot, counts in tally.entries.items()
         if slot in protected or counts.exits
     ]

@@ -147,7 +147,8 @@ class CompiledReplay:
             Stop.BAD_KIND: "is of no known kind",
             Stop.BAD_STACK: "has a stack that table stacks does not have",
         }[Stop(stop)]
-        raise ReplayError(f"table events: row {row} {what}; check the trace with `asi info`, or record it again")
+        advice = "check the trace with `asi info --verify`, or record it again"
+        raise ReplayError(f"table events: row {row} {what}; {advice}")
 
     def _add_sites(self, columns: "Columns", exits: int) -> None:
         rows = self._exit_event[:exits]

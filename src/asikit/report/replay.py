@@ -19,7 +19,7 @@ __all__ = ["compare_replays", "replay_report"]
 WIDTH = 96
 """Columns of the widest part of one policy's report."""
 
-_LABEL_WIDTH = 35
+_LABEL_WIDTH = 36  # with the space around it, and the table's edges; a policy's column has 3 such spaces
 _POLICY_WIDTH = 14
 
 _FLUSH_WORDS = {
@@ -89,7 +89,7 @@ def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "R
 
 def _compared_width(results: "Sequence[ReplayResult]") -> int:
     names = [min(_POLICY_WIDTH, max(len(result.policy), len(f"{result.cr3_writes:,}"))) for result in results]
-    return _LABEL_WIDTH + sum(name + 2 for name in names)
+    return _LABEL_WIDTH + sum(name + 3 for name in names)
 
 
 def _trips(result: "ReplayResult") -> int:
@@ -163,13 +163,8 @@ def _add_rest(table: Table, more: int, what: str) -> None:
 def _notes(result: "ReplayResult") -> "list[str]":
     if not result.amended_events:
         return []
-    return [
-        "",
-        (
-            f"{result.amended_events:,} of {result.events:,} events did not follow from the ones recorded before them"
-            " (a recording begins in the middle of things)."
-        ),
-    ]
+    count = f"{result.amended_events:,} of {result.events:,} events do not follow from what was recorded before them"
+    return ["", f"Note: {count}:", "a recording begins in the middle of things."]
 
 
 def _cause_line(cause: "Cause") -> str:

@@ -37,14 +37,14 @@ static void name_cache(uint64_t cache)
     if (!fresh)
         return;
     *id = 0;
-    char text[2][16] = { 0 };
+    char text[32] = { 0 };
     const uint8_t *name = guest_virtual(read_pointer(cache + layout.cache_name));
     if (name)
-        strncpy(text[0], (const char *)name, sizeof text);
+        memcpy(text, name, strnlen((const char *)name, sizeof text));
     for (int part = 0; part < 2; part++) {
         struct record r = { .type = ROW_NAME, .aux = part, .arg = cache, .x = cache >> 32 };
-        memcpy(&r.clock, text[part], 8);
-        memcpy(&r.addr, text[part] + 8, 8);
+        memcpy(&r.clock, text + 16 * part, 8);
+        memcpy(&r.addr, text + 16 * part + 8, 8);
         emit(r);
     }
 }

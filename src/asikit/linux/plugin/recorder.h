@@ -89,11 +89,13 @@ struct vcpu {
     bool iret, nmi;
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
     uint64_t loaded_mm_id;
+    uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
     struct { uint64_t addr[24]; uint8_t n; } stores; /* of the running trace event handler */
 };
 extern struct vcpu vcpus[MAX_CPUS];
 extern bool one_cpu;
+extern int n_cpus;
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_STACK, LOST_PLACE, LOST_KINDS };

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What QEMU calls while the guest runs, and what those callbacks are given. */
+#ifndef ASI_CALLBACKS_H
+#define ASI_CALLBACKS_H
+
+#include "qemu_api.h"
+#include "recorder.h"
+
+/* Kept for the whole run, as the code that QEMU generates points to them. */
+struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
+struct block { uint64_t address; struct text_page *page; uint32_t instructions; };
+struct call_site { uint64_t address, return_address; };
+struct gate { uint64_t address; uint32_t vector; struct block block; };
+
+/* touches.c */
+void seen_grow(struct vcpu *);
+void forget_touches(struct vcpu *);
+void forget_frame(uint64_t frame); /* the next touch through the direct map is a first one again */
+void on_access(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+void on_block(unsigned cpu, void *block);
+void on_fetch(unsigned cpu, void *address);
+void on_user_block(unsigned cpu, void *instructions);
+void on_gate(unsigned cpu, void *gate);
+void on_syscall(unsigned cpu, void *gate);
+void on_sysret(unsigned cpu, void *ip);
+void on_iret(unsigned cpu, void *unused);
+void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+void on_vmrun(unsigned cpu, void *ip);
+void on_vmexit(unsigned cpu, void *gate);
+void on_call(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *call_site);
+void on_return(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+
+/* kernel.c */
+void check_mm(struct vcpu *, unsigned cpu);
+uint32_t current_task_row(unsigned cpu);
+void on_mm_switch(unsigned cpu, void *unused);
+void on_task_switch(unsigned cpu, void *unused);
+void on_tlb_flush(unsigned cpu, void *kernel);
+void on_handler_begin(unsigned cpu, void *unused);
+void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *unused);
+void on_alloc_end(unsigned cpu, void *unused);
+void on_free_end(unsigned cpu, void *unused);
+
+#endif

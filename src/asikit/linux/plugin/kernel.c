@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the kernel does with tasks, address spaces and pages, seen at a few of its functions. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "callbacks.h"
+
+static uint64_t per_cpu_pointer(unsigned cpu, uint64_t symbol)
+{
+    return read_pointer(layout.per_cpu[cpu] + symbol);
+}
+
+static uint32_t mm_id(uint64_t mm)
+{
+    static struct table ids;
+    bool fresh;
+    if (!mm || mm == layout.init_mm)
+        return 0;
+    if (!ids.slot)
+        table_prepare(&ids, 1 << 8);
+    uint32_t *id = table_find(&ids, read_pointer(mm + layout.mm_ctx_id), 1, &fresh);
+    if (fresh)
+        *id = ids.n;
+    return *id;
+}
+
+void check_mm(struct vcpu *v, unsigned cpu)
+{
+    uint64_t mm = per_cpu_pointer(cpu, layout.loaded_mm);
+    if (mm <= 1) /* LOADED_MM_SWITCHING */
+        return;
+    uint32_t id = mm_id(mm);
+    if (id != v->loaded_mm_id) {
+        v->loaded_mm_id = id;
+        emit_event(MM_SWITCH, cpu, id, 0, mm);
+    }
+}
+
+/*
+ * The row of a task. It is sent again when the task has become another program, which is looked at when
+ * it loads a new mm and when it has run for the last time: the last row counts.
+ */
+static uint32_t task_row(uint64_t task)
+{
+    static struct table ids;
+    static struct { uint64_t comm[2]; uint32_t mm; } *rows;
+    bool fresh;
+    uint8_t *at = guest_virtual(task);
+    if (!at)
+        return NONE;
+    if (!ids.slot)
+        table_prepare(&ids, 1 << 8);
+    uint32_t pid = read32(at + layout.task_pid), mm = mm_id(read64(at + layout.task_mm));
+    uint64_t comm[2];
+    memcpy(comm, at + layout.task_comm, sizeof comm);
+    uint32_t *id = table_find(&ids, task, pid, &fresh);
+    if (fresh) {
+        *id = ids.n - 1;
+        rows = realloc(rows, ids.n * sizeof *rows);
+    }
+    else if (!mm) /* exiting */
+        mm = rows[*id].mm;
+    if (fresh || memcmp(rows[*id].comm, comm, sizeof comm) || rows[*id].mm != mm) {
+        memcpy(rows[*id].comm, comm, sizeof comm);
+        rows[*id].mm = mm;
+        emit((struct record){ .type = ROW_TASK, .arg = *id, .x = pid, .stack = read32(at + layout.task_tgid),
+                              .clock = comm[0], .addr = comm[1] });
+        emit((struct record){ .type = ROW_TASK_MM, .arg = *id, .x = mm });
+    }
+    return *id;
+}
+
+uint32_t current_task_row(unsigned cpu)
+{
+    return task_row(per_cpu_pointer(cpu, layout.current_task));
+}
+
+void on_mm_switch(unsigned cpu, void *udata)
+{
+    if (vcpus[cpu].mode == MODE_KERNEL) {
+        check_mm(&vcpus[cpu], cpu);
+        current_task_row(cpu);
+    }
+}
+
+void on_task_switch(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    check_mm(v, cpu);
+    if (v->task)
+        task_row(v->task);
+    v->task = per_cpu_pointer(cpu, layout.current_task);
+    uint32_t id = task_row(v->task);
+    if (id != NONE && id != v->task_id) {
+        v->task_id = id;
+        emit_event(TASK_SWITCH, cpu, id, 0, 0);
+    }
+}
+
+void on_tlb_flush(unsigned cpu, void *kernel)
+{
+    if (vcpus[cpu].mode == MODE_KERNEL)
+        emit_event(TLB_FLUSH, cpu, (uint64_t)kernel, 0, 0);
+}
+
+/*
+ * The handlers of the trace events mm_page_alloc and mm_page_free store the event's fields; the
+ * events are on only for this recording, so what they touch is not the workload's.
+ */
+void on_handler_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL) {
+        v->muted = true;
+        v->stores.n = 0;
+    }
+}
+
+void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (qemu_plugin_mem_is_store(info) && !shadow_has(vaddr) && v->stores.n < sizeof v->stores.addr / sizeof *v->stores.addr)
+        v->stores.addr[v->stores.n++] = vaddr;
+}
+
+/* The event is where one store, taken for that of its first field, has others at its second and third. */
+static uint8_t *find_event(struct vcpu *v, uint64_t first, uint64_t second, uint64_t third)
+{
+    for (int i = 0; i < v->stores.n; i++) {
+        uint64_t event = v->stores.addr[i] - first;
+        int found = 0;
+        for (int j = 0; j < v->stores.n; j++)
+            found |= (v->stores.addr[j] == event + second) | (v->stores.addr[j] == event + third) << 1;
+        if (found == 3)
+            return guest_virtual(event);
+    }
+    return NULL;
+}
+
+static uint32_t caller_of(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end)
+{
+    uint32_t stack = stack_now(v, cpu);
+    while (stack_address(stack) - start < end - start)
+        stack = stack_parent(stack);
+    return stack;
+}
+
+void on_alloc_end(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL || !v->muted)
+        return;
+    v->muted = false;
+    uint8_t *event = find_event(v, layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
+    if (!event) {
+        count_lost(LOST_ALLOCATION);
+        return;
+    }
+    uint64_t frame = read64(event + layout.alloc_pfn);
+    if (frame == UINT64_MAX) /* a failed allocation */
+        return;
+    uint32_t order = read32(event + layout.alloc_order);
+    uint64_t gfp = layout.alloc_gfp_bytes == 8 ? read64(event + layout.alloc_gfp) : read32(event + layout.alloc_gfp);
+    uint32_t stack = caller_of(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end);
+    uint32_t id = page_allocated(frame, order, gfp, read32(event + layout.alloc_migratetype), stack);
+    for (uint64_t i = 0; i < 1ull << order; i++)
+        forget_frame(frame + i);
+    emit_event(PAGE_ALLOC, cpu, id, stack, 0);
+}
+
+void on_free_end(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL || !v->muted)
+        return;
+    v->muted = false;
+    uint8_t *event = find_event(v, layout.free_pfn, layout.free_order, layout.free_order);
+    if (!event) {
+        count_lost(LOST_ALLOCATION);
+        return;
+    }
+    uint32_t stack = caller_of(v, cpu, layout.free_iter_start, layout.free_iter_end);
+    emit_event(PAGE_FREE, cpu, page_freed(read64(event + layout.free_pfn), read32(event + layout.free_order)), stack, 0);
+}

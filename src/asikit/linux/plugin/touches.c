@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The hot part: kernel memory accesses, entries into the kernel and returns from it, calls. A touch is
+ * written once for each page and kind of access until the CPU enters the kernel again.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "callbacks.h"
+
+enum { READ = 1, WRITE = 2, FETCH = 4 };
+#define IRETQ_SIZE 2
+
+void seen_grow(struct vcpu *v)
+{
+    struct seen *old = v->seen;
+    uint32_t old_slots = v->seen_mask ? v->seen_mask + 1 : 0;
+    v->seen_mask = old_slots ? old_slots * 2 - 1 : (1 << 12) - 1;
+    v->seen = calloc(v->seen_mask + 1, sizeof *v->seen);
+    for (uint32_t i = 0; i < old_slots; i++)
+        if (old[i].epoch == v->epoch) {
+            uint32_t j = old[i].page * 0x9e3779b1u & v->seen_mask;
+            while (v->seen[j].epoch)
+                j = (j + 1) & v->seen_mask;
+            v->seen[j] = old[i];
+        }
+    free(old);
+}
+
+void forget_touches(struct vcpu *v)
+{
+    v->n_seen = 0;
+    if (!++v->epoch) { /* wrapped */
+        memset(v->seen, 0, (v->seen_mask + 1) * sizeof *v->seen);
+        v->epoch = 1;
+    }
+}
+
+void forget_frame(uint64_t frame)
+{
+    uint64_t page = (layout.page_offset >> PAGE_SHIFT) + frame;
+    for (int cpu = 0; cpu < n_cpus; cpu++) {
+        struct vcpu *v = &vcpus[cpu];
+        uint32_t i = page * 0x9e3779b1u & v->seen_mask;
+        for (; v->seen[i].epoch == v->epoch; i = (i + 1) & v->seen_mask)
+            if (v->seen[i].page == page)
+                v->seen[i].kinds = 0;
+    }
+}
+
+static uint64_t frame_of(uint64_t vaddr, qemu_plugin_meminfo_t info)
+{
+    if (vaddr - layout.page_offset < guest_frames() << PAGE_SHIFT)
+        return (vaddr - layout.page_offset) >> PAGE_SHIFT;
+    if (vaddr >= KERNEL_HALF) {
+        uint8_t *at = guest_virtual(vaddr);
+        return at ? (at - guest_physical(0)) >> PAGE_SHIFT : NONE;
+    }
+    struct qemu_plugin_hwaddr *at = qemu_plugin_get_hwaddr(info, vaddr);
+    return at && !qemu_plugin_hwaddr_is_io(at) ? qemu_plugin_hwaddr_phys_addr(at) >> PAGE_SHIFT : NONE;
+}
+
+static void first_touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t kind, uint64_t ip, qemu_plugin_meminfo_t info)
+{
+    uint32_t place = place_of(vaddr, frame_of(vaddr, info));
+    uint32_t stack = stack_leaf(stack_now(v, cpu), ip);
+    emit_event(kind == READ ? TOUCH_READ : kind == WRITE ? TOUCH_WRITE : TOUCH_FETCH, cpu, place, stack, vaddr);
+}
+
+static inline void touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t kind, uint64_t ip, qemu_plugin_meminfo_t info)
+{
+    uint64_t page = vaddr >> PAGE_SHIFT;
+    uint32_t i = page * 0x9e3779b1u & v->seen_mask;
+    struct seen *s;
+    for (;; i = (i + 1) & v->seen_mask) {
+        s = &v->seen[i];
+        if (s->epoch != v->epoch) {
+            *s = (struct seen){ page, v->epoch, 0 };
+            v->n_seen++;
+            break;
+        }
+        if (s->page == page) {
+            if (s->kinds & kind)
+                return;
+            break;
+        }
+    }
+    if (v->muted)
+        return;
+    s->kinds |= kind;
+    first_touch(v, cpu, vaddr, kind, ip, info);
+    if (v->n_seen * 4 > v->seen_mask * 3)
+        seen_grow(v);
+}
+
+static inline void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    uint32_t kind = qemu_plugin_mem_is_store(info) ? WRITE : READ;
+    touch(v, cpu, vaddr, kind, ip, info);
+    uint64_t last = vaddr + (1ull << qemu_plugin_mem_size_shift(info)) - 1;
+    if ((last ^ vaddr) >> PAGE_SHIFT)
+        touch(v, cpu, last, kind, ip, info);
+}
+
+void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    if (vcpus[cpu].mode == MODE_KERNEL)
+        access(cpu, info, vaddr, (uint64_t)ip);
+}
+
+/* ---- entries and returns ---- */
+
+static void enter(struct vcpu *v, unsigned cpu, enum record_type type, uint32_t arg, uint64_t address)
+{
+    v->mode = MODE_KERNEL;
+    v->muted = false;
+    v->nested = 0;
+    v->mute_stack = 0;
+    v->nmi = type == ENTRY_NMI;
+    forget_touches(v);
+    emit_event(type, cpu, arg, 0, address);
+}
+
+void on_block(unsigned cpu, void *udata)
+{
+    struct block *b = udata;
+    struct vcpu *v = &vcpus[cpu];
+    if (!one_cpu) {
+        v->clock += b->instructions;
+        v->kernel_clock += b->instructions;
+    }
+    if (v->mode == MODE_KERNEL) {
+        if (b->page->epoch[cpu] == v->epoch || v->muted)
+            return;
+        b->page->epoch[cpu] = v->epoch;
+        touch(v, cpu, b->address, FETCH, b->address, 0);
+    } else if (v->mode == MODE_USER) {
+        count_lost(LOST_UNKNOWN_ENTRY);
+        enter(v, cpu, ENTRY_EXCEPTION, 0xff, b->address);
+    }
+}
+
+/* The second page of a block that crosses into it. */
+void on_fetch(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    uint64_t address = (uint64_t)udata;
+    if (v->mode == MODE_KERNEL)
+        touch(v, cpu, address, FETCH, address, 0);
+}
+
+void on_user_block(unsigned cpu, void *instructions)
+{
+    vcpus[cpu].clock += (uint64_t)instructions;
+}
+
+void on_gate(unsigned cpu, void *udata)
+{
+    struct gate *g = udata;
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_GUEST)
+        return;
+    bool nmi = g->vector == 2, exception = g->vector < 32;
+    if (v->mode == MODE_USER)
+        enter(v, cpu, nmi ? ENTRY_NMI : exception ? ENTRY_EXCEPTION : ENTRY_INTERRUPT, g->vector, g->address);
+    else {
+        v->mute_stack = v->mute_stack << 1 | v->muted;
+        v->muted = false;
+        if (nmi) {
+            v->nmi = true;
+            forget_touches(v);
+        }
+        emit_event(nmi ? NESTED_NMI : exception ? NESTED_EXCEPTION : NESTED_INTERRUPT, cpu, g->vector,
+                   exception ? stack_now(v, cpu) : 0, g->address);
+    }
+    on_block(cpu, &g->block);
+}
+
+/* System call: the number is in pt_regs, just above where the first call stores its return address. */
+void on_syscall(unsigned cpu, void *udata)
+{
+    struct gate *g = udata;
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_USER) {
+        v->mode = MODE_KERNEL;
+        v->muted = false;
+        v->mute_stack = 0;
+        v->nmi = false;
+        forget_touches(v);
+        if (!v->wants_number)
+            stream_hold();
+        v->wants_number = emit_event(ENTRY_SYSCALL, cpu, NONE, 0, g->address);
+    }
+    on_block(cpu, &g->block);
+}
+
+void on_sysret(unsigned cpu, void *udata)
+{
+    if (vcpus[cpu].mode == MODE_KERNEL) {
+        vcpus[cpu].mode = MODE_USER;
+        emit_event(RETURN_USER, cpu, 0, 0, (uint64_t)udata);
+    }
+}
+
+void on_iret(unsigned cpu, void *udata)
+{
+    vcpus[cpu].iret = true;
+}
+
+/* IRET's first load is of the instruction pointer it returns to. */
+void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    access(cpu, info, vaddr, (uint64_t)ip);
+    if (!v->iret)
+        return;
+    v->iret = false;
+    uint64_t target = read_pointer(vaddr);
+    if (target == (uint64_t)ip + IRETQ_SIZE) /* iret_to_self(): a serializing instruction, not a return */
+        return;
+    if (target < KERNEL_HALF) {
+        v->mode = MODE_USER;
+        emit_event(RETURN_USER, cpu, 1, 0, (uint64_t)ip);
+        return;
+    }
+    v->muted = v->mute_stack & 1;
+    v->mute_stack >>= 1;
+    emit_event(NESTED_RETURN, cpu, 0, 0, (uint64_t)ip);
+    if (v->nmi) {
+        v->nmi = false;
+        forget_touches(v);
+    }
+}
+
+void on_vmrun(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL) {
+        emit_event(VM_ENTRY, cpu, 0, 0, (uint64_t)udata);
+        v->mode = MODE_GUEST;
+    }
+}
+
+void on_vmexit(unsigned cpu, void *udata)
+{
+    struct gate *g = udata;
+    if (vcpus[cpu].mode == MODE_GUEST)
+        enter(&vcpus[cpu], cpu, VM_EXIT, NONE, g->address);
+    on_block(cpu, &g->block);
+}
+
+/* ---- calls ---- */
+
+void on_call(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
+{
+    struct call_site *c = udata;
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    access(cpu, info, vaddr, c->address);
+    if (!qemu_plugin_mem_is_store(info)) /* the pointer of an indirect call */
+        return;
+    shadow_call(v, cpu, vaddr, c->return_address);
+    if (v->wants_number) {
+        const uint8_t *at = guest_virtual(vaddr + 8 + layout.orig_ax_offset);
+        v->wants_number->arg = at ? read32(at) : NONE;
+        v->wants_number = NULL;
+        stream_release();
+    }
+}
+
+void on_return(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    access(cpu, info, vaddr, (uint64_t)ip);
+    shadow_return(v, cpu, vaddr);
+}

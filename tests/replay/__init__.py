@@ -1,0 +1,1 @@
+"""Tests of the replay: policies, counts, causes, and the compiled loop against the reference."""
