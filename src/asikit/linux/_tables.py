@@ -65,8 +65,10 @@ _TMPFS: Final = ("shmem", "devtmpfs")
 """File systems whose page cache is that of tmpfs (mm/shmem.c)."""
 
 _PERCPU_MAKER: Final = "pcpu_get_vm_areas"
-_STACK_MAKERS: Final = frozenset({"kernel_clone", "copy_process", "dup_task_struct", "alloc_thread_stack_node"})
-"""Callers that /proc/vmallocinfo may name for a kernel stack, by what the compiler has inlined (kernel/fork.c)."""
+_STACK_MAKERS: Final = frozenset(
+    {"kernel_clone", "copy_process", "dup_task_struct", "alloc_thread_stack_node", "irq_init_percpu_irqstack"}
+)
+"""Callers that /proc/vmallocinfo may name for a kernel stack, by what the compiler has inlined (kernel/fork.c, irq_64.c)."""
 
 
 @dataclass(frozen=True, slots=True)

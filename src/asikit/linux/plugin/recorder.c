@@ -108,6 +108,8 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     size_t size = qemu_plugin_insn_size(insn);
     uint64_t ip = qemu_plugin_insn_vaddr(insn);
     bool returns = is_return(code, size);
+    /* VMRUN, VMLOAD, VMSAVE reach the VMCB by its physical address: no mapping is involved. */
+    bool svm = size == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] >= 0xd8 && code[2] <= 0xdf;
 
     if (returns)
         on_memory(insn, on_return, (void *)ip);
@@ -117,13 +119,13 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     } else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
         on_memory(insn, on_iret_load, (void *)ip);
-    } else
+    } else if (!svm)
         on_memory(insn, on_access, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_sysret, QEMU_PLUGIN_CB_NO_REGS, (void *)ip);
-    if (size == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] == 0xd8) {
+    if (svm && code[2] == 0xd8) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_vmrun, QEMU_PLUGIN_CB_NO_REGS, (void *)ip);
         if (vm_exits.n < 16)
             vm_exits.at[vm_exits.n++] = (const uint8_t *)qemu_plugin_insn_haddr(insn) + size;

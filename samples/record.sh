@@ -1,0 +1,28 @@
+#!/bin/sh
+# Records the sample traces that come with the package, anew. Needs what `asi record` needs, fio and a C compiler.
+# Usage: samples/record.sh [FOLDER]      (default: the package's own folder)
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/../src/asikit/data/samples}
+asi=${ASI:-$here/../.venv/bin/asi}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
+
+# Page cache: a file is written to tmpfs (2,048 writes of 4 KiB), then read at random (4,096 reads of 4 KiB).
+"$asi" record --overwrite -o "$out/page-cache.asitrace" -- \
+    fio --name=page-cache --filename=/tmp/file --size=8m --io_size=16m --rw=randread --bs=4k --ioengine=psync \
+    --thread --norandommap --group_reporting --minimal > /dev/null
+
+# Processes: a shell that starts two hundred programs, half of them in pipelines.
+"$asi" record --overwrite -o "$out/processes.asitrace" -- busybox sh -c '
+    for i in $(busybox seq 100); do
+        busybox true
+        busybox echo "line $i" | busybox wc -c
+    done' > /dev/null
+
+# A KVM guest: 2,048 CPUID exits that the kernel handles, 64 port writes that the VMM handles.
+"${CC:-cc}" -O2 -static -o "$work/kvm_guest" "$here/kvm_guest.c"
+"$asi" record --overwrite -o "$out/kvm-guest.asitrace" --module kvm-amd -- "$work/kvm_guest" 64
+
+du -sh "$out"/*.asitrace
