@@ -36,10 +36,14 @@ class Events:
     def __init__(self, trace: Trace) -> None:
         """Read them."""
         self.trace = trace
-        self.table = {name: trace.table(name) for name in ("places", "pages", "allocations", "stacks", "symbols", "tasks")}
+        self.table = {
+            name: trace.table(name) for name in ("places", "pages", "allocations", "stacks", "symbols", "tasks")
+        }
         frame = pl.concat(list(trace.events()))
         switched = pl.when(pl.col("kind") == EventKind.TASK_SWITCH).then("arg")
-        frame = frame.with_columns(task=switched.forward_fill().over("cpu"), before=switched.forward_fill().shift().over("cpu"))
+        frame = frame.with_columns(
+            task=switched.forward_fill().over("cpu"), before=switched.forward_fill().shift().over("cpu")
+        )
         self.cpu, self.kind, self.arg, self.stack = (frame[name].to_numpy() for name in ("cpu", "kind", "arg", "stack"))
         self.task = frame["task"].fill_null(2**32 - 1).to_numpy()
         self.before = frame["before"].fill_null(2**32 - 1).to_numpy()
@@ -78,7 +82,10 @@ class Asked:
         pieces = [piece.splitlines() for piece in text.split("@ ")[1:]]
         self.own_frames = next([int(line, 16) for line in lines[1:]] for lines in pieces if lines[0] == "own")
         marked = [lines for lines in pieces if lines[0] not in {"own", "end"}]
-        marks = [np.flatnonzero(self.mine & events.is_kind(EventKind.ENTRY_SYSCALL, arg=number)) for number in (GETSID, GETPGID)]
+        marks = [
+            np.flatnonzero(self.mine & events.is_kind(EventKind.ENTRY_SYSCALL, arg=number))
+            for number in (GETSID, GETPGID)
+        ]
         assert [len(mark) for mark in marks] == [len(marked)] * 2
         self.questions = [
             Question(lines[0], tuple(lines[1:]), int(begin), int(end))
@@ -95,7 +102,9 @@ class Asked:
         The answer was given at some moment between the question's marks.
         """
         first, second = self.named(name)
-        return int(np.count_nonzero(counted[first.end : second.begin])), int(np.count_nonzero(counted[first.begin : second.end]))
+        return int(np.count_nonzero(counted[first.end : second.begin])), int(
+            np.count_nonzero(counted[first.begin : second.end])
+        )
 
     def growth(self, name: str, pattern: str) -> int:
         """Give by how much the numbers that a pattern finds in a question's lines have grown from the first to the second."""

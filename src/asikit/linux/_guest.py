@@ -163,11 +163,14 @@ def _libraries(program: Path) -> list[Path]:
         return _interpreter(head)
     if not head.startswith(b"\x7fELF"):
         return []
-    ldd = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)  # noqa: S607  the system's
-    missing = re.search(r"(\S+) => not found", ldd.stdout)
+    ldd = shutil.which("ldd")
+    if ldd is None:
+        raise RecordError("ldd is missing; install it (Debian: apt-get install libc-bin)")
+    told = subprocess.run([ldd, str(program)], capture_output=True, text=True, check=False).stdout
+    missing = re.search(r"(\S+) => not found", told)
     if missing:
         raise RecordError(f"{program} needs the library {missing[1]}, which is not on this machine; install it")
-    return [Path(match[1]) for match in re.finditer(r"(/\S+) \(0x", ldd.stdout)]
+    return [Path(match[1]) for match in re.finditer(r"(/\S+) \(0x", told)]
 
 
 def _interpreter(script: bytes) -> list[Path]:

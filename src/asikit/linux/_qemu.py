@@ -174,7 +174,7 @@ class Guest:
         command = self._command(*ends)
         qemu_log = self._stack.enter_context((self.folder / "qemu").open("wb"))
         self._process = subprocess.Popen(
-            command,
+            [*_dying_with_us(), *command],
             stdin=subprocess.DEVNULL,
             stdout=qemu_log,
             stderr=qemu_log,
@@ -234,6 +234,12 @@ class Guest:
             plugin, folder = _option(self._plugin), _option(self.folder)
             command += ["-plugin", f"file={plugin},directory={folder},stream={stream},layout={layout}"]
         return command
+
+
+def _dying_with_us() -> list[str]:
+    """Give the words before a command that end it when this process is killed; none if util-linux is missing."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _option(path: Path) -> str:

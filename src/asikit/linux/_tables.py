@@ -68,7 +68,7 @@ _PERCPU_MAKER: Final = "pcpu_get_vm_areas"
 _STACK_MAKERS: Final = frozenset(
     {"kernel_clone", "copy_process", "dup_task_struct", "alloc_thread_stack_node", "irq_init_percpu_irqstack"}
 )
-"""Callers that /proc/vmallocinfo may name for a kernel stack, by what the compiler has inlined (kernel/fork.c, irq_64.c)."""
+"""Whom /proc/vmallocinfo may name for a kernel stack, by what the compiler has inlined (kernel/fork.c, irq_64.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,8 @@ def _refined(
     percpu = first_chunk | (vmalloc & _made_by(address, known.areas, frozenset({_PERCPU_MAKER})))
     stack = vmalloc & _made_by(address, known.areas, _STACK_MAKERS)
     generic = np.isin(kind_here, (PageKind.KERNEL.value, PageKind.RESERVED.value))
-    for mask, better in ((vmalloc, PageKind.VMALLOC), (stack, PageKind.STACK), (percpu, PageKind.PERCPU)):
+    mapped = vmalloc | (region == Region.MODULES.value)
+    for mask, better in ((mapped, PageKind.VMALLOC), (stack, PageKind.STACK), (percpu, PageKind.PERCPU)):
         kind[page[mask & generic]] = better.value
     return np.where(percpu, Region.PERCPU.value, region), _words(kind)
 

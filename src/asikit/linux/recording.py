@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Recorded", "Recording", "record", "run_unrecorded"]
 
 MiB = 1 << 20
-_LEAST_MEMORY = 64 * MiB
+_LEAST_MEMORY = 96 * MiB
+"""A stock kernel does not get as far as its first message with less."""
+
 _LARGEST_MEMORY = 3072 * MiB
 """Above this QEMU's PC has a hole below 4 GiB, and a physical address is no longer an offset in the memory file."""
 
@@ -136,7 +138,7 @@ def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", out: B
 
 def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None]", recorded: bool = True) -> Guest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
-        raise RecordError(f"--memory must be whole megabytes from 64M to 3G, not {recording.memory_bytes} bytes")
+        raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
     if not 1 <= recording.cpus <= _MOST_CPUS:
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
     if recording.root is not None and recording.include:

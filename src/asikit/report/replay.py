@@ -83,7 +83,7 @@ def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "R
             shown = result.top_causes(causes)
             if shown:
                 parts.append(Text(f"Main causes of exits under {result.policy}", style="bold"))
-                parts += [Text(f"  {cause.share:6.1%}  {_cause_line(cause)}") for cause in shown]
+                parts += [Text(f"  {cause.share:6.1%}  {cause_line(cause)}") for cause in shown]
     return Group(*parts)
 
 
@@ -164,10 +164,12 @@ def _notes(result: "ReplayResult") -> "list[str]":
     if not result.amended_events:
         return []
     count = f"{result.amended_events:,} of {result.events:,} events do not follow from what was recorded before them"
-    return ["", f"Note: {count}:", "a recording begins in the middle of things."]
+    events = "event" if result.amended_events == 1 else "events"
+    return ["", f"A recording begins in the middle of things: {result.amended_events:,} {events} had to be completed."]
 
 
-def _cause_line(cause: "Cause") -> str:
+def cause_line(cause: "Cause") -> str:
+    """Return a cause in one line: where it happened, and what was touched."""
     known = [text for text in (_function(cause), _touched(cause)) if text != "?"]
     return ": ".join(known)
 

@@ -102,13 +102,20 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, bool retu
 /* Where VMRUN goes on after a VM exit: by host address, so that a nested guest's code cannot be taken for it. */
 static struct { const uint8_t *at[16]; int n; } vm_exits;
 
+/*
+ * VMRUN, VMLOAD and VMSAVE reach the VMCB by its physical address: no mapping is involved. They have a callback all
+ * the same, as without one of their own QEMU 7.2 goes on calling that of an earlier instruction.
+ */
+static void on_physical_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *ip)
+{
+}
+
 static void instrument_insn(struct qemu_plugin_insn *insn)
 {
     const uint8_t *code = qemu_plugin_insn_data(insn);
     size_t size = qemu_plugin_insn_size(insn);
     uint64_t ip = qemu_plugin_insn_vaddr(insn);
     bool returns = is_return(code, size);
-    /* VMRUN, VMLOAD, VMSAVE reach the VMCB by its physical address: no mapping is involved. */
     bool svm = size == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] >= 0xd8 && code[2] <= 0xdf;
 
     if (returns)
@@ -119,8 +126,8 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     } else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
         on_memory(insn, on_iret_load, (void *)ip);
-    } else if (!svm)
-        on_memory(insn, on_access, (void *)ip);
+    } else
+        on_memory(insn, svm ? on_physical_access : on_access, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
