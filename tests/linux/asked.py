@@ -107,7 +107,7 @@ class Asked:
         )
 
     def growth(self, name: str, pattern: str) -> int:
-        """Give by how much the numbers that a pattern finds in a question's lines have grown from the first to the second."""
+        """Give by how much the sum of what a pattern finds has grown from the first answer to the second."""
         first, second = (
             sum(int(found[1]) for line in question.lines if (found := re.match(pattern, line)))
             for question in self.named(name)

@@ -9,6 +9,9 @@ from asikit.linux._btf import Btf
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, CONST, FUNC_PROTO = 1, 2, 3, 4, 5, 6, 8, 10, 13
 
+WITH_BIT_FIELDS = 1 << 7
+"""Bit 31 of a type's information word, as part of the kind in bits 24 and up."""
+
 
 class Writer:
     """Puts the bytes of a BTF section together."""
@@ -26,16 +29,16 @@ class Writer:
         self.strings += text.encode() + b"\0"
         return at
 
-    def type(self, kind: int, name: str, size_or_type: int, rest: bytes = b"", *, vlen: int = 0, flag: int = 0) -> int:
+    def type(self, kind: int, name: str, what: int, rest: bytes = b"", *, vlen: int = 0) -> int:
         """Add a type; give its id."""
-        self.types += struct.pack("<III", self.name(name), flag << 31 | kind << 24 | vlen, size_or_type) + rest
+        self.types += struct.pack("<III", self.name(name), kind << 24 | vlen, what) + rest
         self.count += 1
         return self.count
 
-    def struct(self, kind: int, name: str, size: int, members: list[tuple[str, int, int]], *, flag: int = 0) -> int:
+    def struct(self, kind: int, name: str, size: int, members: list[tuple[str, int, int]]) -> int:
         """Add a structure or union of members (name, type, offset field)."""
         rest = b"".join(struct.pack("<III", self.name(member), type_id, at) for member, type_id, at in members)
-        return self.type(kind, name, size, rest, vlen=len(members), flag=flag)
+        return self.type(kind, name, size, rest, vlen=len(members))
 
     def bytes(self) -> bytes:
         """Give the section."""
@@ -55,7 +58,7 @@ def btf() -> Btf:
     constant = made.type(CONST, "", named)
     choice = made.struct(UNION, "", 8, [("mapping", word, 0), ("slab_cache", word, 0)])
     made.struct(STRUCT, "page", 64, [("flags", word, 0), ("", choice, 64 * 3), ("context", constant, 64 * 4)])
-    made.struct(STRUCT, "bits", 8, [("few", word, 3 << 24 | 0), ("more", word, 5 << 24 | 32)], flag=1)
+    made.struct(WITH_BIT_FIELDS | STRUCT, "bits", 8, [("few", word, 3 << 24 | 0), ("more", word, 5 << 24 | 32)])
     values = b"".join(struct.pack("<Ii", made.name(name), value) for name, value in (("PG_locked", 0), ("PG_slab", 9)))
     made.type(ENUM, "pageflags", 4, values, vlen=2)
     made.type(PTR, "", word)

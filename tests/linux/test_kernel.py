@@ -136,8 +136,10 @@ def test_failed_download(empty_machine: "Path", tmp_path: "Path", apt_get: str, 
     program(empty_machine / "apt-cache", APT_CACHE)
     program(empty_machine / "apt-get", apt_get)
     program(empty_machine / "dpkg-deb", dpkg_deb)
+    said: list[str] = []
     with pytest.raises(RecordError, match=fault) as caught:
-        find_kernel(None, [].append)
+        find_kernel(None, said.append)
+    assert len(said) == 1
     assert str(caught.value).endswith("give --kernel VMLINUZ")
     assert list((tmp_path / "cache/asikit/kernels").iterdir()) == []
 

@@ -83,7 +83,7 @@ format:
 \tfield:unsigned int order;\toffset:16;\tsize:4;\tsigned:0;
 \tfield:gfp_t gfp_flags;\toffset:20;\tsize:4;\tsigned:0;
 
-print fmt: "gfp_flags=%s", (REC->gfp_flags) ? __print_flags(REC->gfp_flags, "|", {( unsigned long)(((((( gfp_t)\
+print fmt: "gfp_flags=%s", (REC->gfp_flags) ? __print_flags(REC->gfp_flags, "|", {( unsigned long)((((( gfp_t)\
 (0x400u|0x800u)) | (( gfp_t)0x40u) | (( gfp_t)0x80u) | (( gfp_t)0x100000u)) | (( gfp_t)0x02u)) & ~(( gfp_t)0x400u)), \
 "GFP_ODD"}, {( unsigned long)((( gfp_t)(0x400u|0x800u)) | (( gfp_t)0x40u) | (( gfp_t)0x80u)), "GFP_KERNEL"}, \
 {( unsigned long)(( gfp_t)0x100000u), "__GFP_HARDWALL"}, {(unsigned long)sizeof(long), "NOT_A_NUMBER"}) : "none"

@@ -63,7 +63,7 @@ def _figures(result: "ReplayResult") -> tuple[str, ...]:
 
 def _main_causes(name: str, results: "Sequence[ReplayResult]") -> list[str]:
     """Name the first cause under each policy, once if it is the same under all."""
-    lines = {}
+    lines: dict[tuple[str, str], str] = {}
     for result in results:
         for cause in result.top_causes(1):
             lines.setdefault(

@@ -163,7 +163,6 @@ def _add_rest(table: Table, more: int, what: str) -> None:
 def _notes(result: "ReplayResult") -> "list[str]":
     if not result.amended_events:
         return []
-    count = f"{result.amended_events:,} of {result.events:,} events do not follow from what was recorded before them"
     events = "event" if result.amended_events == 1 else "events"
     return ["", f"A recording begins in the middle of things: {result.amended_events:,} {events} had to be completed."]
 

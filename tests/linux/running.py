@@ -1,0 +1,106 @@
+"""Running `asi record` as users do, and looking for what it leaves behind."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
+_PATIENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of diagnostics."""
+        return self.err.splitlines()[-1]
+
+
+class Command:
+    """`asi record` in a folder of its own, with its own folder for temporary files."""
+
+    def __init__(self, folder: Path, programs: Path | None = None) -> None:
+        """Prepare.
+
+        :param programs: A folder whose programs are found before the machine's.
+        """
+        self.folder = folder / "here"
+        self.temporary = folder / "temporary"
+        self.folder.mkdir()
+        self.temporary.mkdir()
+        self._environment = {**os.environ, "TMPDIR": str(self.temporary)}
+        if programs is not None:
+            self._environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+
+    def start(self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE) -> "subprocess.Popen[bytes]":
+        """Start it."""
+        return subprocess.Popen(
+            [*_ASI, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            env=self._environment,
+        )
+
+    def end(self, process: "subprocess.Popen[bytes]") -> Ended:
+        """Wait for its end."""
+        out, err = process.communicate(timeout=_PATIENCE_SECONDS)
+        return Ended(process.returncode, (out or b"").decode(), err.decode())
+
+    def run(self, *words: str) -> Ended:
+        """Run it."""
+        return self.end(self.start(*words))
+
+    def left(self) -> list[str]:
+        """List what is left of a recording: files here, temporary files, processes."""
+        files = [str(path) for folder in (self.folder, self.temporary) for path in folder.iterdir()]
+        return files + [" ".join(words) for words in self._processes().values()]
+
+    def qemu(self) -> int:
+        """Wait until QEMU runs, and give its process id."""
+        return self._wait_for(lambda: next(iter(self._processes()), None))
+
+    def console_has(self, text: str) -> None:
+        """Wait until the guest's kernel has printed something."""
+
+        def has() -> int | None:
+            consoles = self.temporary.glob("asi-*/console")
+            return next((1 for console in consoles if text in console.read_text(errors="replace")), None)
+
+        self._wait_for(has)
+
+    def _processes(self) -> dict[int, list[str]]:
+        """Find the processes that have our temporary folder in their arguments."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode(errors="replace").split("\0")
+            except OSError:  # it has ended
+                continue
+            if any(str(self.temporary) in word for word in words):
+                found[int(path.parent.name)] = words
+        return found
+
+    @staticmethod
+    def _wait_for(condition: "Callable[[], int | None]") -> int:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            found = condition()
+            if found is not None:
+                return found
+            time.sleep(0.02)
+        raise TimeoutError

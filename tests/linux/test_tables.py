@@ -1,0 +1,199 @@
+"""The plugin's stream and the side tables, from records made by hand."""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from asikit.linux import RecordError
+from asikit.linux._layout import Layout
+from asikit.linux._stream import RECORD, RecordType, StreamReader
+from asikit.linux._symbols import Symbols
+from asikit.linux._tables import Area, Attribution, vmalloc_areas, write_tables
+from asikit.trace import EventKind, Trace, TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FREE, KERNEL, RESERVED, SLAB, PAGE_CACHE = 2, 1, 3, 4, 6
+NONE = 0xFFFF_FFFF
+DIRECT, VMALLOC, MODULES = 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_0000, 0xFFFF_FFFF_C000_0000
+PERCPU = DIRECT + 0x100_0000
+SHMEM, ROOTFS, CACHE = 0xFFFF_FFFF_8200_0000, 0xFFFF_FFFF_8200_0100, 0xFFFF_8880_0123_4000
+SYMBOLS = Symbols(
+    f"ffffffff81000000 T first\nffffffff81000100 T second\n{SHMEM:x} d shmem_fs_type\n{ROOTFS:x} d rootfs_fs_type\n"
+)
+
+
+def row(kind: int, arg: int = 0, **fields: int) -> "np.void":
+    """Make one record."""
+    made = np.zeros(1, RECORD)
+    made["type"], made["arg"] = kind, arg
+    for name, value in fields.items():
+        made[name] = value
+    record: np.void = made[0]
+    return record
+
+
+def stream(*rows: "np.void") -> bytes:
+    """Give records as the plugin writes them."""
+    return b"".join(record.tobytes() for record in rows)
+
+
+def known(*areas: Area, root_is_tmpfs: bool = True) -> Attribution:
+    """Give what tells kinds of pages apart."""
+    return Attribution(Layout("", (PERCPU, PERCPU + 0x20_0000), {}, {}, {}, root_is_tmpfs), SYMBOLS, areas)
+
+
+def read(folder: "Path", data: bytes, attribution: Attribution | None = None) -> tuple[Trace, StreamReader]:
+    """Write a trace of a stream."""
+    with TraceWriter(folder / "t.asitrace", {"source": "linux"}) as writer:
+        reader = StreamReader(io.BufferedReader(io.BytesIO(data)), writer, lambda: None)
+        reader.run()
+        write_tables(writer, reader.rows, attribution or known())
+    return Trace.open(folder / "t.asitrace"), reader
+
+
+def test_events_and_counts(tmp_path: "Path") -> None:
+    """Events keep their order and fields; counts, losses and the end are told."""
+    data = stream(
+        row(EventKind.ENTRY_SYSCALL, 17, cpu=1, clock=5, stack=0),
+        row(RecordType.LOST, 1, clock=3),
+        row(EventKind.RETURN_USER, 0, cpu=1, clock=9),
+        row(RecordType.COUNTS, cpu=1, clock=100, addr=40),
+        row(RecordType.END),
+    )
+    trace, reader = read(tmp_path, data)
+    (events,) = trace.events()
+    assert events.rows() == [(1, 5, EventKind.ENTRY_SYSCALL, 17, 0), (1, 9, EventKind.RETURN_USER, 0, 0)]
+    assert (reader.ended, reader.events, reader.lost, reader.instructions) == (
+        True,
+        2,
+        {"allocations": 3},
+        {1: (100, 40)},
+    )
+
+
+def test_records_cut_by_the_pipe(tmp_path: "Path") -> None:
+    """A pipe may give any number of bytes at a time."""
+
+    class Slow(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            del size
+            return super().read1(7)
+
+    events = [row(EventKind.ENTRY_SYSCALL, number, clock=number) for number in range(50)]
+    with TraceWriter(tmp_path / "t.asitrace", {"source": "linux"}) as writer:
+        reader = StreamReader(Slow(stream(*events)), writer, lambda: None)  # type: ignore[arg-type]
+        reader.run()
+    (frame,) = Trace.open(tmp_path / "t.asitrace").events()
+    assert frame["arg"].to_list() == list(range(50))
+    assert not reader.ended
+
+
+def test_unknown_record(tmp_path: "Path") -> None:
+    """A stream of another version of the plugin is refused, and leaves no trace."""
+    with pytest.raises(RecordError, match="a record of unknown type 99; remove asikit's compiled programs"):
+        read(tmp_path, stream(row(99)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_rows_replace_earlier_ones(tmp_path: "Path") -> None:
+    """What a page and a task have become counts; their ids stay."""
+    data = stream(
+        row(RecordType.PAGE, 1, x=7, aux=KERNEL, stack=NONE),
+        row(RecordType.PAGE, 0, x=6, aux=FREE, stack=NONE),
+        row(RecordType.PAGE, 1, x=7, aux=SLAB, stack=0, addr=CACHE),
+        row(RecordType.ALLOCATION, 0, x=7, aux=2 | 1 << 8, addr=0xCC0, stack=0),
+        row(RecordType.ALLOCATION, 1, x=9, aux=0xFF00, addr=2**64 - 1),
+        row(RecordType.NAME, CACHE & NONE, x=CACHE >> 32, clock=int.from_bytes(b"kmalloc-", "little")),
+        row(RecordType.TASK, 0, x=1, stack=1, clock=int.from_bytes(b"init", "little")),
+        row(RecordType.TASK_MM, 0, x=1),
+        row(RecordType.TASK, 0, x=1, stack=1, clock=int.from_bytes(b"fio", "little")),
+        row(RecordType.TASK_MM, 0, x=2),
+    )
+    trace, _ = read(tmp_path, data)
+    assert trace.table("pages").rows() == [(6, "free", None, None), (7, "slab", "kmalloc-", 0)]
+    assert trace.table("allocations").rows() == [(7, 2, 0xCC0, 1, 0), (9, 0, None, None, 0)]
+    assert trace.table("tasks").rows() == [(1, 1, "fio", 2)]
+
+
+@pytest.mark.parametrize("kind", [RecordType.PAGE, RecordType.STACK])
+def test_missing_rows(tmp_path: "Path", kind: RecordType) -> None:
+    """Rows that refer to what was never sent are the recorder's fault, and are said to be."""
+    with pytest.raises(RecordError, match="a fault of the recorder"):
+        read(tmp_path, stream(row(kind, 2)))
+
+
+def test_stacks_and_symbols(tmp_path: "Path") -> None:
+    """Row 0 is the empty stack; only symbols that are used are listed, and an unknown address is symbol 0."""
+    data = stream(
+        row(RecordType.STACK, 1, stack=0, addr=0xFFFF_FFFF_8100_0110),
+        row(RecordType.STACK, 2, stack=1, addr=0x1234),
+    )
+    trace, _ = read(tmp_path, data)
+    assert trace.table("symbols").rows() == [("?", None, 0), ("second", None, 0xFFFF_FFFF_8100_0100)]
+    assert trace.table("stacks").rows() == [(0, 0, 0), (0, 0xFFFF_FFFF_8100_0110, 1), (1, 0x1234, 0)]
+
+
+@pytest.mark.parametrize(("tmpfs", "kind"), [(True, "shmem"), (False, "page_cache")])
+def test_initramfs_is_what_the_kernel_unpacked_it_into(tmp_path: "Path", kind: str, *, tmpfs: bool) -> None:
+    """Page cache of rootfs is of tmpfs where the kernel uses tmpfs for it, and keeps its name."""
+    data = stream(
+        row(RecordType.PAGE, 0, x=1, aux=PAGE_CACHE, stack=NONE, addr=ROOTFS),
+        row(RecordType.PAGE, 1, x=2, aux=PAGE_CACHE, stack=NONE, addr=SHMEM),
+        row(RecordType.PAGE, 2, x=3, aux=PAGE_CACHE, stack=NONE, addr=0x1234),
+    )
+    trace, _ = read(tmp_path, data, known(root_is_tmpfs=tmpfs))
+    assert trace.table("pages").select("kind", "cache").rows() == [
+        (kind, "rootfs"),
+        ("shmem", "shmem"),
+        ("page_cache", None),
+    ]
+
+
+def test_regions_and_what_is_mapped_there(tmp_path: "Path") -> None:
+    """Places get their region, and generic pages the kind of the mapping that the kernel uses them through."""
+    stack, chunk = (
+        Area(VMALLOC, VMALLOC + 0x5000, "kernel_clone"),
+        Area(VMALLOC + 0x8000, VMALLOC + 0x9000, "pcpu_get_vm_areas"),
+    )
+    places = [
+        (DIRECT, 0),  # nothing finer is known of it
+        (VMALLOC + 0x1000, 1),  # in a stack
+        (VMALLOC + 0x6000, 2),  # between the areas
+        (VMALLOC + 0x8000, 3),  # in a per-CPU chunk
+        (VMALLOC + 0xA000, NONE),  # a device
+        (MODULES, 4),
+        (PERCPU + 0x1000, 5),  # in the first chunk
+        (PERCPU + 0x8000, 6),  # what the first chunk did not need
+        (0x40_0000, 7),
+        (0xFFFF_FFFF_FF5F_D000, NONE),
+    ]
+    kinds = [KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, RESERVED, SLAB, SLAB]
+    data = stream(
+        *(row(RecordType.PLACE, number, addr=address, x=page) for number, (address, page) in enumerate(places)),
+        *(row(RecordType.PAGE, number, x=number, aux=kind, stack=NONE) for number, kind in enumerate(kinds)),
+    )
+    trace, _ = read(tmp_path, data, known(stack, chunk))
+    assert trace.table("places")["region"].to_list() == [
+        *("direct_map", "vmalloc", "vmalloc", "percpu", "vmalloc", "modules"),
+        *("percpu", "direct_map", "user", "fixmap"),
+    ]
+    assert trace.table("pages")["kind"].to_list() == [
+        *("kernel", "stack", "vmalloc", "percpu", "vmalloc", "percpu", "slab", "slab"),
+    ]
+
+
+def test_vmalloc_areas() -> None:
+    """Areas are read from /proc/vmallocinfo; a line that has no maker is none."""
+    text = (
+        "0xffffc90000010000-0xffffc90000015000   20480 kernel_clone+0xbf/0x430 pages=4 vmalloc N0=4\n"
+        "0xffffc90000020000-0xffffc90000025000   20480 unpurged vm_area\n"
+        "0xffffc90000030000-0xffffc90000035000   20480\n"
+    )
+    assert vmalloc_areas(text) == (
+        Area(0xFFFF_C900_0001_0000, 0xFFFF_C900_0001_5000, "kernel_clone"),
+        Area(0xFFFF_C900_0002_0000, 0xFFFF_C900_0002_5000, "unpurged"),
+    )
