@@ -15,6 +15,12 @@ _ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
 _PATIENCE_SECONDS = 120.0
 
 
+def program(path: Path, text: str) -> None:
+    """Write a shell script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""
@@ -41,9 +47,15 @@ class Command:
         self.temporary = folder / "temporary"
         self.folder.mkdir()
         self.temporary.mkdir()
-        self._environment = {**os.environ, "TMPDIR": str(self.temporary)}
+        self.environment = {**os.environ, "TMPDIR": str(self.temporary)}
+        self._programs = programs
         if programs is not None:
-            self._environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+            self.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+
+    def replace_qemu(self, script: str) -> None:
+        """Have a shell script stand for QEMU."""
+        assert self._programs is not None
+        program(self._programs / "qemu-system-x86_64", script)
 
     def start(self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         """Start it."""
@@ -53,7 +65,7 @@ class Command:
             stdout=stdout,
             stderr=subprocess.PIPE,
             cwd=self.folder,
-            env=self._environment,
+            env=self.environment,
         )
 
     def end(self, process: "subprocess.Popen[bytes]") -> Ended:

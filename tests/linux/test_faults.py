@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.running import Command
-from tests.linux.test_kernel import image, program
+from tests.linux.running import Command, program
+from tests.linux.test_kernel import image
 
 pytestmark = [pytest.mark.needs_cc, pytest.mark.needs_busybox]
 
+REBUILD = "remove asikit's compiled programs from the cache (~/.cache/asikit/programs)"
 CONSOLE = 'for word; do case $word in file:*/console) console="${word#file:}";; esac; done'
 FOLDER = 'for word; do case $word in file:*/console) folder="${word#file:}"; folder="${folder%/console}";; esac; done'
 STREAM = 'for word; do case $word in *,stream=*) stream="${word#*,stream=}"; stream="${stream%%,*}";; esac; done'
@@ -32,8 +33,9 @@ def programs(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(tmp_path: Path, programs: Path) -> Command:
     """Give the command, on a machine with these programs."""
-    program(programs / "qemu-system-x86_64", "exit 0")
-    return Command(tmp_path, programs)
+    command = Command(tmp_path, programs)
+    command.replace_qemu("exit 0")
+    return command
 
 
 @pytest.fixture
@@ -60,26 +62,25 @@ def vmlinuz(tmp_path: Path) -> str:
         (f"{FOLDER}; printf 'cannot load module x' > $folder/guest-error", "in the guest: cannot load module x"),
         (
             f"{STREAM}; head -c 32 /dev/zero | tr '\\0' c >&$stream",
-            "the recorder's stream has a record of unknown type 99; "
-            "remove asikit's compiled programs from the cache (~/.cache/asikit/programs)",
+            f"the recorder's stream has a record of unknown type 99; {REBUILD}",
         ),
         (
-            f"{STREAM}; (printf G; head -c 31 /dev/zero) >&$stream; sleep 60",
+            f"{STREAM}; (printf G; head -c 31 /dev/zero) >&$stream; exec sleep 60",
             "the guest's /proc/kallsyms is empty; record a kernel with CONFIG_KALLSYMS_ALL=y",
         ),
     ],
 )
-def test_qemu_and_kernel_in_trouble(command: Command, programs: Path, vmlinuz: str, qemu: str, line: str) -> None:
+def test_qemu_and_kernel_in_trouble(command: Command, vmlinuz: str, qemu: str, line: str) -> None:
     """However the guest ends before its time, the line says how."""
-    program(programs / "qemu-system-x86_64", qemu)
+    command.replace_qemu(qemu)
     ended = command.run("--kernel", vmlinuz, "--", "true")
     assert (ended.code, ended.out, ended.err) == (1, "", f"asi: error: {line}\n")
     assert command.left() == []
 
 
-def test_timeout(command: Command, programs: Path, vmlinuz: str) -> None:
+def test_timeout(command: Command, vmlinuz: str) -> None:
     """A guest that takes too long is ended."""
-    program(programs / "qemu-system-x86_64", "exec sleep 60")
+    command.replace_qemu("exec sleep 60")
     ended = command.run("--kernel", vmlinuz, "--timeout", "0.2", "--", "true")
     line = "the workload still ran after 0.2 s; give it more time (--timeout) or less to do"
     assert (ended.code, ended.err) == (1, f"asi: error: {line}\n")
@@ -89,9 +90,9 @@ def test_timeout(command: Command, programs: Path, vmlinuz: str) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_signals(command: Command, programs: Path, vmlinuz: str, number: int, code: int, word: str) -> None:
-    """Ctrl-C and SIGTERM during the boot end QEMU too."""
-    program(programs / "qemu-system-x86_64", "sleep 60")
+def test_signals(command: Command, vmlinuz: str, number: int, code: int, word: str) -> None:
+    """Ctrl-C and SIGTERM during the boot end QEMU too, and all that it has started."""
+    command.replace_qemu("sleep 60")
     process = command.start("--kernel", vmlinuz, "--", "true")
     command.qemu()
     process.send_signal(number)
@@ -161,19 +162,16 @@ def test_existing_output(command: Command, vmlinuz: str) -> None:
         ("cc", "a C compiler is missing; install one (Debian: apt-get install gcc libc6-dev) or set CC"),
     ],
 )
-def test_missing_programs(
-    command: Command, programs: Path, vmlinuz: str, monkeypatch: pytest.MonkeyPatch, missing: str, line: str
-) -> None:
+def test_missing_programs(command: Command, programs: Path, vmlinuz: str, missing: str, line: str) -> None:
     """A program that recording needs and this machine lacks is named, with its package."""
     for name in {"busybox", "ldd", "cc", "ls"} - {missing}:
         (programs / name).symlink_to(str(shutil.which(name)))
     if missing == "qemu-system-x86_64":
         (programs / missing).unlink()
     if missing == "cc":
-        command._environment["XDG_CACHE_HOME"] = str(programs / "cache")
-    command._environment.pop("CC", None)
-    command._environment["PATH"] = str(programs)
-    monkeypatch.delenv("CC", raising=False)
+        command.environment["XDG_CACHE_HOME"] = str(programs / "cache")
+    command.environment.pop("CC", None)
+    command.environment["PATH"] = str(programs)
     ended = command.run("--kernel", vmlinuz, "--", str(programs / "ls"))
     assert (ended.code, ended.err) == (1, f"asi: error: {line}\n")
     assert command.left() == []
@@ -182,7 +180,7 @@ def test_missing_programs(
 def test_compiler_that_fails(command: Command, programs: Path, vmlinuz: str) -> None:
     """The compiler's own complaint is passed on, and no half program stays in the cache."""
     program(programs / "cc", "echo 'In file included' >&2; echo 'x.c:1: error: no luck' >&2; exit 1")
-    command._environment["XDG_CACHE_HOME"] = str(programs / "cache")
+    command.environment["XDG_CACHE_HOME"] = str(programs / "cache")
     ended = command.run("--kernel", vmlinuz, "--", "true")
     assert ended.code == 1
     assert ended.err == f"asi: error: {programs}/cc could not compile recorder.so: x.c:1: error: no luck\n"
@@ -191,7 +189,7 @@ def test_compiler_that_fails(command: Command, programs: Path, vmlinuz: str) -> 
 
 def test_cache_that_cannot_be_written(command: Command, vmlinuz: str) -> None:
     """A cache folder that cannot be made is named, with the way out."""
-    command._environment["XDG_CACHE_HOME"] = "/dev/null"
+    command.environment["XDG_CACHE_HOME"] = "/dev/null"
     ended = command.run("--kernel", vmlinuz, "--", "true")
     assert ended.code == 1
     assert ended.err.endswith("Not a directory; set XDG_CACHE_HOME to a folder that can be written\n")
@@ -207,10 +205,10 @@ def test_library_that_is_missing(command: Command, programs: Path, vmlinuz: str)
     assert command.left() == []
 
 
-def test_output_that_nobody_takes(command: Command, programs: Path, vmlinuz: str) -> None:
+def test_output_that_nobody_takes(command: Command, vmlinuz: str) -> None:
     """A reader of the workload's output that goes away does not hold up the guest."""
     begin = 'for word; do case $word in file:/dev/fd/*) out="${out:-${word#file:}}";; esac; done'
-    program(programs / "qemu-system-x86_64", f"{begin}; head -c 1000000 /dev/zero > $out; echo done >&2; exit 1")
+    command.replace_qemu(f"{begin}; head -c 1000000 /dev/zero > $out; echo done >&2; exit 1")
     reader, writer = socket.socketpair()
     reader.close()
     with writer, os.fdopen(os.dup(writer.fileno()), "wb") as out:
@@ -218,10 +216,10 @@ def test_output_that_nobody_takes(command: Command, programs: Path, vmlinuz: str
     assert ended.err == "asi: error: the guest ended before the workload did; QEMU: done\n"
 
 
-def test_output_on_a_full_disk(command: Command, programs: Path, vmlinuz: str) -> None:
+def test_output_on_a_full_disk(command: Command, vmlinuz: str) -> None:
     """Output that cannot be written is an error, after which no trace is left."""
     begin = 'for word; do case $word in file:/dev/fd/*) out="${out:-${word#file:}}";; esac; done'
-    program(programs / "qemu-system-x86_64", f"{begin}; head -c 1000000 /dev/zero > $out")
+    command.replace_qemu(f"{begin}; head -c 1000000 /dev/zero > $out")
     with Path("/dev/full").open("wb") as full:
         ended = command.end(command.start("--kernel", vmlinuz, "--", "true", stdout=full))
     line = "cannot pass on the workload's output: No space left on device; send it elsewhere"

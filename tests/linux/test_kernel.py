@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.linux import RecordError, find_kernel, kernel, read_release
+from tests.linux.running import program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,12 +92,6 @@ def empty_machine(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> "Path":
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return programs
-
-
-def program(path: "Path", text: str) -> None:
-    """Write a shell script."""
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
 
 
 APT_CACHE = "echo linux-image-cloud-amd64; echo '  Depends: linux-image-6.1.0-1-cloud-amd64'"

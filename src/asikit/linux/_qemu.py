@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -197,9 +198,10 @@ class Guest:
         return memory
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its session is its own
+            self._process.wait()
 
     def _pipe(self) -> tuple["BufferedReader", int]:
         """Make a pipe from QEMU."""

@@ -143,9 +143,10 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
     if recording.root is not None and recording.include:
         raise RecordError("--include and --root exclude each other; put the files into the root")
-    kernel = find_kernel(recording.kernel, say)
     files = Initramfs()
-    words = [*_add_modules(recording, kernel, files), *_add_workload(recording, files)]
+    workload = list(_add_workload(recording, files))
+    kernel = find_kernel(recording.kernel, say)
+    words = [*_add_modules(recording, kernel, files), *workload]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
     files.add("/asi/run", _script(words))
