@@ -31,6 +31,9 @@ Macros of include/linux/page-flags.h, so not in BTF.
 
 _BANNER = b"Linux version"
 _ADDRESS_MASK = 2**64 - 1
+_RENAMED = {"newstat": "stat", "newfstat": "fstat", "newlstat": "lstat", "newuname": "uname", "umount": "umount2"}
+"""System calls whose function is not called as user space calls them (arch/x86/entry/syscalls/syscall_64.tbl)."""
+
 _GATES = 256
 _MOST_SYSCALLS = 512
 
@@ -248,8 +251,7 @@ def _syscalls(symbols: Symbols, memory: _Memory) -> dict[int, str]:
     table = enumerate(memory.words(symbols["sys_call_table"], _MOST_SYSCALLS))
     served = itertools.takewhile(lambda entry: symbols.name_at(entry[1]) is not None, table)
     named = {number: functions[address].removeprefix(prefix) for number, address in served if address in functions}
-    # stat, fstat, lstat and uname are called sys_newstat ... in the kernel.
-    return {number: name.removeprefix("new") for number, name in named.items() if name != "ni_syscall"}
+    return {number: _RENAMED.get(name, name) for number, name in named.items() if name != "ni_syscall"}
 
 
 def _vector_names(symbols: Symbols, gates: dict[int, int]) -> dict[int, str]:

@@ -157,10 +157,13 @@ SVM_EXITS: "Mapping[int, str]" = MappingProxyType(
 """Names of SVM's exit codes."""
 
 
-def entry_label(slot: int, syscalls: "Mapping[str, str]", vm_exits: "Mapping[int, str]") -> str:
+def entry_label(
+    slot: int, syscalls: "Mapping[str, str]", vectors: "Mapping[str, str]", vm_exits: "Mapping[int, str]"
+) -> str:
     """Return the name of a slot: ``syscall pread64``, ``exception 14 page fault``, ``interrupt 236``, ``vm exit 120``.
 
     :param syscalls: The trace's names of system calls, by their number as text.
+    :param vectors: The trace's names of interrupt vectors, by their number as text.
     :param vm_exits: Names of the recorded machine's VM exit codes.
     """
     if slot == NO_ENTRY:
@@ -173,7 +176,7 @@ def entry_label(slot: int, syscalls: "Mapping[str, str]", vm_exits: "Mapping[int
         case EventKind.ENTRY_EXCEPTION:
             return f"exception {arg} {_EXCEPTIONS.get(arg, '')}".rstrip()
         case EventKind.ENTRY_INTERRUPT:
-            return f"interrupt {arg}"
+            return f"interrupt {arg} {vectors.get(str(arg), '').replace('_', ' ').removesuffix(' interrupt')}".rstrip()
         case EventKind.ENTRY_NMI:
             return "nmi"
         case _:

@@ -8,7 +8,6 @@ import polars as pl
 from asikit.protocol import AsiClass, EffectKind, ExitReason
 from asikit.replay._events import SVM_EXITS, class_of_entry, entry_label
 from asikit.replay._steps import protocol_config
-from asikit.replay._syscalls import SYSCALLS
 from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
 from asikit.replay.result import EntryRow, ReplayResult
@@ -75,12 +74,13 @@ def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> di
 
 
 def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables") -> tuple[EntryRow, ...]:
-    syscalls = {**SYSCALLS, **tables.meta.get("syscalls", {})}
+    syscalls = tables.meta.get("syscalls", {})
     # QEMU's own emulation (TCG) has nested virtualization for SVM only.
     emulator = str(tables.meta.get("machine", {}).get("emulator", ""))
+    vectors = tables.meta.get("vectors", {})
     vm_exits: Mapping[int, str] = SVM_EXITS if "QEMU" in emulator else {}
     rows = [
-        EntryRow(entry_label(slot, syscalls, vm_exits), counts.round_trips, counts.exits, counts.without_exit)
+        EntryRow(entry_label(slot, syscalls, vectors, vm_exits), counts.round_trips, counts.exits, counts.without_exit)
         for slot, counts in tally.entries.items()
         if slot in protected or counts.exits
     ]

@@ -25,6 +25,7 @@ void on_syscall(unsigned cpu, void *gate);
 void on_sysret(unsigned cpu, void *ip);
 void on_iret(unsigned cpu, void *unused);
 void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+void on_vmload(unsigned cpu, qemu_plugin_meminfo_t, uint64_t physical, void *ip);
 void on_vmrun(unsigned cpu, void *ip);
 void on_vmexit(unsigned cpu, void *gate);
 void on_call(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *call_site);

@@ -127,7 +127,7 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
         on_memory(insn, on_iret_load, (void *)ip);
     } else
-        on_memory(insn, svm ? on_physical_access : on_access, (void *)ip);
+        on_memory(insn, !svm ? on_access : code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))

@@ -88,6 +88,7 @@ struct vcpu {
     uint32_t mute_stack, nested;
     bool iret, nmi;
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
+    uint64_t vmload, vmcb;   /* physical addresses: of the last VMLOAD, of the running guest's VMCB */
     uint64_t loaded_mm_id;
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;

@@ -10,6 +10,7 @@
 
 enum { READ = 1, WRITE = 2, FETCH = 4 };
 #define IRETQ_SIZE 2
+#define VMCB_EXIT_CODE 0x70 /* AMD64 Architecture Programmer's Manual volume 2, appendix B */
 
 void seen_grow(struct vcpu *v)
 {
@@ -235,10 +236,18 @@ void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void
     }
 }
 
+/* KVM loads the guest's part of the state that VMRUN leaves alone from the same VMCB, just before VMRUN. */
+void on_vmload(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t physical, void *ip)
+{
+    if (vcpus[cpu].mode == MODE_KERNEL)
+        vcpus[cpu].vmload = physical & ~(PAGE_SIZE - 1);
+}
+
 void on_vmrun(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
     if (v->mode == MODE_KERNEL) {
+        v->vmcb = v->vmload;
         emit_event(VM_ENTRY, cpu, 0, 0, (uint64_t)udata);
         v->mode = MODE_GUEST;
     }
@@ -247,8 +256,11 @@ void on_vmrun(unsigned cpu, void *udata)
 void on_vmexit(unsigned cpu, void *udata)
 {
     struct gate *g = udata;
-    if (vcpus[cpu].mode == MODE_GUEST)
-        enter(&vcpus[cpu], cpu, VM_EXIT, NONE, g->address);
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_GUEST) {
+        uint8_t *vmcb = v->vmcb ? guest_physical(v->vmcb) : NULL;
+        enter(v, cpu, VM_EXIT, vmcb ? read32(vmcb + VMCB_EXIT_CODE) : NONE, g->address);
+    }
     on_block(cpu, &g->block);
 }
 
