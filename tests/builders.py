@@ -31,7 +31,7 @@ META: dict[str, Any] = {
     "clock": {"unit": "instructions", "user_instructions": [0, 0], "note": ""},
     "lost": {"events": 0, "stacks": 0},
     "gfp_flags": {"__GFP_HARDWALL": 0x100000},
-    "syscalls": {"0": "read"},
+    "syscalls": {"0": "read", "16": "ioctl", "17": "pread64"},
 }
 """The recorder's part of a built trace's ``meta.json``."""
 

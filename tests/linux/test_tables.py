@@ -49,7 +49,7 @@ def known(*areas: Area, root_is_tmpfs: bool = True) -> Attribution:
 def read(folder: "Path", data: bytes, attribution: Attribution | None = None) -> tuple[Trace, StreamReader]:
     """Write a trace of a stream."""
     with TraceWriter(folder / "t.asitrace", {"source": "linux"}) as writer:
-        reader = StreamReader(io.BufferedReader(io.BytesIO(data)), writer, lambda: None)
+        reader = StreamReader(io.BytesIO(data).read, writer, lambda: None)
         reader.run()
         write_tables(writer, reader.rows, attribution or known())
     return Trace.open(folder / "t.asitrace"), reader
@@ -78,14 +78,10 @@ def test_events_and_counts(tmp_path: "Path") -> None:
 def test_records_cut_by_the_pipe(tmp_path: "Path") -> None:
     """A pipe may give any number of bytes at a time."""
 
-    class Slow(io.BytesIO):
-        def read1(self, size: int | None = -1) -> bytes:
-            del size
-            return super().read1(7)
-
     events = [row(EventKind.ENTRY_SYSCALL, number, clock=number) for number in range(50)]
+    pipe = io.BytesIO(stream(*events))
     with TraceWriter(tmp_path / "t.asitrace", {"source": "linux"}) as writer:
-        reader = StreamReader(Slow(stream(*events)), writer, lambda: None)  # type: ignore[arg-type]
+        reader = StreamReader(lambda size: pipe.read(min(size, 7)), writer, lambda: None)
         reader.run()
     (frame,) = Trace.open(tmp_path / "t.asitrace").events()
     assert frame["arg"].to_list() == list(range(50))

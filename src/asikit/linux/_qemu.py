@@ -2,11 +2,13 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Guest", "Machine"]
 
 _PIECE_BYTES = 1 << 16
+_TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 no_hash_pointers quiet"
 """``mitigations=off``: ASI takes the place of the kernel's own; ``init_on_alloc=0``: as the published measurements."""
@@ -98,6 +101,16 @@ class Guest:
             forwarder.start()
             self._forwarders.append(forwarder)
 
+    def read_stream(self, size: int) -> bytes:
+        """Wait for what the recorder sends, and give up to ``size`` bytes of it; none when QEMU has ended.
+
+        Not a plain read: polars has a handler for SIGINT that restarts one, so that Ctrl-C would wait, too.
+        """
+        waiting = select.poll()
+        waiting.register(self._stream.fileno(), select.POLLIN)
+        waiting.poll()
+        return os.read(self._stream.fileno(), size)
+
     def stop_after(self, seconds: float) -> None:
         """End QEMU if it still runs then."""
 
@@ -126,7 +139,8 @@ class Guest:
 
         :raises RecordError: The workload's output could not be passed on.
         """
-        status = self._process.wait()
+        while (status := self._process.poll()) is None:
+            time.sleep(_TICK_SECONDS)  # not wait(), for the same reason as in read_stream()
         for forwarder in self._forwarders:
             forwarder.join()
             if forwarder.failure is not None:
@@ -167,7 +181,7 @@ class Guest:
         self._forwarders: list[_Forwarder] = []
         memory = self._make_memory()
         (self.folder / "initramfs").write_bytes(self._initramfs)
-        self.stream, stream_end = self._pipe()
+        self._stream, stream_end = self._pipe()
         layout_end, self.layout = self._pipe_to()
         self._out, out_end = self._pipe()
         self._err, err_end = self._pipe()

@@ -9,7 +9,6 @@ from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import BufferedReader
 
     import numpy.typing as npt
 
@@ -62,7 +61,7 @@ _CHUNK_RECORDS: Final = 1 << 17
 class StreamReader:
     """Reads the stream to its end.
 
-    :param source: The read end of the stream.
+    :param read: Gives up to so many bytes of the stream, none at its end.
     :param writer: The trace that the events are appended to.
     :param configure: Called when the guest is ready to be recorded and waits for its layout.
 
@@ -72,8 +71,8 @@ class StreamReader:
     :ivar instructions: By CPU: instructions since the recording began, and those of them in the kernel.
     """
 
-    def __init__(self, source: "BufferedReader", writer: "TraceWriter", configure: "Callable[[], None]") -> None:
-        self._source = source
+    def __init__(self, read: "Callable[[int], bytes]", writer: "TraceWriter", configure: "Callable[[], None]") -> None:
+        self._read = read
         self._writer = writer
         self._configure = configure
         self._rows: dict[RecordType, list[Records]] = {kind: [] for kind in _ROW_TYPES}
@@ -89,7 +88,7 @@ class StreamReader:
         :raises TraceError: The trace cannot be written.
         """
         rest = b""
-        while data := self._source.read1(_CHUNK_RECORDS * RECORD.itemsize):
+        while data := self._read(_CHUNK_RECORDS * RECORD.itemsize):
             data = rest + data if rest else data
             whole = len(data) - len(data) % RECORD.itemsize
             rest = data[whole:]

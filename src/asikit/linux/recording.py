@@ -112,7 +112,7 @@ def record(  # noqa: PLR0913  (each named at the call)
             with suppress(BrokenPipeError), guest.layout as pipe:  # a QEMU that has died is seen at the stream's end
                 pipe.write(layouts[0].lines)
 
-        reader = StreamReader(guest.stream, writer, configure)
+        reader = StreamReader(guest.read_stream, writer, configure)
         reader.run()
         status = _outcome(guest, recording, ended=reader.ended)
         symbols = Symbols.read(guest.folder / "guest-symbols-after")
