@@ -43,7 +43,7 @@ def test_writer_holds_one_part(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch
 
 
 def test_reader_holds_two_parts(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
-    """The iterator reads at most one part ahead of the one whose chunks are asked for, and each chunk is of one part."""
+    """The iterator reads at most one part ahead, and each chunk is of one part."""
     trace = _write(tmp_path / "t")
     read = []
     plain = pl.read_parquet
