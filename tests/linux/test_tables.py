@@ -77,7 +77,6 @@ def test_events_and_counts(tmp_path: "Path") -> None:
 
 def test_records_cut_by_the_pipe(tmp_path: "Path") -> None:
     """A pipe may give any number of bytes at a time."""
-
     events = [row(EventKind.ENTRY_SYSCALL, number, clock=number) for number in range(50)]
     pipe = io.BytesIO(stream(*events))
     with TraceWriter(tmp_path / "t.asitrace", {"source": "linux"}) as writer:

@@ -32,7 +32,7 @@ void check_mm(struct vcpu *v, unsigned cpu)
     uint32_t id = mm_id(mm);
     if (id != v->loaded_mm_id) {
         v->loaded_mm_id = id;
-        emit_event(MM_SWITCH, cpu, id, 0, mm);
+        emit_event(MM_SWITCH, cpu, id, stack_now(v, cpu), mm);
     }
 }
 
@@ -95,14 +95,15 @@ void on_task_switch(unsigned cpu, void *udata)
     uint32_t id = task_row(v->task);
     if (id != NONE && id != v->task_id) {
         v->task_id = id;
-        emit_event(TASK_SWITCH, cpu, id, 0, 0);
+        emit_event(TASK_SWITCH, cpu, id, stack_now(v, cpu), 0);
     }
 }
 
 void on_tlb_flush(unsigned cpu, void *kernel)
 {
-    if (vcpus[cpu].mode == MODE_KERNEL)
-        emit_event(TLB_FLUSH, cpu, (uint64_t)kernel, 0, 0);
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL)
+        emit_event(TLB_FLUSH, cpu, (uint64_t)kernel, stack_now(v, cpu), 0);
 }
 
 /*
