@@ -4,7 +4,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../src/asikit/data/samples}
-asi=${ASI:-$here/../.venv/bin/asi}
+mkdir -p "$out" && out=$(cd "$out" && pwd)
+asi=${ASI:-$(cd "$here/.." && pwd)/.venv/bin/asi}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
@@ -14,15 +15,15 @@ mkdir -p "$out"
     fio --name=page-cache --filename=/tmp/file --size=8m --io_size=16m --rw=randread --bs=4k --ioengine=psync \
     --thread --norandommap --group_reporting --minimal > /dev/null
 
-# Processes: a shell that starts two hundred programs, half of them in pipelines.
+# Processes: a shell that starts 150 programs, 100 of them in pipelines.
 "$asi" record --overwrite -o "$out/processes.asitrace" -- busybox sh -c '
-    for i in $(busybox seq 100); do
+    for i in $(busybox seq 50); do
         busybox true
         busybox echo "line $i" | busybox wc -c
     done' > /dev/null
 
 # A KVM guest: 1,024 port writes that the VMM handles, 32 CPUID instructions that the kernel handles.
 "${CC:-cc}" -O2 -static -o "$work/kvm_guest" "$here/kvm_guest.c"
-"$asi" record --overwrite -o "$out/kvm-guest.asitrace" --module kvm-amd -- "$work/kvm_guest" 32
+PATH=$work:$PATH "$asi" record --overwrite -o "$out/kvm-guest.asitrace" --module kvm-amd -- kvm_guest 32
 
 du -sh "$out"/*.asitrace

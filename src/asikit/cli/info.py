@@ -95,7 +95,7 @@ def _facts(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> "Itera
     kernel, machine, workload = recorder.kernel, recorder.machine, recorder.workload
     yield "source", recorder.source
     yield "workload", _joined(shlex.join(workload.command), _status(workload.exit_status)) or "unknown"
-    yield "kernel", _joined(kernel.release, kernel.version) or "unknown"
+    yield "kernel", kernel.release or kernel.version or "unknown"
     yield "command line", kernel.command_line or "unknown"
     yield (
         "machine",

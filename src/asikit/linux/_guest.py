@@ -82,10 +82,17 @@ class Initramfs:
             self._folder(str(path))
         below = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in below:
-            if file.is_dir():
-                self._folder(str(file))  # a linked folder's content only if it is below, too
+            if file.is_symlink():
+                self.link(
+                    str(file), str(file.readlink())
+                )  # as it is; a linked folder's content only if it is below, too
+                if file.is_file():
+                    self.add_host_file(file.resolve())
+            elif file.is_dir():
+                self._folder(str(file))
             elif file.is_file():
                 self.add_host_file(file)
+            if file.is_file():
                 for needed in _libraries(file):
                     self.add_host_file(needed)
 

@@ -179,6 +179,8 @@ def _image(symbols: Symbols, memory: _Memory, page_offset: int) -> dict[str, int
         "syscall_entry": symbols["entry_SYSCALL_64"],
         "compat_entry": symbols.get("entry_SYSCALL_compat") or 0,
         "sysenter_entry": symbols.get("entry_SYSENTER_compat") or 0,
+        "error_entry": symbols.get("error_entry") or 0,
+        "paranoid_entry": symbols.get("paranoid_entry") or 0,
     }
 
 

@@ -56,6 +56,8 @@ def find_in_root(root: Path, command: str) -> str:
     """
     if not root.is_dir():
         raise RecordError(f"--root {root}: no such folder")
+    if root.resolve() == Path("/"):
+        raise RecordError(f"--root {root}: this machine's own root holds /proc and /sys; give a copy of what is needed")
     paths = [f"/{command.lstrip('/')}"] if "/" in command else [f"{folder}/{command}" for folder in GUEST_PATH]
     for path in paths:
         found = _inside(root, path)

@@ -31,6 +31,9 @@ _LEAST_MEMORY = 96 * MiB
 _LARGEST_MEMORY = 3072 * MiB
 """Above this QEMU's PC has a hole below 4 GiB, and a physical address is no longer an offset in the memory file."""
 
+_KERNEL_BYTES = 80 * MiB
+"""What a distribution's kernel takes before its first process runs."""
+
 _MOST_CPUS = 16
 """``MAX_CPUS`` of plugin/recorder.h."""
 
@@ -155,7 +158,22 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
         image = root_image(recording.root, folder / "root.ext4", say=say)
     machine = Machine(kernel.image, recording.memory_bytes, recording.cpus, recording.append, image)
-    return Guest(machine, files.archive(), built.plugin if recorded else None)
+    archive = files.archive()
+    _check_room(len(archive), recording.memory_bytes)
+    return Guest(machine, archive, built.plugin if recorded else None)
+
+
+def _check_room(archive_bytes: int, memory_bytes: int) -> None:
+    """Refuse what the guest could not unpack: for a while it has its files twice, beside its kernel.
+
+    :raises RecordError: The memory is too small.
+    """
+    needed = 2 * archive_bytes + _KERNEL_BYTES
+    if needed > memory_bytes:
+        raise RecordError(
+            f"the guest's files are {archive_bytes // MiB} MiB, too much for {memory_bytes // MiB}M of memory; "
+            f"give it at least {needed // MiB + 1}M (--memory)"
+        )
 
 
 def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> "Iterator[str]":

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from asikit.protocol import AsiClass, EffectKind, ExitReason
-from asikit.replay._events import SVM_EXITS, class_of_entry, entry_label
+from asikit.replay._events import NO_ENTRY, SVM_EXITS, class_of_entry, entry_label
 from asikit.replay._steps import protocol_config
 from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
@@ -82,8 +82,12 @@ def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables
     rows = [
         EntryRow(entry_label(slot, syscalls, vectors, vm_exits), counts.round_trips, counts.exits, counts.without_exit)
         for slot, counts in tally.entries.items()
-        if slot in protected or counts.exits
+        if slot in protected and slot != NO_ENTRY
     ]
+    # What a round trip of another class did is not of this one's round trips, but its exits are exits.
+    outside = sum(n.exits for slot, n in tally.entries.items() if slot not in protected or slot == NO_ENTRY)
+    if outside:
+        rows.append(EntryRow(entry_label(NO_ENTRY, {}, {}, {}), 0, outside, 0))
     return tuple(sorted(rows, key=lambda row: (-row.round_trips, -row.exits, row.entry)))
 
 

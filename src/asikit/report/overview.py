@@ -66,7 +66,6 @@ def _main_causes(name: str, results: "Sequence[ReplayResult]") -> list[str]:
     lines: dict[tuple[str, str], str] = {}
     for result in results:
         for cause in result.top_causes(1):
-            lines.setdefault(
-                (cause.function, cause.caller), f"  {name}, {result.policy}: {cause.share:.0%} {cause_line(cause)}"
-            )
+            head = f"  {name}, {result.policy}: {cause.share:.0%} of the exits"
+            lines.setdefault((cause.function, cause.caller), f"{head}\n    {cause_line(cause)}")
     return list(lines.values())

@@ -88,7 +88,10 @@ def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "R
 
 
 def _compared_width(results: "Sequence[ReplayResult]") -> int:
-    names = [min(_POLICY_WIDTH, max(len(result.policy), len(f"{result.cr3_writes:,}"))) for result in results]
+    names = [
+        min(_POLICY_WIDTH, max(len(result.policy), len(f"{result.cr3_writes:,}"), len(f"{result.round_trips:,}")))
+        for result in results
+    ]
     return _LABEL_WIDTH + sum(name + 3 for name in names)
 
 
@@ -135,8 +138,10 @@ def _entries(result: "ReplayResult", top: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name, justify in (("entry", "left"), ("round trips", "right"), ("without exit", "right"), ("exits", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    asi = result.mechanism == "asi"  # without it there is nothing to exit from
     for row in result.by_entry[:top]:
-        table.add_row(row.entry, f"{row.round_trips:,}", f"{row.without_exit:,}", f"{row.exits:,}")
+        exits = (f"{row.without_exit:,}", f"{row.exits:,}") if asi else ("-", "-")
+        table.add_row(row.entry, f"{row.round_trips:,}", *exits)
     _add_rest(table, len(result.by_entry) - top, "entries")
     return table
 
@@ -200,11 +205,18 @@ def _flush_words(kind: str) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
+    if not whole:
+        return "-"
+    # Only all is 100 %, and only nothing 0 %.
+    if 0 < part < whole:
+        return f"{min(max(part / whole, 0.001), 0.999):.1%}"
+    return f"{part / whole:.1%}"
 
 
 def _ratio(part: int, whole: int) -> str:
-    return f"{part / whole:.3f}" if whole else "-"
+    if not whole:
+        return "-"
+    return "under 0.001" if 0 < part / whole < 0.001 else f"{part / whole:.3f}"  # noqa: PLR2004
 
 
 def _and(names: "Sequence[str]") -> str:

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How the guest's init speaks to the recorder: NOPL disp32(%rax,%rax) with these displacements does nothing anywhere else. */
+/*
+ * How the guest's init speaks to the recorder: NOPL disp32(%rax,%rax) with these displacements does nothing anywhere
+ * else; a page is handed over by MOVB disp32(%rax), %al, which loads from it.
+ */
 #ifndef ASI_MARKER_H
 #define ASI_MARKER_H
 #define MARK_BEGIN     0x41534901  /* the workload begins in this task, at its next system call */
 #define MARK_END       0x41534902  /* the workload has ended */
-#define MARK_HAND_OVER 0x41534903  /* the next instruction loads from a page for the host */
+#define MARK_HAND_OVER 0x41534903  /* of the load */
 #endif

@@ -9,7 +9,7 @@
 /* Kept for the whole run, as the code that QEMU generates points to them. */
 struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
 struct block { uint64_t address; struct text_page *page; uint32_t instructions; };
-struct call_site { uint64_t address, return_address; };
+struct call_site { uint64_t address, return_address; bool saves_registers; };
 struct gate { uint64_t address; uint32_t vector; struct block block; };
 
 /* touches.c */

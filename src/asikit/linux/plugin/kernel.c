@@ -32,6 +32,7 @@ void check_mm(struct vcpu *v, unsigned cpu)
     uint32_t id = mm_id(mm);
     if (id != v->loaded_mm_id) {
         v->loaded_mm_id = id;
+        forget_touches(v); /* the same user address is another page now, and other memory may be mapped */
         emit_event(MM_SWITCH, cpu, id, stack_now(v, cpu), mm);
     }
 }
@@ -110,30 +111,35 @@ void on_tlb_flush(unsigned cpu, void *kernel)
  * The handlers of the trace events mm_page_alloc and mm_page_free store the event's fields; the
  * events are on only for this recording, so what they touch is not the workload's.
  */
+static struct stores *stores_of(struct vcpu *v)
+{
+    return &v->stores[__builtin_popcount(v->mute_stack) & 3];
+}
+
 void on_handler_begin(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
     if (v->mode == MODE_KERNEL) {
         v->muted = true;
-        v->stores.n = 0;
+        stores_of(v)->n = 0;
     }
 }
 
 void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
-    struct vcpu *v = &vcpus[cpu];
-    if (qemu_plugin_mem_is_store(info) && !shadow_has(vaddr) && v->stores.n < sizeof v->stores.addr / sizeof *v->stores.addr)
-        v->stores.addr[v->stores.n++] = vaddr;
+    struct stores *s = stores_of(&vcpus[cpu]);
+    if (vcpus[cpu].in_block && qemu_plugin_mem_is_store(info) && !shadow_has(vaddr) && s->n < sizeof s->addr / sizeof *s->addr)
+        s->addr[s->n++] = vaddr;
 }
 
 /* The event is where one store, taken for that of its first field, has others at its second and third. */
-static uint8_t *find_event(struct vcpu *v, uint64_t first, uint64_t second, uint64_t third)
+static uint8_t *find_event(const struct stores *s, uint64_t first, uint64_t second, uint64_t third)
 {
-    for (int i = 0; i < v->stores.n; i++) {
-        uint64_t event = v->stores.addr[i] - first;
+    for (int i = 0; i < s->n; i++) {
+        uint64_t event = s->addr[i] - first;
         int found = 0;
-        for (int j = 0; j < v->stores.n; j++)
-            found |= (v->stores.addr[j] == event + second) | (v->stores.addr[j] == event + third) << 1;
+        for (int j = 0; j < s->n; j++)
+            found |= (s->addr[j] == event + second) | (s->addr[j] == event + third) << 1;
         if (found == 3)
             return guest_virtual(event);
     }
@@ -154,7 +160,7 @@ void on_alloc_end(unsigned cpu, void *udata)
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
-    uint8_t *event = find_event(v, layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
+    uint8_t *event = find_event(stores_of(v), layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
@@ -177,7 +183,7 @@ void on_free_end(unsigned cpu, void *udata)
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
-    uint8_t *event = find_event(v, layout.free_pfn, layout.free_order, layout.free_order);
+    uint8_t *event = find_event(stores_of(v), layout.free_pfn, layout.free_order, layout.free_order);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;

@@ -57,6 +57,16 @@ static bool is_call(const uint8_t *code, size_t size)
     return code[i] == 0xe8 || (code[i] == 0xff && (code[i + 1] & 0x38) == 0x10);
 }
 
+/* Where a direct call goes; 0 for an indirect one. */
+static uint64_t call_target(const uint8_t *code, size_t size, uint64_t ip)
+{
+    int32_t distance;
+    if (size < 5 || code[size - 5] != 0xe8)
+        return 0;
+    memcpy(&distance, code + size - 4, 4);
+    return ip + size + distance;
+}
+
 /*
  * Always for reads and writes: QEMU 7.2 mixes up the two when asked for one of them (accel/tcg/plugin-gen.c,
  * op_rw() adds one to what is a bit mask already).
@@ -121,7 +131,9 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     if (returns)
         on_memory(insn, on_return, (void *)ip);
     else if (is_call(code, size)) {
-        struct call_site *c = keep(&(struct call_site){ ip, ip + size }, sizeof *c);
+        uint64_t target = call_target(code, size, ip);
+        bool saves_registers = target && (target == layout.error_entry || target == layout.paranoid_entry);
+        struct call_site *c = keep(&(struct call_site){ ip, ip + size, saves_registers }, sizeof *c);
         on_memory(insn, on_call, c);
     } else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf) {
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
@@ -210,11 +222,6 @@ static void begin_recording(qemu_plugin_id_t id)
     qemu_plugin_register_vcpu_tb_trans_cb(id, translate_recording);
 }
 
-static void end_recording(qemu_plugin_id_t id)
-{
-    qemu_plugin_register_vcpu_tb_trans_cb(id, translate_idle);
-}
-
 static void on_begin(unsigned cpu, void *udata)
 {
     stream_read_layout();
@@ -236,11 +243,16 @@ static void on_begin(unsigned cpu, void *udata)
     qemu_plugin_reset(plugin, begin_recording);
 }
 
+/*
+ * The callbacks stay, and do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction that ended
+ * its block, such as IRET, and a reset would free what it points to.
+ */
 static void on_end(unsigned cpu, void *udata)
 {
     pages_resolve_all();
     stream_end(n_cpus);
-    qemu_plugin_reset(plugin, end_recording);
+    for (int i = 0; i < n_cpus; i++)
+        vcpus[i].mode = MODE_ENDED;
 }
 
 static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
@@ -251,7 +263,7 @@ static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vadd
         save_guest_data(page);
 }
 
-/* NOPL with a displacement that nobody else uses, before whatever it is about. */
+/* Instructions with a displacement that nobody else uses: see guest/marker.h. */
 static void find_mark(struct qemu_plugin_tb *tb)
 {
     size_t n = qemu_plugin_tb_n_insns(tb);
@@ -259,6 +271,11 @@ static void find_mark(struct qemu_plugin_tb *tb)
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         const uint8_t *code = qemu_plugin_insn_data(insn);
         uint32_t mark;
+        if (qemu_plugin_insn_size(insn) == 6 && code[0] == 0x8a && code[1] == 0x80) {
+            memcpy(&mark, code + 2, 4);
+            if (mark == MARK_HAND_OVER)
+                on_memory(insn, on_hand_over, NULL);
+        }
         if (qemu_plugin_insn_size(insn) != 8 || memcmp(code, "\x0f\x1f\x84\x00", 4))
             continue;
         memcpy(&mark, code + 4, 4);
@@ -266,8 +283,6 @@ static void find_mark(struct qemu_plugin_tb *tb)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_begin, QEMU_PLUGIN_CB_NO_REGS, NULL);
         else if (mark == MARK_END)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_end, QEMU_PLUGIN_CB_NO_REGS, NULL);
-        else if (mark == MARK_HAND_OVER && i + 1 < n)
-            on_memory(qemu_plugin_tb_get_insn(tb, i + 1), on_hand_over, NULL);
     }
 }
 

@@ -49,7 +49,7 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
 /* Where things are in this kernel, from its symbols, BTF and trace event formats. */
 #define LAYOUT_FIELDS(F) \
     F(page_offset) F(vmemmap) F(kernel_map) F(phys_base) F(init_top_pgt) F(init_mm) \
-    F(syscall_entry) F(compat_entry) F(sysenter_entry) F(orig_ax_offset) \
+    F(syscall_entry) F(compat_entry) F(sysenter_entry) F(orig_ax_offset) F(error_entry) F(paranoid_entry) \
     F(current_task) F(loaded_mm) \
     F(task_pid) F(task_tgid) F(task_comm) F(task_mm) F(mm_ctx_id) \
     F(page_size) F(page_flags) F(page_mapping) F(page_compound_head) F(page_slab_cache) F(page_type) \
@@ -72,7 +72,7 @@ struct layout {
 };
 extern struct layout layout;
 
-enum mode { MODE_USER, MODE_KERNEL, MODE_GUEST };
+enum mode { MODE_USER, MODE_KERNEL, MODE_GUEST, MODE_ENDED };
 
 struct seen { uint64_t page; uint32_t epoch, kinds; };
 
@@ -85,21 +85,22 @@ struct vcpu {
     struct segment *segment; /* shadow stack of the page that was last called from */
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
-    uint32_t mute_stack, nested;
+    uint32_t mute_stack;     /* one bit for each interrupted handler */
+    bool in_block;           /* the CPU executes code, as against delivering an interrupt */
     bool iret, nmi;
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
     uint64_t vmload, vmcb;   /* physical addresses: of the last VMLOAD, of the running guest's VMCB */
     uint64_t loaded_mm_id;
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
-    struct { uint64_t addr[24]; uint8_t n; } stores; /* of the running trace event handler */
+    struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
 extern struct vcpu vcpus[MAX_CPUS];
 extern bool one_cpu;
 extern int n_cpus;
 
 /* stream.c */
-enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_STACK, LOST_PLACE, LOST_KINDS };
+enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_KINDS };
 void stream_open(const char *directory, int stream_fd, int layout_fd);
 void stream_read_layout(void);
 void stream_flush(void);

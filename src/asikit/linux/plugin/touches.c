@@ -10,6 +10,7 @@
 
 enum { READ = 1, WRITE = 2, FETCH = 4 };
 #define IRETQ_SIZE 2
+#define IDT_PAGE (0xfffffe0000000000ull >> PAGE_SHIFT) /* CPU_ENTRY_AREA_RO_IDT */
 #define VMCB_EXIT_CODE 0x70 /* AMD64 Architecture Programmer's Manual volume 2, appendix B */
 
 void seen_grow(struct vcpu *v)
@@ -94,9 +95,23 @@ static inline void touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t 
         seen_grow(v);
 }
 
+/*
+ * QEMU 7.2 does not take back the callback of a block's last instruction (plugin_gen_disable_mem_helpers() tests a flag
+ * that is set only later), and goes on calling it while it delivers an interrupt: for the read of the interrupt descriptor
+ * table, which code never reads, and the stores of the stack frame. So nothing counts from then on until the next block.
+ */
+static inline bool by_code(struct vcpu *v, uint64_t vaddr)
+{
+    if (vaddr >> PAGE_SHIFT == IDT_PAGE)
+        v->in_block = false;
+    return v->in_block;
+}
+
 static inline void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
 {
     struct vcpu *v = &vcpus[cpu];
+    if (!by_code(v, vaddr))
+        return;
     uint32_t kind = qemu_plugin_mem_is_store(info) ? WRITE : READ;
     touch(v, cpu, vaddr, kind, ip, info);
     uint64_t last = vaddr + (1ull << qemu_plugin_mem_size_shift(info)) - 1;
@@ -116,7 +131,6 @@ static void enter(struct vcpu *v, unsigned cpu, enum record_type type, uint32_t 
 {
     v->mode = MODE_KERNEL;
     v->muted = false;
-    v->nested = 0;
     v->mute_stack = 0;
     v->nmi = type == ENTRY_NMI;
     forget_touches(v);
@@ -127,6 +141,7 @@ void on_block(unsigned cpu, void *udata)
 {
     struct block *b = udata;
     struct vcpu *v = &vcpus[cpu];
+    v->in_block = true;
     if (!one_cpu) {
         v->clock += b->instructions;
         v->kernel_clock += b->instructions;
@@ -160,7 +175,7 @@ void on_gate(unsigned cpu, void *udata)
 {
     struct gate *g = udata;
     struct vcpu *v = &vcpus[cpu];
-    if (v->mode == MODE_GUEST)
+    if (v->mode == MODE_GUEST || v->mode == MODE_ENDED)
         return;
     bool nmi = g->vector == 2, exception = g->vector < 32;
     if (v->mode == MODE_USER)
@@ -229,6 +244,7 @@ void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void
     }
     v->muted = v->mute_stack & 1;
     v->mute_stack >>= 1;
+    shadow_return(v, cpu, vaddr + 32); /* what was called above the frame of five words has ended too */
     emit_event(NESTED_RETURN, cpu, 0, 0, (uint64_t)ip);
     if (v->nmi) {
         v->nmi = false;
@@ -270,11 +286,24 @@ void on_call(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *uda
 {
     struct call_site *c = udata;
     struct vcpu *v = &vcpus[cpu];
-    if (v->mode != MODE_KERNEL)
+    if (v->mode != MODE_KERNEL || !v->in_block)
         return;
     access(cpu, info, vaddr, c->address);
-    if (!qemu_plugin_mem_is_store(info)) /* the pointer of an indirect call */
+    if (!v->in_block || !qemu_plugin_mem_is_store(info)) /* a load: the pointer of an indirect call */
         return;
+    v->in_block = false; /* a call ends its block */
+    if (c->saves_registers) {
+        /*
+         * error_entry() and paranoid_entry() move their return address to below the registers that they save. What
+         * lies above the error code is where the exception came from: the frame that the kernel's unwinder shows.
+         */
+        uint64_t from = read_pointer(vaddr + 16);
+        if (from >= KERNEL_HALF)
+            shadow_call(v, cpu, vaddr, from);
+        else
+            shadow_return(v, cpu, vaddr);
+        return;
+    }
     shadow_call(v, cpu, vaddr, c->return_address);
     if (v->wants_number) {
         const uint8_t *at = guest_virtual(vaddr + 8 + layout.orig_ax_offset);
@@ -287,8 +316,11 @@ void on_call(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *uda
 void on_return(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
     struct vcpu *v = &vcpus[cpu];
-    if (v->mode != MODE_KERNEL)
+    if (v->mode != MODE_KERNEL || !v->in_block)
         return;
     access(cpu, info, vaddr, (uint64_t)ip);
+    if (!v->in_block)
+        return;
+    v->in_block = false; /* a return ends its block */
     shadow_return(v, cpu, vaddr);
 }
