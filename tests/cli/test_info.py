@@ -34,7 +34,7 @@ def test_text(tmp_path: "Path") -> None:
 small.asitrace
   source        machine
   workload      cat 'a file', exit status 0
-  kernel        6.1.0-test, #1 SMP
+  kernel        6.1.0-test
   command line  console=ttyS0 nokaslr
   machine       2 CPUs, 512.0 MiB, max, none
   clock         CPU 0: 140 instructions, 14 events
