@@ -48,9 +48,7 @@ def main() -> int:
     beyond = own + qemu - recording.memory_bytes // MiB
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"recording takes {ratio:.2f} times the unrecorded run (median of {each}; promised: at most {BOUND_RATIO})")
-    print(
-        f"and {beyond} MiB beyond the guest's memory (asi {own}, QEMU {qemu}; promised: at most {BOUND_MIB})"
-    )
+    print(f"and {beyond} MiB beyond the guest's memory (asi {own}, QEMU {qemu}; promised: at most {BOUND_MIB})")
     return int(ratio > BOUND_RATIO or beyond > BOUND_MIB)
 
 
