@@ -1,8 +1,6 @@
 """Reading a trace: cheap checks when it is opened, events in chunks, side tables whole."""
 
 import hashlib
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -147,15 +145,10 @@ class Trace:
         verify(self)
 
     def _chunks(self, names: list[str], chunk_rows: int | None) -> "Iterator[pl.DataFrame]":
-        # The next part is checked and decoded while the caller works on this one: two parts in memory at most.
-        with ThreadPoolExecutor(1) as ahead:
-            coming: deque[Future[pl.DataFrame]] = deque()
-            for path in self.files("events"):
-                coming.append(ahead.submit(self._read, "events", path, names))
-                if len(coming) > 1:
-                    yield from _slices(coming.popleft().result(), chunk_rows)
-            while coming:
-                yield from _slices(coming.popleft().result(), chunk_rows)
+        for path in self.files("events"):
+            part = self._read("events", path, names)
+            # An empty part is a chunk too, so that there is always one to take the columns' types from.
+            yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
 
     def _table(self, table: str) -> _meta.Table:
         if table not in TABLES:
@@ -230,8 +223,3 @@ class Trace:
         if rows != wanted.rows:
             raise TraceError.at(file, f"has {rows} rows, meta.json says {wanted.rows}")
         self._intact.add(path)
-
-
-def _slices(part: pl.DataFrame, chunk_rows: int | None) -> "Iterator[pl.DataFrame]":
-    # An empty part is a chunk too, so that there is always one to take the columns' types from.
-    return part.iter_slices(chunk_rows or part.height) if part.height else iter((part,))
