@@ -1,0 +1,1 @@
+"""Tests of the modelled kernel's memory management."""

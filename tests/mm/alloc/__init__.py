@@ -1,0 +1,1 @@
+"""Tests of the page allocator, the direct maps and page-table editing."""
