@@ -7,6 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from asikit.report._words import FLUSH_WORDS, REASON_WORDS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,36 +24,20 @@ WIDTH = 96
 _LABEL_WIDTH = 36  # with the space around it, and the table's edges; a policy's column has 3 such spaces
 _POLICY_WIDTH = 14
 
-_FLUSH_WORDS = {
-    "ibpb": "branch predictor barriers (IBPB)",
-    "bhb_clear": "branch history clears",
-    "rsb_fill": "return stack refills",
-    "l1d_flush": "L1 data cache flushes",
-    "verw": "buffer clears (VERW)",
-    "dummy_divide": "divider clears",
-}
-_REASON_WORDS = {
-    "page_fault": "the kernel touched missing memory, or faulted",
-    "context_switch": "the scheduler switched tasks",
-    "tlb_flush": "the kernel flushed the TLB",
-    "user_ret": "a return to user mode",
-    "misc": "other",
-}
-
 
 def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
     """Return one result in detail: counts, entries, causes.
 
-    :param top: The most causes and entries to show.
+    :param top: The most causes and entries to show; no tables of them when 0.
     """
     parts: list[RenderableType] = [
         Text(f"Policy {result.policy}: {result.title}", style="bold"),
         Text(),
         _facts(result),
     ]
-    if result.by_entry:
+    if result.by_entry and top:
         parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(result, top)]
-    if result.exits:
+    if result.exits and top:
         parts += [Text(), Text("Why it exited, most frequent first", style="bold"), _causes(result, top)]
     parts += [Text(note) for note in _notes(result)]
     return Group(*parts)
@@ -119,7 +105,7 @@ def _facts(result: "ReplayResult") -> Table:
         )
     for reason, count in sorted(result.exits_by_reason.items(), key=lambda item: (-item[1], item[0])):
         if count:
-            table.add_row(f"  {reason.replace('_', ' ')}", f"{count:,}", _REASON_WORDS.get(reason, ""))
+            table.add_row(f"  {reason.replace('_', ' ')}", f"{count:,}", REASON_WORDS.get(reason, ""))
     if result.ephmap_operations:
         table.add_row(
             "ephmap", f"{result.ephmap_operations:,}", "touches through an ephemeral mapping, instead of an exit"
@@ -184,7 +170,7 @@ def _function(cause: "Cause") -> str:
 
 def _touched(cause: "Cause") -> str:
     if not cause.region:
-        return "a page fault of the kernel's own" if cause.reason == "page_fault" else _REASON_WORDS[cause.reason]
+        return "a page fault of the kernel's own" if cause.reason == "page_fault" else REASON_WORDS[cause.reason]
     kind = cause.kind.replace("_", " ")
     memory = f"{kind} {cause.cache}" if cause.cache and cause.cache != cause.kind else kind
     where = "" if cause.region == "direct_map" else f" in {cause.region.replace('_', ' ')}"
@@ -201,7 +187,7 @@ def _plain() -> Table:
 
 
 def _flush_words(kind: str) -> str:
-    return _FLUSH_WORDS.get(kind, kind.replace("_", " "))
+    return FLUSH_WORDS.get(kind, kind.replace("_", " "))
 
 
 def _percent(part: int, whole: int) -> str:

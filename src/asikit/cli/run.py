@@ -1,0 +1,85 @@
+"""``asi run``: a scenario on the model machine."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from asikit.cli._output import console, write_json
+
+if TYPE_CHECKING:
+    from asikit.kernel import Machine, Scenario
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(), metavar="SCENARIO.py")
+@click.option("--asi", type=click.Choice(["on", "off"]), default="on", show_default=True, help="The kernel's asi=.")
+@click.option("--policy", metavar="NAME|FILE.toml", help="A sensitivity policy (asi replay --list-policies).")
+@click.option("--seed", type=click.IntRange(min=0), help="Another order of everything that may come in any order.")
+@click.option("--check", is_flag=True, help="Check the invariants after every micro-operation.")
+@click.option("--trace", type=click.Path(), metavar="OUT.asitrace", help="Write what the kernel did, for asi replay.")
+@click.option("--explain", type=click.IntRange(min=1), metavar="N", help="Show the N-th round trip step by step.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.run/1).")
+def command(  # noqa: PLR0913  (an option each)
+    scenario: str,
+    *,
+    asi: str,
+    policy: str | None,
+    seed: int | None,
+    check: bool,
+    trace: str | None,
+    explain: int | None,
+    as_json: bool,
+) -> None:
+    """Run a scenario on the model machine and say what ASI did.
+
+    SCENARIO.py is a Python file with a function scenario(machine) (docs/run.md, examples/).
+    """
+    from pathlib import Path  # noqa: PLC0415  (a machine is slow to import)
+
+    from asikit.kernel import load_scenario  # noqa: PLC0415
+    from asikit.report.timeline import Timeline  # noqa: PLC0415
+
+    loaded = load_scenario(Path(scenario))
+    machine = _machine(loaded, asi=asi == "on", policy=policy, seed=seed, check=check)
+    timeline = Timeline(machine, explain) if explain is not None else None
+    _run(machine, loaded, trace)
+    if timeline is not None and not timeline.found:
+        raise click.BadParameter(f"there were only {timeline.round_trips} round trips", param_hint="'--explain'")
+    report = machine.report()
+    if as_json:
+        document = report.to_dict()
+        del document["schema"]  # the envelope has it
+        write_json("run", {"scenario": loaded.title, "policy": policy, "seed": machine.config.seed, **document})
+    elif timeline is not None:
+        console().print(timeline.render())
+    else:
+        from asikit.report.run import run_report  # noqa: PLC0415
+
+        console().print(run_report(loaded.title, machine.config, report))
+
+
+def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | None, check: bool) -> "Machine":
+    from dataclasses import replace  # noqa: PLC0415
+
+    from asikit.kernel import Machine  # noqa: PLC0415
+
+    config = replace(loaded.config, asi=asi and loaded.config.asi, debug=check or loaded.config.debug)
+    if seed is not None:
+        config = replace(config, seed=seed)
+    if policy is not None:
+        from asikit.replay import load_policy  # noqa: PLC0415
+        from asikit.replay.machine import machine_config  # noqa: PLC0415
+
+        config = machine_config(load_policy(policy), config)
+    return Machine(config)
+
+
+def _run(machine: "Machine", loaded: "Scenario", trace: str | None) -> None:
+    """Run the scenario; an error in it is one line that says where."""
+    if trace is None:
+        loaded.run(machine)
+        return
+    from asikit.trace.machine import MachineTrace  # noqa: PLC0415
+
+    with MachineTrace(machine, trace, command=[loaded.path.name]):
+        loaded.run(machine)

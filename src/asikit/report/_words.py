@@ -1,0 +1,29 @@
+"""Words for what ASI does, shared by all reports."""
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["FLUSH_WORDS", "REASON_WORDS"]
+
+FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
+    {
+        "ibpb": "branch predictor barriers (IBPB)",
+        "bhb_clear": "branch history clears",
+        "rsb_fill": "return stack refills",
+        "l1d_flush": "L1 data cache flushes",
+        "verw": "buffer clears (VERW)",
+        "dummy_divide": "divider clears",
+    }
+)
+REASON_WORDS: "Mapping[str, str]" = MappingProxyType(
+    {
+        "page_fault": "the kernel touched missing memory, or faulted",
+        "context_switch": "the scheduler switched tasks",
+        "tlb_flush": "the kernel flushed the TLB",
+        "user_ret": "a return to user mode",
+        "misc": "other",
+    }
+)

@@ -1,0 +1,83 @@
+"""A machine's run as text."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from asikit.replay.machine import entry_name
+from asikit.report._words import FLUSH_WORDS, REASON_WORDS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from asikit.kernel import MachineConfig, Report
+
+__all__ = ["run_report"]
+
+_FAULT_WORDS = {
+    "asi": "happen only because of ASI",
+    "user": "in user mode",
+    "kernel": "in kernel mode, with or without ASI",
+    "spurious": "spurious: another CPU was faster",
+    "double": "double faults",
+}
+
+
+def run_report(title: str, config: "MachineConfig", report: "Report") -> "RenderableType":
+    """Return what happened, in one screen.
+
+    :param title: The scenario's.
+    :param config: The machine's description.
+    """
+    cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
+    threads = ", hyperthreads" if config.smt else ""
+    head = f"asi={'on' if report.mechanism == 'asi' else report.mechanism}, {cpus}{threads}, seed {config.seed}"
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(head), Text(), _facts(report)]
+    if report.by_entry:
+        parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(report)]
+    return Group(*parts)
+
+
+def _facts(report: "Report") -> Table:
+    table = _table("left", "right", "left")
+    rows: list[tuple[str, int, str]] = [("round trips", report.round_trips, "kernel entry to return")]
+    if report.mechanism == "asi":
+        rows.append(("  without an exit", report.round_trips_without_exit, "ran restricted to the end, no flush"))
+        rows.append(("exits", report.exits, "changes to the unrestricted address space"))
+    reasons = sorted(report.exits_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    rows += [(f"  {name.replace('_', ' ')}", count, REASON_WORDS[name]) for name, count in reasons if count]
+    rows += [(name.replace("_", " "), count, FLUSH_WORDS[name]) for name, count in report.flushes.items()]
+    if report.mechanism != "off":
+        kept = f", {report.cr3_writes_noflush:,} kept the TLB" if report.cr3_writes_noflush else ""
+        rows.append(("CR3 writes", report.cr3_writes, f"of {report.hw_cr3_writes:,} in all{kept}"))
+    if report.stuns:
+        rows.append(("stuns", report.stuns, "the sibling hyperthread was stopped"))
+    rows += [("page faults", count, _FAULT_WORDS[name]) for name, count in sorted(report.faults.items()) if count]
+    rows += [(f"{name} interrupts", count, "") for name, count in sorted(report.interrupts.items()) if count]
+    tlb = report.tlb
+    rows.append(("TLB misses", tlb.misses, f"of {tlb.hits + tlb.misses:,} lookups; {tlb.flushes:,} flushes"))
+    if tlb.shootdowns:
+        rows.append(("shootdowns", tlb.shootdowns, f"flushes that interrupted other CPUs, {tlb.ipis:,} times"))
+    if report.allocations.get("flips"):
+        rows.append(("pageblock flips", report.allocations["flips"], "changes of sensitivity"))
+    for name, count, words in rows:
+        table.add_row(name, f"{count:,}", words)
+    return table
+
+
+def _entries(report: "Report") -> Table:
+    table = _table("left", "right", "right", "right", header=("entry", "round trips", "without exit", "exits"))
+    asi = report.mechanism == "asi"
+    for (kind, number), (trips, exits, without) in sorted(report.by_entry.items(), key=lambda row: (-row[1][0], row)):
+        counts = (f"{without:,}", f"{exits:,}") if asi else ("-", "-")
+        table.add_row(entry_name(kind, number), f"{trips:,}", *counts)
+    return table
+
+
+def _table(*justify: str, header: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column, name in zip(justify, header or [""] * len(justify), strict=True):
+        table.add_column(name, justify=column, no_wrap=True)  # type: ignore[arg-type]
+    return table
