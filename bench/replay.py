@@ -2,15 +2,19 @@
 
     python bench/replay.py [--events 40000000] [--folder DIR]
 
-All figures are the best of several runs, the two sides of a ratio alternating, after a run that compiles the loop.
+The loop's figures are the best of several runs, after one that compiles it. The ratio end to end is the median of the
+ratios of runs that follow each other, as a machine that does something else by the way slows both sides.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import polars as pl
 from _synthetic import write_synthetic
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("cpu", "kind", "arg", "stack")
 RUNS = 7
+END_TO_END_RUNS = 15
 REFERENCE_EVENTS = 300_000
 IN_MEMORY_EVENTS = 16 << 20
 
@@ -85,13 +90,23 @@ def _in_memory(trace: Trace, policy: Policy) -> bool:
 
 def _end_to_end(trace: Trace, policy: Policy) -> bool:
     """From the folder on disk to the causes, and polars reading the same columns."""
-    read = whole = float("inf")
-    for _ in range(RUNS):
-        read = min(read, _time(lambda: _read_with_polars(trace)))
-        whole = min(whole, _time(lambda: _replay_whole(trace, policy)))
-    print(f"polars reads the columns in {read:.3f} s; open, read, replay and causes take {whole:.3f} s")
-    print(f"end to end over reading: {whole / read:.2f} times (promised: at most 2)")
-    return whole / read <= WANTED_OVER_READING
+    read, first, again = zip(*(_three_ways(trace, policy) for _ in range(END_TO_END_RUNS)), strict=True)
+    once, more = (median(whole / polars for whole, polars in zip(times, read, strict=True)) for times in (first, again))
+    print(
+        f"polars reads the columns in {median(read):.3f} s; open, read, replay and causes take {median(again):.3f} s, "
+        f"or {median(first):.3f} s the first time, when each file is hashed"
+    )
+    print(f"end to end over reading: {more:.2f} times (promised: at most 2), the first time {once:.2f}")
+    return more <= WANTED_OVER_READING
+
+
+def _three_ways(trace: Trace, policy: Policy) -> tuple[float, float, float]:
+    """Time polars, the replay of a trace that was never read before, and that of one that was."""
+    with tempfile.TemporaryDirectory() as cache:
+        read = _time(lambda: _read_with_polars(trace))
+        again = _time(lambda: _replay_whole(trace, policy))
+        with patch.dict(os.environ, XDG_CACHE_HOME=cache):
+            return read, _time(lambda: _replay_whole(trace, policy)), again
 
 
 def _read_with_polars(trace: Trace) -> None:

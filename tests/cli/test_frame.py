@@ -29,12 +29,13 @@ def run(capfd: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str
     """Give a function that runs the command in this process and gives exit code, stdout and stderr."""
 
     def running(*words: str) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             with pytest.raises(SystemExit) as caught:
                 main(words)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         out, err = capfd.readouterr()
         assert isinstance(caught.value.code, int)
         return caught.value.code, out, err
@@ -167,10 +168,11 @@ def test_our_bug_is_not_hidden(command: "Callable[[Callable[[], None]], None]") 
         raise ZeroDivisionError
 
     command(fail)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with pytest.raises(ZeroDivisionError):
         main(["info"])
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_exit_code_of_the_command(
@@ -240,16 +242,28 @@ main(["info"])
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
 )
 def test_signal(number: signal.Signals, code: int, line: str) -> None:
-    """Ctrl-C and SIGTERM unwind the command, so that it tidies up, and end in one line."""
+    """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) unwind the command, so that it tidies up, and end in one line."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", _WAIT], text=True, **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (code, "tidied up\n", f"asi: {line}\n")
+
+
+def test_nohup() -> None:
+    """Under nohup the command outlives its terminal."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _WAIT.replace("600", "0.5")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "tidied up\n", "")
 
 
 def test_encoding_without_the_character(tmp_path: "os.PathLike[str]") -> None:

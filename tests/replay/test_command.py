@@ -138,3 +138,19 @@ def test_own_policy(trace: "Path", tmp_path: "Path", capsys: pytest.CaptureFixtu
     path = written('title = "mine"\n[memory.sensitive]\nkinds = ["anon"]\n', tmp_path)
     document = json.loads(asi(capsys, trace, "--json", "--policy", path)[1])
     assert (document["policy"], document["exits"]) == ("mine", 1)
+
+
+def test_policies_of_one_name(trace: "Path", tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+    """Two files that would be columns of the same name are refused in one line."""
+    (tmp_path / "other").mkdir()
+    both = f"{written('', tmp_path)},{written('', tmp_path / 'other')}"
+    message = 'two policies are called "mine": rename one of the files (see asi replay --help)'
+    assert asi(capsys, trace, "--policy", both) == (2, "", f"asi: error: invalid value for '--policy': {message}\n")
+
+
+def test_top_0(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+    """--top 0 leaves out the tables of entries and causes, headings and all, for one policy and for several."""
+    _, out, _ = asi(capsys, trace, "--top", 0)
+    assert "exits" in out
+    assert not any(word in out for word in ("Why it exited", "How the kernel was entered", "more"))
+    assert "Main causes" not in asi(capsys, trace, "--top", 0, "--policy", "ephmap,denylist-2025")[1]

@@ -262,13 +262,14 @@ def test_overrides(tmp_path: "Path") -> None:
 
 
 def test_unknown_flag(tmp_path: "Path") -> None:
-    """A gfp flag that the recorded kernel does not have is refused with the nearest that it has."""
+    """A gfp flag that the recorded kernel does not have is refused by file and key, with the nearest that it has."""
     text = '[memory.sensitive]\ngfp = ["__GFP_HARDWAL"]\n'
+    path = written(text, tmp_path)
     with pytest.raises(PolicyError) as refusal:
-        run(reads(1), tmp_path, load_policy(written(text, tmp_path)))
+        run(reads(1), tmp_path, load_policy(path))
     assert str(refusal.value) == (
-        'policy mine: the recorded kernel has no gfp flag "__GFP_HARDWAL"; the nearest is "__GFP_HARDWALL" '
-        "(1 flags in the trace's meta.json)"
+        f'{path}: memory.sensitive.gfp: the recorded kernel has no flag "__GFP_HARDWAL"; '
+        'the nearest is "__GFP_HARDWALL" (1 flags in the trace\'s meta.json)'
     )
 
 

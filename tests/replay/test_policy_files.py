@@ -100,7 +100,7 @@ def test_inherits(tmp_path: "Path") -> None:
             'inherits = "mine.toml"\n',
             "mine.toml: inherits: the files inherit from each other; break the circle",
         ),
-        ('inherits = "gone.toml"\n', "gone.toml: cannot read the policy: No such file or directory"),
+        ('inherits = "gone.toml"\n', "mine.toml: inherits: there is no file gone.toml"),
         (
             "[memory\n",
             "mine.toml: not a TOML file: Expected ']' at the end of a table declaration (at line 1, column 8)",

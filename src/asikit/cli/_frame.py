@@ -24,11 +24,10 @@ PROGRAM = "asi"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("demo", "record", "info", "replay")
+_ORDER = ("demo", "record", "info", "replay", "run")
 
 
 class _Commands(click.Group):
@@ -65,7 +64,11 @@ class _Commands(click.Group):
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived: unwind as for Ctrl-C, so that no half output is left."""
+    """SIGTERM or SIGHUP arrived: unwind as for Ctrl-C, so that no half output is left."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -91,7 +94,9 @@ def main(arguments: "Sequence[str] | None" = None) -> NoReturn:
         with suppress(AttributeError):  # a test's stand-in for the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with suppress(ValueError):  # signals can be set in the main thread only
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: the command is to outlive its terminal
+                signal.signal(number, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_run(words))
 
@@ -116,8 +121,8 @@ def _run(words: list[str]) -> int:
         code = _fail(_os_error(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort):
         code = _end("interrupted", EXIT_INTERRUPTED)
-    except _Terminated:
-        code = _end("terminated", EXIT_TERMINATED)
+    except _Terminated as end:
+        code = _end("terminated", end.exit_code)
     except MemoryError:
         code = _fail("out of memory", EXIT_FAILED)
     _settle_output()
@@ -171,8 +176,8 @@ def _settle_output() -> None:
 
 
 def _terminate(number: int, frame: "FrameType | None") -> None:
-    del number, frame
-    raise _Terminated
+    del frame
+    raise _Terminated(number)
 
 
 def _package_path() -> list[str]:

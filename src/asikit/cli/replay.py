@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asikit import __version__
 from asikit.cli._output import console, write_json
 
 if TYPE_CHECKING:
     from asikit.protocol import AsiClass
     from asikit.replay import ReplayResult
+    from asikit.trace import Trace
 
 _DEFAULT_POLICY = "denylist-2025"
 _DEFAULT_TOP = 10
@@ -33,7 +35,9 @@ _DEFAULT_TOP = 10
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.replay/1).")
 @click.option(
-    "--top", type=click.IntRange(min=0), help=f"Causes and entries to show. [default: {_DEFAULT_TOP}; JSON: all]"
+    "--top",
+    type=click.IntRange(min=0),
+    help=f"Causes and entries to show, 0 for no tables of them. [default: {_DEFAULT_TOP}; JSON: all]",
 )
 @click.option("--list-policies", is_flag=True, help="List the policies that come with asikit, and stop.")
 def command(  # noqa: PLR0913  (an option each)
@@ -56,9 +60,11 @@ def command(  # noqa: PLR0913  (an option each)
     chosen = _classes(classes)
     names = [name.strip() for item in policies or (_DEFAULT_POLICY,) for name in item.split(",")]
     loaded = [load_policy(name) for name in dict.fromkeys(names)]
-    results = replay(Trace.open(trace), loaded, chosen)
+    _check_names([policy.name for policy in loaded])
+    opened = Trace.open(trace)
+    results = replay(opened, loaded, chosen)
     if as_json:
-        _write_json(results, top)
+        _write_json(results, opened, top)
     else:
         _print(results, _DEFAULT_TOP if top is None else top)
 
@@ -75,6 +81,14 @@ def _classes(text: str) -> "frozenset[AsiClass]":
     return frozenset(known[name] for name in names)
 
 
+def _check_names(names: list[str]) -> None:
+    """Refuse two policies that no table or document could tell apart."""
+    for name in names:
+        if names.count(name) > 1:
+            message = f'two policies are called "{name}": rename one of the files'
+            raise click.BadParameter(message, param_hint="'--policy'")
+
+
 def _list_policies() -> None:
     from asikit.replay import load_policy, shipped_policies  # noqa: PLC0415
 
@@ -84,11 +98,19 @@ def _list_policies() -> None:
         click.echo(f"{name:<{width}}  {load_policy(name).title}")
 
 
-def _write_json(results: "list[ReplayResult]", top: int | None) -> None:
+def _write_json(results: "list[ReplayResult]", trace: "Trace", top: int | None) -> None:
     documents = [result.to_dict(top=top) for result in results]
     for document in documents:
         del document["schema"]  # the envelope has it
-    write_json("replay", documents[0] if len(documents) == 1 else {"results": documents})
+    # What was replayed, and by what: `asi compare` compares nothing without knowing.
+    recorder = trace.recorder
+    identity = {
+        "content_hash": trace.content_hash,
+        "kernel": recorder.kernel.release,
+        "workload": recorder.workload.command,
+    }
+    shown = documents[0] if len(documents) == 1 else {"results": documents}
+    write_json("replay", shown | {"asikit": __version__, "trace": identity})
 
 
 def _print(results: "list[ReplayResult]", top: int) -> None:

@@ -52,7 +52,7 @@ class RecordType(IntEnum):
 _FIRST_ROW: Final = min(RecordType)
 _ROW_TYPES: Final = tuple(kind for kind in RecordType if kind <= RecordType.NAME)
 
-_LOST_NAMES: Final = ("entries_of_unknown_kind", "allocations")
+_LOST_NAMES: Final = ("entries_of_unknown_kind", "allocations", "returns_of_unknown_kind")
 """``enum lost`` of plugin/recorder.h."""
 
 _CHUNK_RECORDS: Final = 1 << 17

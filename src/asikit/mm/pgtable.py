@@ -251,7 +251,12 @@ class PageTables:
             entry = self.lookup(root, vaddr)
             if entry.value and is_leaf(entry.value, entry.level):
                 yield entry
-            vaddr = entry.vaddr + level_bytes(entry.level)
+            vaddr = entry.vaddr + level_bytes(entry.level) * (1 if entry.value else self._empty(entry.address))
+
+    def _empty(self, address: int) -> int:
+        """Return how many entries of a table are zero, from one at an address that is: one access instead of many."""
+        rest = self.access.load(address, PAGE_SIZE - address % PAGE_SIZE)
+        return (len(rest) - len(rest.lstrip(b"\0"))) // _ENTRY_BYTES or 1
 
     def split(self, entry: Entry, table: int) -> None:
         """Replace a large page by `table`, with pages one level below and the same flags: `__split_large_page()`.

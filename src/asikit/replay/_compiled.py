@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Stop", "run_events"]
+__all__ = ["Stop", "jit", "run_events"]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -65,7 +65,7 @@ _TLB_FLUSH_KERNEL = int(EventClass.TLB_FLUSH_KERNEL)
 _DOUBLE_FAULT = int(EventClass.DOUBLE_FAULT)
 
 
-def _jit(function: _Function) -> _Function:
+def jit(function: _Function) -> _Function:
     """Compile, keeping the machine code on disk where that is possible.
 
     Numba keeps it beside the source, else in the user's cache folder (or in ``NUMBA_CACHE_DIR``); if it may write in
@@ -77,7 +77,7 @@ def _jit(function: _Function) -> _Function:
         return cast("_Function", numba.njit(nogil=True)(function))
 
 
-@_jit
+@jit
 def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one loop, compiled as one function
     start: int,
     cpu: "Array",

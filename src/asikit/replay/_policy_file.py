@@ -51,7 +51,7 @@ def load_policy(name_or_file: str | Path) -> Policy:
     text = str(name_or_file)
     source: Traversable = Path(text) if text.endswith(_SUFFIX) else _shipped(text)
     document = _inherited(source, seen=())
-    return _build(source.name.removesuffix(_SUFFIX), document)
+    return _build(source, document)
 
 
 def _folder() -> "Traversable":
@@ -69,7 +69,7 @@ def _shipped(name: str) -> "Traversable":
 
 
 def _read(source: "Traversable") -> dict[str, Any]:
-    shown = str(source) if isinstance(source, Path) else source.name
+    shown = _shown(source)
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -81,22 +81,28 @@ def _read(source: "Traversable") -> dict[str, Any]:
     return check(document, shown)
 
 
+def _shown(source: "Traversable") -> str:
+    return source.name if str(source).startswith(str(_folder())) else str(source)
+
+
 def _inherited(source: "Traversable", *, seen: tuple[str, ...]) -> dict[str, Any]:
     """Read a file and lay it over the file that it inherits from."""
     identity = str(source.resolve()) if isinstance(source, Path) else str(source)
     if identity in seen:
-        raise PolicyError(f"{source}: inherits: the files inherit from each other; break the circle")
+        raise PolicyError(f"{_shown(source)}: inherits: the files inherit from each other; break the circle")
     document = _read(source)
     parent_name = document.pop("inherits", None)
     if parent_name is None:
         return _merge({}, document)
     if parent_name.endswith(_SUFFIX):
         parent: Traversable = (source.parent if isinstance(source, Path) else Path()) / parent_name
+        if not parent.is_file():
+            raise PolicyError(f"{_shown(source)}: inherits: there is no file {parent}")
     else:
         try:
             parent = _shipped(parent_name)
         except PolicyError as error:
-            raise PolicyError(f"{source}: inherits: {error}") from error
+            raise PolicyError(f"{_shown(source)}: inherits: {error}") from error
     return _merge(_inherited(parent, seen=(*seen, identity)), document)
 
 
@@ -115,11 +121,12 @@ def _merge(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> dict[str, 
     return merged
 
 
-def _build(name: str, document: "Mapping[str, Any]") -> Policy:
+def _build(source: "Traversable", document: "Mapping[str, Any]") -> Policy:
     memory = document.get("memory", {})
     ephmap = document.get("ephmap", {})
     return Policy(
-        name=name,
+        name=source.name.removesuffix(_SUFFIX),
+        file=_shown(source),
         title=document.get("title", ""),
         mechanism=_mechanism(document.get("mechanism", {})),
         cpu=_cpu(document.get("cpu", {})),

@@ -4,19 +4,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from asikit.protocol import Effect, ExitReason
-from asikit.trace import TOUCH_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["NO_PLACE", "REASONS", "EntryCounts", "Tally", "counted", "exits_frame", "sites_frame"]
-
-Column = npt.NDArray[np.unsignedinteger]
+__all__ = ["NO_PLACE", "REASONS", "EntryCounts", "Tally", "counted", "sites_frame"]
 
 NO_PLACE = 0xFFFF_FFFF
 """The place of an exit that is not due to a touch."""
@@ -81,14 +76,6 @@ def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:
         (pl.col("how") % len(REASONS)).cast(pl.UInt8).alias("reason"),
         "exits",
     )
-
-
-def exits_frame(kind: Column, arg: Column, stack: Column, reason: Column) -> pl.DataFrame:
-    """Return the sites of exits given one by one."""
-    touch = (kind >= min(TOUCH_KINDS)) & (kind <= max(TOUCH_KINDS))
-    place = np.where(touch, arg, np.uint32(NO_PLACE))
-    ones = np.ones(kind.size, np.uint32)
-    return pl.DataFrame({"kind": kind, "place": place, "stack": stack, "reason": reason, "exits": ones})
 
 
 def counted(sites: "Mapping[tuple[int, int, int, ExitReason], int]") -> pl.DataFrame:

@@ -7,16 +7,16 @@ import numpy as np
 
 from asikit.replay._compiled import Stop, run_events
 from asikit.replay._events import ENTRY_SLOTS, EVENT_CLASS, NO_ENTRY, EventClass
+from asikit.replay._sites import SiteTable
 from asikit.replay._steps import Stepper
 from asikit.replay._table import TransitionTable
-from asikit.replay._tally import REASONS, EntryCounts, Tally, exits_frame, sites_frame
+from asikit.replay._tally import REASONS, EntryCounts, Tally
 from asikit.replay.errors import ReplayError
 from asikit.replay.policy import ACCESSES
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import polars as pl
 
     from asikit.protocol import AsiClass
     from asikit.replay.policy import Policy
@@ -31,8 +31,6 @@ __all__ = ["CompiledReplay"]
 _Number = TypeVar("_Number", np.uint8, np.uint32)
 
 _CPUS = 256
-_MERGE_ABOVE = 2_000_000
-"""Exits after which those of the same site are merged, so that memory does not grow with the trace."""
 
 _EVENT_CLASS = np.array(
     [EVENT_CLASS.get(EventKind(kind), 0) if kind else 0 for kind in range(max(EventKind) + 1)], np.uint8
@@ -57,13 +55,13 @@ class CompiledReplay:
         self._ephmap_counts = np.zeros(3, np.int64)
         self._exit_event = np.empty(0, np.int64)
         self._exit_transition = np.empty(0, np.int64)
-        self._sites: list[pl.DataFrame] = []
-        self._unmerged = 0
+        self._sites = SiteTable()
         self._events = 0
 
-    def feed(self, cpu: "Bytes", kind: "Bytes", arg: "Words", stack: "Words") -> None:
+    def feed(self, cpu: "Bytes", kind: "Bytes", arg: "Words", stack: "Words") -> "npt.NDArray[np.int64]":
         """Run events: four arrays of equal length.
 
+        :return: The rows that left the restricted address space; the array is used again by the next call.
         :raises ReplayError: An event refers to a row that is not there.
         """
         columns = (_read_only(cpu), _read_only(kind), _read_only(arg), _read_only(stack))
@@ -78,7 +76,8 @@ class CompiledReplay:
             self._resolve(stop, start, first, second)
         self._events += kind.size
         if exits:
-            self._add_sites(columns, exits)
+            self._sites.add(columns, self._exit_event[:exits], self._exit_transition[:exits])
+        return self._exit_event[:exits]
 
     def tally(self) -> Tally:
         """Return the counts so far."""
@@ -95,7 +94,7 @@ class CompiledReplay:
                 tally.reasons[step.exit_reason] += times
         for slot in np.flatnonzero(self._entry_counts.any(axis=0)).tolist():
             tally.entries[slot] = EntryCounts(*self._entry_counts[:, slot].tolist())
-        tally.sites = sites_frame(self._sites)
+        tally.sites = self._sites.frame(self._reasons())
         return tally
 
     def _run(self, start: int, columns: "Columns", exits: int) -> tuple[int, int, int, int, int]:
@@ -149,16 +148,6 @@ class CompiledReplay:
         }[Stop(stop)]
         advice = "check the trace with `asi info --verify`, or record it again"
         raise ReplayError(f"table events: row {row} {what}; {advice}")
-
-    def _add_sites(self, columns: "Columns", exits: int) -> None:
-        rows = self._exit_event[:exits]
-        _, kind, arg, stack = columns
-        self._sites.append(
-            exits_frame(kind[rows], arg[rows], stack[rows], self._reasons()[self._exit_transition[:exits]])
-        )
-        self._unmerged += exits
-        if self._unmerged > _MERGE_ABOVE:
-            self._sites, self._unmerged = [sites_frame(self._sites)], 0
 
     def _reasons(self) -> "Bytes":
         """The number of the exit reason of each transition that is an exit."""

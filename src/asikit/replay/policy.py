@@ -164,6 +164,8 @@ class Policy:
     name: str
     title: str = ""
     """One line for tables and lists."""
+    file: str = field(default="", compare=False)
+    """Where it was read, for messages."""
     mechanism: Mechanism = field(default_factory=Mechanism)
     cpu: CpuModel = field(default_factory=CpuModel)
     memory: Memory = field(default_factory=Memory)

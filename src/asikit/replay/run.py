@@ -1,6 +1,8 @@
 """A trace on disk through one or several policies, in one pass over its events."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from asikit.protocol import AsiClass
@@ -27,6 +29,7 @@ __all__ = ["ALL_CLASSES", "event_columns", "replay"]
 ALL_CLASSES = frozenset({AsiClass.USERSPACE, AsiClass.KVM})
 """The classes that the published patches have."""
 
+_PARTS_AHEAD = 2
 _COLUMNS = ("cpu", "kind", "arg", "stack")
 
 
@@ -35,7 +38,7 @@ def replay(
 ) -> "list[ReplayResult]":
     """Run the ASI protocol over a recording, under each policy.
 
-    Memory: the side tables, and two parts of the events at a time.
+    Memory: the side tables, and three parts of the events at a time.
 
     :param classes: The classes of untrusted domains to protect from.
     :return: One result a policy, in their order; the same trace gives the same results.
@@ -48,11 +51,14 @@ def replay(
 
     for policy in policies:
         check_policy(policy, classes)
-    tables = SideTables.of(trace)
-    runs = [CompiledReplay(policy, classes, apply_policy(policy, tables), tables.tasks.height) for policy in policies]
-    for columns in _read_ahead(trace):
-        for run in runs:
-            run.feed(*columns)
+    with _read_ahead(trace) as pieces:  # the first part is read while the side tables are
+        tables = SideTables.of(trace)
+        runs = [
+            CompiledReplay(policy, classes, apply_policy(policy, tables), tables.tasks.height) for policy in policies
+        ]
+        for columns in pieces:
+            for run in runs:
+                run.feed(*columns)
     return [name_result(run.tally(), tables, policy, classes) for run, policy in zip(runs, policies, strict=True)]
 
 
@@ -70,16 +76,16 @@ def event_columns(chunk: "pl.DataFrame") -> "list[Columns]":
     ]
 
 
-def _read_ahead(trace: "Trace") -> "Iterator[Columns]":
-    """Give the events chunk by chunk, decoding the next one while the caller works on this one."""
+@contextmanager
+def _read_ahead(trace: "Trace") -> "Iterator[Iterator[Columns]]":
+    """Give the events piece by piece, decoding the next parts while the caller works on this one."""
     chunks = trace.events(columns=_COLUMNS)
 
-    def read() -> "list[Columns] | None":
-        chunk = next(chunks, None)
-        return None if chunk is None else event_columns(chunk)
+    def pieces() -> "Iterator[Columns]":
+        while (chunk := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, chunks, None))
+            yield from event_columns(chunk)
 
     with ThreadPoolExecutor(1, thread_name_prefix="asikit-read") as reader:
-        coming: Future[list[Columns] | None] = reader.submit(read)
-        while (pieces := coming.result()) is not None:
-            coming = reader.submit(read)
-            yield from pieces
+        coming = deque(reader.submit(next, chunks, None) for _ in range(_PARTS_AHEAD))
+        yield pieces()

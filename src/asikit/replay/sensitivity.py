@@ -105,12 +105,13 @@ def _is_kind(kinds: tuple[str, ...]) -> "Flags":
 
 def _sensitive_pages(policy: Policy, tables: "SideTables") -> "Flags":
     """Lay the rules over the pages, weakest first, and within one strength the sensitive ones last."""
+    _check_flags(policy, tables)
     memory = policy.memory
     gfp = tables.gfp_of_page
     kinds = tables.kind_of_page
 
     def by_gfp(names: tuple[str, ...]) -> "Flags":
-        return _has_flags(names, policy, tables)
+        return _has_flags(names, tables)
 
     def by_unrecorded_kind(names: tuple[str, ...]) -> "Flags":
         unrecorded: Flags = gfp == NO_GFP
@@ -142,21 +143,28 @@ def _sensitive_pages(policy: Policy, tables: "SideTables") -> "Flags":
     return sensitive
 
 
-def _has_flags(names: tuple[str, ...], policy: Policy, tables: "SideTables") -> "Flags":
+def _check_flags(policy: Policy, tables: "SideTables") -> None:
+    """Refuse gfp flags that the recorded kernel does not have, where it recorded any."""
+    if not (tables.gfp_of_page[:-1] != NO_GFP).any():
+        return
+    known: dict[str, int] = tables.meta.get("gfp_flags", {})
+    for sensitivity, rules in (("nonsensitive", policy.memory.nonsensitive), ("sensitive", policy.memory.sensitive)):
+        for name in rules.gfp:
+            if name not in known:
+                raise PolicyError(
+                    f'{policy.file or policy.name}: memory.{sensitivity}.gfp: the recorded kernel has no flag "{name}"'
+                    f"{nearest(name, known)} ({len(known)} flags in the trace's meta.json)"
+                )
+
+
+def _has_flags(names: tuple[str, ...], tables: "SideTables") -> "Flags":
     """Return for each page whether its allocation has all bits of one of the named flags."""
     known: dict[str, int] = tables.meta.get("gfp_flags", {})
     gfp = tables.gfp_of_page
     matching = np.zeros(gfp.size, np.bool_)
-    recorded: Flags = gfp != NO_GFP
-    if not recorded.any():
-        return matching
     for name in names:
-        if name not in known:
-            raise PolicyError(
-                f'policy {policy.name}: the recorded kernel has no gfp flag "{name}"{nearest(name, known)}'
-                f" ({len(known)} flags in the trace's meta.json)"
-            )
-        mask = known[name]
+        mask = known.get(name, 0)
         if mask:  # a flag that the kernel was built without is 0, and no allocation has it
             matching |= (gfp & mask) == mask
+    recorded: Flags = gfp != NO_GFP
     return matching & recorded

@@ -1,18 +1,22 @@
 """Reading a trace: cheap checks when it is opened, events in chunks, side tables whole."""
 
 import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import polars as pl
 
 from asikit.trace import _meta
+from asikit.trace._checked import CheckedFiles
 from asikit.trace._errors import TraceError, first_line
 from asikit.trace._schema import EVENT_SCHEMA, SIDE_TABLES, TABLES, schema_fault, value_fault
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping, Sequence
 
 # A trace of up to this many bytes is hashed whole when it is opened: a few hundredths of a second.
@@ -32,6 +36,7 @@ class Trace:
         """The folder."""
         self._meta = meta
         self._intact: set[str] = set()  # the files whose hash has been checked
+        self._checked: CheckedFiles | None = None  # those of them that were checked before, where that is kept
 
     @classmethod
     def open(cls, path: "str | os.PathLike[str]") -> Self:
@@ -39,7 +44,8 @@ class Trace:
 
         Checked are ``meta.json``, that each file is there with its size, and that there is no other table in the
         folder. A file's hash, columns and number of rows are checked before anything in it is used: now when the trace
-        is small, else when the file is first read. All that needs the whole trace is checked by :meth:`verify`.
+        is small, else when the file is first read. A file of a large trace that was hashed before, and that nobody has
+        written to since, is not hashed again. All that needs the whole trace is checked by :meth:`verify`.
 
         :raises TraceError: The folder is not a trace, or is truncated, or mixed with another, or is newer than we know.
         """
@@ -128,6 +134,7 @@ class Trace:
         """
         for path in self.files("events"):
             self._check_content("events", path)
+            self._check_rows("events", path, self._count_rows(path))
         return pl.scan_parquet([self._file(path) for path in self.files("events")], glob=False)
 
     def verify(self) -> None:
@@ -139,16 +146,24 @@ class Trace:
         from asikit.trace._verify import verify  # noqa: PLC0415
 
         self._intact.clear()
+        if self._checked is not None:
+            self._checked.forget()
         for table in TABLES:
             for path in self.files(table):
                 self._check_content(table, path)
         verify(self)
 
     def _chunks(self, names: list[str], chunk_rows: int | None) -> "Iterator[pl.DataFrame]":
-        for path in self.files("events"):
-            part = self._read("events", path, names)
-            # An empty part is a chunk too, so that there is always one to take the columns' types from.
-            yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
+        paths = list(self.files("events"))
+        with ThreadPoolExecutor(1, thread_name_prefix="asikit-check") as checker:
+            coming = checker.submit(self._check_content, "events", paths[0])
+            for path, following in zip_longest(paths, paths[1:]):
+                coming.result()
+                if following is not None:  # to be hashed while this part is decoded and used
+                    coming = checker.submit(self._check_content, "events", following)
+                part = self._read("events", path, names)
+                # An empty part is a chunk too, so that there is always one to take the columns' types from.
+                yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
 
     def _table(self, table: str) -> _meta.Table:
         if table not in TABLES:
@@ -159,10 +174,11 @@ class Trace:
         # Absolute, so that polars does not take a name such as "s3:" for a network address.
         return self.path.absolute() / path
 
-    def _read(self, table: str, path: str, names: "Sequence[str]") -> pl.DataFrame:
+    def _read(self, table: str, path: str, names: list[str]) -> pl.DataFrame:
         self._check_content(table, path)
         with self._parquet(path) as file:
-            frame = pl.read_parquet(file, columns=list(names), glob=False).select(names)
+            frame = pl.read_parquet(file, columns=names, glob=False)[names]
+        self._check_rows(table, path, frame.height)
         fault = value_fault(table, frame)
         if fault is not None:
             raise TraceError.at(self.path / path, fault)
@@ -183,9 +199,12 @@ class Trace:
                 raise TraceError.at(file, "not listed in meta.json: the folder mixes two traces")
         for path, table in listed.items():
             self._check_size(path, self._meta.tables[table].files[path])
-        if self.size <= _HASHED_WHEN_OPENED:
-            for path, table in listed.items():
-                self._check_content(table, path)
+        if self.size > _HASHED_WHEN_OPENED:
+            self._checked = CheckedFiles(self.content_hash)
+            return
+        for path, table in listed.items():
+            self._check_content(table, path)
+            self._check_rows(table, path, self._count_rows(path))
 
     def _check_size(self, path: str, wanted: _meta.TableFile) -> None:
         file = self.path / path
@@ -197,29 +216,40 @@ class Trace:
             raise TraceError.at(file, f"{state}: {size} bytes, meta.json says {wanted.bytes}")
 
     def _check_content(self, table: str, path: str) -> None:
-        """Check a file's hash, then its columns and rows, once: nothing in it is used before."""
+        """Check a file's hash, then its columns, once: nothing in it is used before."""
         if path in self._intact:
             return
+        self._check_hash(path, self._meta.tables[table].files[path].sha256)
+        with self._parquet(path) as file:
+            schema = pl.scan_parquet(file, glob=False).collect_schema()  # of the footer
+        fault = schema_fault(table, schema)
+        if fault is not None:
+            raise TraceError.at(self.path / path, fault)
+        self._intact.add(path)
+
+    def _count_rows(self, path: str) -> int:
+        """Give the number of rows that the file's footer says."""
+        with self._parquet(path) as file:
+            return int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())
+
+    def _check_rows(self, table: str, path: str, found: int) -> None:
+        wanted = self._meta.tables[table].files[path].rows
+        if found != wanted:
+            raise TraceError.at(self.path / path, f"has {found} rows, meta.json says {wanted}")
+
+    def _check_hash(self, path: str, wanted: str) -> None:
         file = self.path / path
-        wanted = self._meta.tables[table].files[path]
         try:
             with file.open("rb") as stream:
+                now, status = time.time_ns(), os.fstat(stream.fileno())
+                if self._checked is not None and self._checked.has(path, status):
+                    return
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise TraceError.from_os_error(file, "read", error) from error
-        if found != wanted.sha256:
+        if found != wanted:
             raise TraceError.at(
-                file,
-                f"damaged, or of another trace: its SHA-256 begins {found[:12]}, meta.json says {wanted.sha256[:12]}",
+                file, f"damaged, or of another trace: its SHA-256 begins {found[:12]}, meta.json says {wanted[:12]}"
             )
-        with self._parquet(path) as parquet:
-            # Both come from the file's footer.
-            scan = pl.scan_parquet(parquet, glob=False)
-            schema = scan.collect_schema()
-            rows = int(scan.select(pl.len()).collect().item())
-        fault = schema_fault(table, schema)
-        if fault is not None:
-            raise TraceError.at(file, fault)
-        if rows != wanted.rows:
-            raise TraceError.at(file, f"has {rows} rows, meta.json says {wanted.rows}")
-        self._intact.add(path)
+        if self._checked is not None:
+            self._checked.add(path, status, now)

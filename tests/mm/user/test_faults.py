@@ -19,7 +19,7 @@ from asikit.mm.mmstruct import (
 )
 from asikit.mm.page import PageKind
 from asikit.mm.vma import STACK_GUARD_GAP
-from tests.mm.user.rig import PAGE, Rig
+from tests.mm.user.rig import NOT_EXECUTABLE, PAGE, Rig, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -330,6 +330,45 @@ def test_refusals(
         call(mm)
     if error is not NotMappedError:
         assert ([str(area) for area in mm.vmas], rig.free_frames()) == (maps, free)
+
+
+class TestProtection:
+    """mprotect, and what areas remember when they join."""
+
+    def test_execution(self, rig: Rig, mm: MmStruct) -> None:
+        """Only executable areas have executable pages."""
+        for prot, executable in ((RW, False), (RW | Prot.EXEC, True)):
+            address = mm.mmap(PAGE, prot, ANONYMOUS)
+            rig.store(mm, address, b"x")
+            entry = walk(rig.memory, mm.pgd, address)
+            assert bool(entry & NOT_EXECUTABLE) != executable
+
+    def test_taken_rights_are_gone_at_once(self, rig: Rig, mm: MmStruct) -> None:
+        """No TLB allows afterwards what was allowed before; the content is there when the rights come back."""
+        address = mm.mmap(3 * PAGE, RW, ANONYMOUS)
+        rig.store(mm, address, b"x" * 3 * PAGE)
+        for prot in (Prot.READ, Prot.NONE):
+            mm.mprotect(address + PAGE, PAGE, prot)
+            with pytest.raises(SegvError):
+                rig.store(mm, address + PAGE, b"y")
+            assert len(mm.vmas) == 3
+        with pytest.raises(SegvError):
+            rig.load(mm, address + PAGE, 1)
+        mm.mprotect(address, 3 * PAGE, RW)
+        assert len(mm.vmas) == 1
+        assert rig.load(mm, address, 3 * PAGE) == b"x" * 3 * PAGE
+
+    @pytest.mark.parametrize("written", [0, 1])
+    def test_joined_areas_are_copied(self, rig: Rig, mm: MmStruct, written: int) -> None:
+        """A written area that joins an unwritten one is still copied by fork."""
+        address = mm.mmap(PAGE, RW, ANONYMOUS | MapFlags.FIXED, address=1 << 40)
+        rig.store(mm, address, b"x" * (1 - written))
+        mm.mmap(PAGE, RW, ANONYMOUS | MapFlags.FIXED, address=address + 2 * PAGE)
+        rig.store(mm, address + 2 * PAGE, b"x" * written)
+        mm.mmap(PAGE, RW, ANONYMOUS | MapFlags.FIXED, address=address + PAGE)
+        assert len(mm.vmas) == 1
+        child = dup_mm(mm, rig.new_id())
+        assert rig.load(child, address + 2 * PAGE * written, 1) == b"x"
 
 
 class TestLife:

@@ -82,6 +82,7 @@ struct vcpu {
     uint32_t n_seen, seen_mask;
     struct seen *seen;
     uint64_t clock, kernel_clock;
+    uint64_t entered;        /* the user part of the clock when the kernel was last entered */
     struct segment *segment; /* shadow stack of the page that was last called from */
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
@@ -100,7 +101,7 @@ extern bool one_cpu;
 extern int n_cpus;
 
 /* stream.c */
-enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_KINDS };
+enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
 void stream_open(const char *directory, int stream_fd, int layout_fd);
 void stream_read_layout(void);
 void stream_flush(void);

@@ -127,14 +127,30 @@ void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *i
 
 /* ---- entries and returns ---- */
 
-static void enter(struct vcpu *v, unsigned cpu, enum record_type type, uint32_t arg, uint64_t address)
+/* Instructions outside of the kernel half so far. */
+static uint64_t user_clock(const struct vcpu *v)
 {
+    return v->clock - v->kernel_clock;
+}
+
+static struct record *enter(struct vcpu *v, unsigned cpu, enum record_type type, uint32_t arg, uint64_t address)
+{
+    v->entered = user_clock(v);
     v->mode = MODE_KERNEL;
     v->muted = false;
     v->mute_stack = 0;
     v->nmi = type == ENTRY_NMI;
     forget_touches(v);
-    emit_event(type, cpu, arg, 0, address);
+    return emit_event(type, cpu, arg, 0, address);
+}
+
+/* A return that was none of SYSRET, SYSEXIT, IRET and VMRUN: user code has run since the kernel was entered. */
+static void notice_return(struct vcpu *v)
+{
+    if (v->mode != MODE_KERNEL || user_clock(v) == v->entered)
+        return;
+    count_lost(LOST_RETURN);
+    v->mode = MODE_USER;
 }
 
 void on_block(unsigned cpu, void *udata)
@@ -177,6 +193,7 @@ void on_gate(unsigned cpu, void *udata)
     struct vcpu *v = &vcpus[cpu];
     if (v->mode == MODE_GUEST || v->mode == MODE_ENDED)
         return;
+    notice_return(v);
     bool nmi = g->vector == 2, exception = g->vector < 32;
     if (v->mode == MODE_USER)
         enter(v, cpu, nmi ? ENTRY_NMI : exception ? ENTRY_EXCEPTION : ENTRY_INTERRUPT, g->vector, g->address);
@@ -198,15 +215,11 @@ void on_syscall(unsigned cpu, void *udata)
 {
     struct gate *g = udata;
     struct vcpu *v = &vcpus[cpu];
+    notice_return(v);
     if (v->mode == MODE_USER) {
-        v->mode = MODE_KERNEL;
-        v->muted = false;
-        v->mute_stack = 0;
-        v->nmi = false;
-        forget_touches(v);
         if (!v->wants_number)
             stream_hold();
-        v->wants_number = emit_event(ENTRY_SYSCALL, cpu, NONE, 0, g->address);
+        v->wants_number = enter(v, cpu, ENTRY_SYSCALL, NONE, g->address);
     }
     on_block(cpu, &g->block);
 }
