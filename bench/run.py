@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("replay.py", "record.py")
+BENCHMARKS = ("replay.py", "record.py", "machine.py", "allocator.py", "paging.py")
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ class NmiAfterEach(Observer):
         self.machine = machine
         self.seen: set[str] = set()
 
-    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:  # noqa: ARG002
         """Take note of the place, and come in between there."""
         if path not in self.seen:
             self.seen.add(path)
@@ -24,7 +24,7 @@ def scenario(machine: Machine) -> None:
     machine.observe(NmiAfterEach(machine))
 
     @machine.on_nmi
-    def handler(cpu: int) -> None:
+    def handler(_cpu: int) -> None:
         machine.kernel.access.load(secret, 6)
 
     @machine.process

@@ -1,4 +1,4 @@
-"""Memory running out: the process that asks for too much is told or killed; everybody else goes on, and it comes back."""
+"""Memory running out: who asks for too much is told or killed, everybody else goes on, and the memory comes back."""
 
 import errno
 

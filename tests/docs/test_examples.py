@@ -70,7 +70,7 @@ def _check(example: Example, folder: Path) -> None:
 
 def _folder(tmp_path: Path) -> Path:
     """Give a folder that looks like the checkout, to which the examples may write."""
-    for name in ("src", "docs", "samples"):
+    for name in ("src", "docs", "samples", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

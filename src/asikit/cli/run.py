@@ -49,13 +49,16 @@ def command(  # noqa: PLR0913  (an option each)
     if as_json:
         document = report.to_dict()
         del document["schema"]  # the envelope has it
-        write_json("run", {"scenario": loaded.title, "policy": policy, "seed": machine.config.seed, **document})
+        write_json(
+            "run",
+            {"scenario": loaded.title, "policy": policy, "seed": machine.config.seed, **_programs(machine), **document},
+        )
     elif timeline is not None:
         console().print(timeline.render())
     else:
         from asikit.report.run import run_report  # noqa: PLC0415
 
-        console().print(run_report(loaded.title, machine.config, report))
+        console().print(run_report(loaded.title, machine, report))
 
 
 def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | None, check: bool) -> "Machine":
@@ -72,6 +75,14 @@ def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | N
 
         config = machine_config(load_policy(policy), config)
     return Machine(config)
+
+
+def _programs(machine: "Machine") -> "dict[str, object]":
+    """Return what the scenario's programs have done that a user wants to see."""
+    return {
+        "console": machine.console.decode(errors="backslashreplace"),
+        "exit_codes": {process.name: process.exit_code for process in machine.processes},
+    }
 
 
 def _run(machine: "Machine", loaded: "Scenario", trace: str | None) -> None:

@@ -13,10 +13,12 @@ from asikit.kernel.interleave import Act, Action, Interleaver, RoundRobin, Scrip
 from asikit.kernel.kernel import Kernel
 from asikit.kernel.machine import Machine
 from asikit.kernel.observer import Observer
+from asikit.kernel.process import Process
 from asikit.kernel.report import Report, TlbCounts
 from asikit.kernel.scenario import Scenario, load_scenario
 from asikit.kernel.task import Task, TaskExit
 from asikit.kernel.user import User
+from asikit.kernel.virtual_machine import VmExit
 
 __all__ = [
     "Act",
@@ -32,6 +34,7 @@ __all__ = [
     "MachineError",
     "Mapped",
     "Observer",
+    "Process",
     "Report",
     "RoundRobin",
     "Scenario",
@@ -42,5 +45,6 @@ __all__ = [
     "TaskExit",
     "TlbCounts",
     "User",
+    "VmExit",
     "load_scenario",
 ]

@@ -43,8 +43,8 @@ _NAMES: Final = {
 }
 VECTOR_NAMES: Final = {vector: name for vector, (name, _) in _NAMES.items()} | {DEVICE_VECTOR: "device"}
 """What each vector is called in reports."""
-VM_EXIT_INTERRUPT: Final = 1
-"""EXIT_REASON_EXTERNAL_INTERRUPT (SDM 3C appendix C)."""
+VM_EXIT_INTERRUPT: Final = 0x60
+"""VMEXIT_INTR (AMD manual volume 2, appendix C), as `asikit.kernel.vcpu.SvmExit` has it."""
 
 
 class Interrupts:

@@ -8,7 +8,7 @@ violation ends the run with an InvariantError, whatever the program would catch.
 from typing import TYPE_CHECKING, NoReturn
 
 from asikit.kernel.errors import InvariantError
-from asikit.protocol import EffectKind, Space, step_invariants, taint_invariants
+from asikit.protocol import DomainId, EffectKind, Space, step_invariants, taint_invariants
 from asikit.x86 import Access, GeneralProtection, PageFault, walk
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from asikit.kernel.kernel import Kernel
     from asikit.kernel.percpu import CpuContext
-    from asikit.protocol import Step
+    from asikit.protocol import Generation, Step
     from asikit.x86 import TlbEntry
 
 __all__ = ["InvariantChecker"]
@@ -43,7 +43,7 @@ class InvariantChecker:
             (_BY_NAME.get(each.name, each.name), each.says, each.guard.compiled()) for each in step_invariants(config)
         ]
         self._taints = [("I2", each.says, each.guard.compiled()) for each in taint_invariants(config)]
-        self._flushed_control = [False] * len(kernel.cpus)
+        self._noted: dict[tuple[int, Space], Generation] = {}
 
     # After a micro-operation.
 
@@ -61,6 +61,8 @@ class InvariantChecker:
         self._check_sibling(cpu, taken)
         self._check_cr3(cpu, taken)
         self._check_order(cpu, taken)
+        if self._kernel.protocol.config.noflush:
+            self._check_generations(cpu, taken)
         if taken.effect is not None and taken.effect.kind is EffectKind.WRITE_CR3:
             self.check_tables(cpu, taken.ran)
 
@@ -110,6 +112,25 @@ class InvariantChecker:
             asi_class = effect.space.asi_class
             if asi_class is not None and state.taints & int(config.registry.policy(asi_class).prevent_control):
                 self._broken("I4", "CR3 is restricted before the predictors were flushed", cpu, taken.ran)
+
+    def _check_generations(self, cpu: "CpuContext", taken: "Step") -> None:
+        """I9: a bit of `tlb_stale` is clear only if this CPU has seen the domain's present generation."""
+        generations, state = self._kernel.flusher.generations, cpu.thread.cpu
+        mm, asid = cpu.loaded_mm.id, cpu.loaded_asid
+        space = Space(state.cr3)
+        if taken.ran.endswith(".note_tlb_gen"):
+            for each in cpu.loaded_mm.domains:
+                if state.tlb_read >> each & 1:
+                    self._noted[cpu.number, each] = generations.of(_domain(mm, each))
+        elif taken.ran.endswith(".record_tlb_gen") and space in cpu.loaded_mm.domains:
+            cpu.seen = cpu.seen.record(asid, _domain(mm, space), self._noted[cpu.number, space])
+        if self._kernel.flusher.in_progress:
+            return  # counted already, and waited for: this CPU has yet to take the interrupt, or to leave a lazy mm
+        for each in cpu.loaded_mm.domains:
+            current = cpu.seen.is_current(asid, _domain(mm, each), generations)
+            if not state.tlb_stale >> each & 1 and not current:
+                what = f"{each.label} of mm {mm} counts as flushed, but a later flush of it was counted"
+                self._broken("I9", what, cpu, taken.ran)
 
     # Page tables and TLBs.
 
@@ -214,3 +235,10 @@ class InvariantChecker:
 
     def _broken(self, name: str, what: str, cpu: "CpuContext", after: str) -> NoReturn:
         self._kernel.crash(InvariantError(name, what, cpu=cpu.number, after=after))
+
+
+def _domain(mm: int, space: Space) -> DomainId:
+    """Return the domain that a restricted address space of an mm is."""
+    asi_class = space.asi_class
+    assert asi_class is not None  # noqa: S101 - a restricted one has a class
+    return DomainId(mm, asi_class)

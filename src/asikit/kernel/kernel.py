@@ -7,7 +7,7 @@ are delivered, as nested calls on the running greenlet's stack, and the CPU may 
 """
 
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -88,7 +88,7 @@ class Kernel:
     :ivar exit_work: Called on the way back to user mode with the current task; returns whether it did anything, in
         which case it is called again. May raise TaskExit.
     :ivar out_of_memory: Called with the current task when its page fault finds no memory: `pagefault_out_of_memory()`.
-    :ivar at_report: Called when a report is made, to add to the results.
+    :ivar at_report: Called when a report is made, to add to its results with `report_result`.
     :ivar running: Inside of `run`; otherwise a scenario is being set up, on CPU 0 and without interleaving.
     """
 
@@ -174,6 +174,7 @@ class Kernel:
 
     def at_point(self, cpu: CpuContext, name: str) -> None:
         """Do what is due at a point that the running CPU passes."""
+        self.check_alive()
         if not self.running:
             cpu.due = FOREVER
             return
@@ -391,6 +392,8 @@ class Kernel:
         self._start_idle()
         for cpu in self.cpus:
             cpu.due = 0
+            if cpu.time >= cpu.next_tick:  # what set the scenario up ran without a timer
+                cpu.next_tick = cpu.time + self.config.timer_period
         try:
             while not self._done:
                 self.cpu.suspended.switch()
@@ -424,11 +427,14 @@ class Kernel:
     def _kill_all(self) -> None:
         """After an error: unwind every greenlet, so that nothing of the machine stays behind."""
         self._dead = True
+        for cpu in self.cpus:
+            cpu.due = 0  # kernel code that is being unwound gets no further than its next access
         tasks = [*self.tasks.values(), *(cpu.idle for cpu in self.cpus)]
         greenlets = [task.greenlet for task in tasks] + [cpu.suspended for cpu in self.cpus]
         for each in greenlets:
             if each is not None and not each.dead and each is not getcurrent():
-                each.throw(GreenletExit)
+                with suppress(Exception):  # what a program raises on its way out hides the error that there is
+                    each.throw(GreenletExit)
 
     def close(self) -> None:
         """Unwind all tasks of a machine that is not to go on."""
@@ -468,9 +474,9 @@ class Kernel:
         finally:
             self.access.leave()
 
-    def running_function(self) -> str:
-        """Return the kernel function that the running CPU executes, with its callers."""
-        calls = self.current.calls
+    def running_function(self, *, handler: bool = False) -> str:
+        """Return the kernel function that the running CPU executes, with its callers; not the running `handler`."""
+        calls = self.current.calls[:-1] if handler else self.current.calls
         return " <- ".join(symbol.name for symbol in reversed(calls)) or "no function"
 
     def allocated_by(self) -> str:
@@ -518,8 +524,11 @@ class Kernel:
 
     def report(self) -> Report:
         """Return what has happened so far."""
+        noted = {key: list(values) for key, values in self._results.items()}
         for add in self.at_report:
             add()
+        results = self.results()
+        self._results = defaultdict(list, noted)
         tlbs = [cpu.hw.tlb for cpu in self.cpus]
         counts = TlbCounts(
             hits=sum(tlb.hits for tlb in tlbs),
@@ -534,7 +543,7 @@ class Kernel:
             tlb=counts,
             hw_cr3_writes=sum(cpu.hw.cr3_writes for cpu in self.cpus),
             clock=tuple(cpu.time for cpu in self.cpus),
-            results=self.results(),
+            results=results,
         )
 
 

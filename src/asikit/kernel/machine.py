@@ -38,6 +38,7 @@ class Machine:
 
     :ivar config: Its description.
     :ivar kernel: Its kernel, for those who look inside.
+    :ivar processes: Those that `process` has made.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Machine:
 
         self.kernel = boot(self.config, protocol, interleaver)
         self.kernel.userland = Userland(self.kernel)
+        self.processes: list[Process] = []
 
     @property
     def observers(self) -> "list[Observer]":
@@ -114,7 +116,9 @@ class Machine:
         from asikit.kernel.process import create_process  # noqa: PLC0415 - it needs all of this room
 
         def create(main: "Program") -> "Process":
-            return create_process(self.kernel, main, name=name, cpu=self._cpu(cpu), pinned=pinned, cookie=cookie)
+            made = create_process(self.kernel, main, name=name, cpu=self._cpu(cpu), pinned=pinned, cookie=cookie)
+            self.processes.append(made)
+            return made
 
         return create if program is None else create(program)
 

@@ -35,9 +35,9 @@ class MemoryContext:
     :ivar domains: The page frames of its domains' top-level tables, and of their user halves.
     :ivar tlb_gen: How many flushes it has seen.
     :ivar cpumask: CPUs whose TLB may have translations of it that a flush must reach, `mm_cpumask()`.
-    :ivar updating: Changes of its top-level table that have not yet come to all of them.
-    :ivar notifiers: Who else translates its addresses, a guest say: told of each range that is flushed, before its pages
-        are used for anything else (MMU notifiers).
+    :ivar updating: Changes of its top-level table under way to the others.
+    :ivar notifiers: Who else translates its addresses, a guest say: told of each range that is flushed, before its
+        pages are used for anything else (MMU notifiers).
     :ivar gone: Its last user is gone; it is freed when no CPU has it loaded.
     """
 

@@ -206,7 +206,7 @@ def create_process(  # noqa: PLR0913 - what a scenario may say about a process
     :param cookie: Core scheduling: who may run on the sibling hyperthread meanwhile.
     """
     path = kernel.userland.vfs.install(program, name)
-    name = name or path.rpartition("/")[2]
+    name = kernel.userland.unique_name(name or path.rpartition("/")[2])
     mm = kernel.contexts.new()
     load_image(kernel, mm, kernel.userland.vfs.lookup(path))
     process = Process(kernel, name, FilesStruct(kernel), SignalStruct(kernel))

@@ -1,6 +1,7 @@
 """What the kernel offers to programs: system calls, files, futexes, signals that kill. One for each machine."""
 
 import signal
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,12 +33,18 @@ class Userland:
 
     def __init__(self, kernel: "Kernel") -> None:
         self._kernel = kernel
+        self._names = Counter[str]()
         self.vfs = Vfs(kernel)
         self.vfs.add_device("/dev/kvm", KvmDevice)
         self.futexes = FutexTable(kernel)
         kernel.exit_work = self._get_signal
         kernel.out_of_memory = self._pagefault_out_of_memory
         kernel.at_report.append(self._report_files)
+
+    def unique_name(self, name: str) -> str:
+        """Return a name that no other of the scenario's processes has: `reader`, then `reader 2`."""
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name} {self._names[name]}"
 
     # System calls.
 

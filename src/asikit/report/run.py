@@ -1,5 +1,6 @@
 """A machine's run as text."""
 
+import signal
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -12,7 +13,8 @@ from asikit.report._words import FLUSH_WORDS, REASON_WORDS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from asikit.kernel import MachineConfig, Report
+    from asikit.kernel import Machine, Report
+    from asikit.kernel.process import Process
 
 __all__ = ["run_report"]
 
@@ -25,19 +27,28 @@ _FAULT_WORDS = {
 }
 
 
-def run_report(title: str, config: "MachineConfig", report: "Report") -> "RenderableType":
+def run_report(title: str, machine: "Machine", report: "Report") -> "RenderableType":
     """Return what happened, in one screen.
 
     :param title: The scenario's.
-    :param config: The machine's description.
     """
+    config = machine.config
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     threads = ", hyperthreads" if config.smt else ""
     head = f"asi={'on' if report.mechanism == 'asi' else report.mechanism}, {cpus}{threads}, seed {config.seed}"
     parts: list[RenderableType] = [Text(title, style="bold"), Text(head), Text(), _facts(report)]
     if report.by_entry:
         parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(report)]
+    if machine.console:
+        parts += [Text(), Text("What was written to the console", style="bold")]
+        parts.append(Text(machine.console.decode(errors="backslashreplace").rstrip("\n")))
+    killed = [process for process in machine.processes if (process.exit_code or 0) < 0]
+    parts += [Text(f"{process.name!r} was killed: {_signal(process)}", style="yellow") for process in killed]
     return Group(*parts)
+
+
+def _signal(process: "Process") -> str:
+    return signal.Signals(-(process.exit_code or 0)).name
 
 
 def _facts(report: "Report") -> Table:

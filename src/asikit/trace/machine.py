@@ -148,7 +148,7 @@ class MachineTrace(Observer):
     def touch(self, cpu: int, access: "Access", vaddr: int, paddr: int) -> None:
         """Kernel code touches a page, for the first time since the last crossing."""
         pfn = paddr // PAGE_BYTES
-        if self._kernel.layout.region_of(vaddr) == Region.FIXMAP:
+        if Region(self._kernel.layout.region_of(vaddr)) is Region.FIXMAP:
             # Through an ephemeral mapping; a kernel without ASI would have used the direct map.
             vaddr = self._kernel.layout.virt(paddr)
         place = self._place(vaddr & -PAGE_BYTES, pfn)
@@ -218,7 +218,7 @@ class MachineTrace(Observer):
                 return NO_PAGE
             page = self._kernel.allocator.page(pfn)
             allocation = self._allocations.find(page.pfn)
-            if allocation is None and page.kind not in {PageKind.FREE, PageKind.RESERVED}:
+            if allocation is None and PageKind(page.kind) not in {PageKind.FREE, PageKind.RESERVED}:
                 # From before the recording: what its allocation was is still known, but not by whom.
                 allocation = self._allocations.add(page.pfn, page.pfn, page.order, int(page.gfp), None, NO_STACK)
             row = self._pages.add(pfn, pfn, PageKind(page.kind), page.cache, allocation)

@@ -1,0 +1,1 @@
+"""Tests of system calls and of KVM."""
