@@ -5,14 +5,15 @@ with nonsensitive mappings removed from the restricted address space. One CPU, w
 must be the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asikit.kernel import Guest, Machine, MachineConfig, Observer, User
+from asikit.kernel import Guest, Machine, MachineConfig, Observer, User, load_scenario
 from asikit.mm import PAGE_SIZE, Region
 from asikit.replay import load_policy, shipped_policies
 from asikit.replay.machine import machine_config
@@ -161,3 +162,22 @@ def test_removing_any_one_touched_mapping_changes_no_result(part: int) -> None:
     assert len(pages) > 40
     for page in pages[part::4]:
         assert _run(MachineConfig(unmapped=frozenset({page})), EVERYTHING) == wanted, hex(page)
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_gives_the_same_results_under_every_policy(path: Path) -> None:
+    """With ASI, without it, and under each shipped policy."""
+    scenario = load_scenario(path)
+
+    def results(config: MachineConfig) -> bytes:
+        machine = Machine(config)
+        scenario.run(machine)
+        return machine.report().results
+
+    wanted = results(replace(scenario.config, asi=False))
+    assert results(scenario.config) == wanted
+    for name in shipped_policies():
+        assert results(machine_config(load_policy(name), scenario.config)) == wanted, name

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from asikit.kernel import Machine, Task
     from asikit.x86 import Access
 
+__all__ = ["MachineTrace"]
+
 _ROWS_AT_ONCE: Final = 1 << 16
 
 _ENTRIES: Final = {
