@@ -25,7 +25,7 @@ MINE, OTHER = 1, 2
 class Scene:
     """A processor under PCID 1 whose TLB has HERE and THERE under PCIDs 1 and 2 and one global page; all remapped.
 
-    Every address was at OLD when it was cached and is at NEW now, so an access tells whether it was served stale.
+    Every address was at OLD when it was cached, where there are o's, and is at NEW now, where there are n's.
     """
 
     def __init__(self, *, level: int = 1) -> None:
@@ -34,8 +34,11 @@ class Scene:
         self.cpu.write_cr3(self.tables.root | MINE)
         self.cpu.write_cr4(self.cpu.cr4 | Cr4.PGE)
         for paddr in (OLD, NEW):
-            for vaddr, flags in ((HERE, OPEN), (THERE, OPEN), (SHARED, OPEN | Pte.GLOBAL)):
+            kernel = OPEN & ~Pte.USER
+            for vaddr, flags in ((HERE, kernel), (THERE, kernel), (SHARED, kernel | Pte.GLOBAL)):
                 self.tables.map(vaddr, paddr, flags, level=level)
+                inside = vaddr & ((1 << (3 + 9 * level)) - 1)
+                self.cpu.memory.write(paddr + inside, b"o" if paddr == OLD else b"n")
             if paddr == OLD:
                 for pcid in (OTHER, MINE):
                     self.cpu.write_cr3(self.tables.root | pcid | CR3_NOFLUSH)
@@ -43,17 +46,30 @@ class Scene:
                         self.cpu.load(vaddr, 1)
 
     def stale(self) -> set[str]:
-        """Which accesses are still served by the old translation; this looks without walking."""
-        names = {}
-        for pcid, of in ((MINE, "mine"), (OTHER, "other")):
-            for vaddr, what in ((HERE, "here"), (THERE, "there")):
-                names[f"{of} {what}"] = (vaddr, pcid)
-        names["global"] = (SHARED, MINE)
-        found = {name: self.cpu.tlb.lookup(*place) for name, place in names.items()}
-        return {name for name, entry in found.items() if entry is not None}
+        """Which entries are still there; this looks without walking."""
+        return {name for name, (vaddr, pcid) in PLACES.items() if self.cpu.tlb.lookup(vaddr, pcid) is not None}
+
+    def served_old(self) -> set[str]:
+        """Which loads are served by the old translation."""
+        served = set()
+        for name, (vaddr, pcid) in PLACES.items():
+            if self.cpu.cr4 & Cr4.PCIDE:
+                self.cpu.write_cr3(self.tables.root | pcid | CR3_NOFLUSH)
+            if self.cpu.load(vaddr, 1) == b"o":
+                served.add(name)
+        return served
 
 
-ALL = {"mine here", "mine there", "other here", "other there", "global"}
+PLACES = {
+    "mine here": (HERE, MINE),
+    "mine there": (THERE, MINE),
+    "other here": (HERE, OTHER),
+    "other there": (THERE, OTHER),
+    "global": (SHARED, MINE),
+    "global under the other": (SHARED, OTHER),
+}
+GLOBAL = {"global", "global under the other"}
+ALL = set(PLACES)
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -62,15 +78,15 @@ ALL = {"mine here", "mine there", "other here", "other there", "global"}
     [
         ("nothing", lambda _on, _root: None, ALL),
         ("CR3, noflush", lambda on, root: on.write_cr3(root | MINE | CR3_NOFLUSH), ALL),
-        ("CR3", lambda on, root: on.write_cr3(root | MINE), {"other here", "other there", "global"}),
-        ("CR3, other PCID", lambda on, root: on.write_cr3(root | OTHER), {"mine here", "mine there", "global"}),
+        ("CR3", lambda on, root: on.write_cr3(root | MINE), {"other here", "other there"} | GLOBAL),
+        ("CR3, other PCID", lambda on, root: on.write_cr3(root | OTHER), {"mine here", "mine there"} | GLOBAL),
         ("INVPCID 0", lambda on, _root: on.invpcid(Invpcid.ADDRESS, OTHER, HERE), ALL - {"other here"}),
         ("INVPCID 1", lambda on, _root: on.invpcid(Invpcid.SINGLE_CONTEXT, OTHER), ALL - {"other here", "other there"}),
         ("INVPCID 2", lambda on, _root: on.invpcid(Invpcid.ALL_WITH_GLOBAL), set()),
-        ("INVPCID 3", lambda on, _root: on.invpcid(Invpcid.ALL), {"global"}),
+        ("INVPCID 3", lambda on, _root: on.invpcid(Invpcid.ALL), GLOBAL),
         ("INVPCID 0, global", lambda on, _root: on.invpcid(Invpcid.ADDRESS, MINE, SHARED), ALL),
         ("INVLPG", lambda on, _root: on.invlpg(HERE + 0xFFF), ALL - {"mine here"}),
-        ("INVLPG, global", lambda on, _root: on.invlpg(SHARED), ALL - {"global"}),
+        ("INVLPG, global", lambda on, _root: on.invlpg(SHARED), ALL - GLOBAL),
         ("CR4.PGE", lambda on, _root: on.write_cr4(on.cr4 & ~Cr4.PGE), set()),
         ("CR4.PCIDE", lambda on, _root: on.write_cr4(on.cr4 & ~Cr4.PCIDE), set()),
         ("CR4.SMEP", lambda on, _root: on.write_cr4(on.cr4 | Cr4.SMEP), {"other here", "other there"}),
@@ -88,6 +104,7 @@ def test_what_is_left(name: str, flush: "Callable[[Cpu, int], None]", left: set[
     assert scene.stale() == ALL
     flush(scene.cpu, scene.tables.root)
     assert scene.stale() == left, name
+    assert scene.served_old() == left, name
 
 
 def test_clearing_smep_flushes_nothing() -> None:

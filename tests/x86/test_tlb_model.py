@@ -42,7 +42,7 @@ GLOBAL = -1
 
 addresses = st.sampled_from(ADDRESSES)
 pcids = st.sampled_from(PCIDS)
-leaf_flags = st.sets(st.sampled_from([RW, US, G, NX, D])).map(sum)
+leaf_flags = st.builds(lambda *flags: sum(flags), *(st.sampled_from([0, flag]) for flag in (RW, US, G, NX, D)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TlbMachine(RuleBasedStateMachine):
         self.spaces = [Tables(self.memory, first=first) for first in (0x10_0000, 0x18_0000)]
         for tables in self.spaces:
             for vaddr, frame in zip(ADDRESSES, FRAMES, strict=True):
-                tables.map(vaddr, frame)
+                tables.map(vaddr, frame, OPEN | (G if vaddr in {PAGES[0], OTHER} else 0))
         for frame in (*FRAMES, 0x40_7000):
             for offset in OFFSETS:
                 self.memory.write_u64(frame + offset, -frame - offset & (1 << 64) - 1)
@@ -170,7 +170,18 @@ class TlbMachine(RuleBasedStateMachine):
 
     # Accesses.
 
-    @rule(vaddr=addresses, access=st.sampled_from(Access), offset=st.sampled_from(OFFSETS))
+    @rule(accesses=st.lists(st.tuples(addresses, st.sampled_from(Access), st.sampled_from(OFFSETS)), min_size=4))
+    def use(self, accesses: list[tuple[int, Access, int]]) -> None:
+        """Read, write and fetch here and there."""
+        for vaddr, access, offset in accesses:
+            self.access(vaddr, access, offset)
+
+    @rule(access=st.sampled_from(Access))
+    def use_everything(self, access: Access) -> None:
+        """Access every page in the same way."""
+        for vaddr in ADDRESSES:
+            self.access(vaddr, access, 0)
+
     def access(self, vaddr: int, access: Access, offset: int) -> None:
         """Read, write or fetch: by a translation that may still be used, or not at all."""
         if not self.cpu.mode.nxe and self.any_xd():
@@ -322,5 +333,5 @@ class TlbMachine(RuleBasedStateMachine):
             assert seen_in(entry) in self.may[entry.tag], entry
 
 
-TlbMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60)
+TlbMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 TestTlb = TlbMachine.TestCase
