@@ -1,8 +1,12 @@
-"""The one exception type that a user's mistake, file or machine can cause."""
+"""The one exception type that a user's mistake, file or machine can cause, and the hint for a misspelt name."""
 
-from typing import ClassVar
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
 
-__all__ = ["AsikitError"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["AsikitError", "nearest"]
 
 
 class AsikitError(Exception):
@@ -15,3 +19,12 @@ class AsikitError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+
+
+def nearest(word: str, known: "Iterable[str]") -> str:
+    """Return a hint with the known name nearest to a misspelt one.
+
+    :return: ``'; the nearest is "NAME"'``, or an empty string when nothing is near.
+    """
+    close = get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f'; the nearest is "{close[0]}"' if close else ""

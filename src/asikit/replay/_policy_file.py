@@ -7,9 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from asikit.errors import nearest
 from asikit.protocol import CpuBug, CpuFeature
 from asikit.replay._policy_schema import INHERITED, check
-from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.errors import PolicyError
 from asikit.replay.policy import (
     DEFAULT_REGIONS,
     Access,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asikit.errors import nearest
 from asikit.protocol import CpuBug, CpuFeature
-from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.errors import PolicyError
 from asikit.replay.policy import Access, ExitOn, Mapped, MechanismKind, Sensitivity
 from asikit.trace import PageKind, Region
 

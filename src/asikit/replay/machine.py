@@ -5,13 +5,14 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from asikit import mm
+from asikit.errors import nearest
 from asikit.kernel import MachineConfig, Mapped
 from asikit.kernel.interrupts import VECTOR_NAMES
 from asikit.kernel.syscalls.numbers import Nr
 from asikit.protocol import AsiClass
 from asikit.replay._events import SVM_EXITS, entry_label, entry_slot
 from asikit.replay._steps import protocol_config
-from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.errors import PolicyError
 from asikit.replay.policy import ACCESSES, Access, MechanismKind, Policy, Rules, Sensitivity
 from asikit.replay.run import ALL_CLASSES
 from asikit.trace import EventKind

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asikit.errors import nearest
 from asikit.replay._tables import NO_GFP
-from asikit.replay.errors import PolicyError, nearest
+from asikit.replay.errors import PolicyError
 from asikit.replay.policy import ACCESSES, Access, Mapped, Policy, Sensitivity
 from asikit.trace import PageKind, Region
 

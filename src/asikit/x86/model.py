@@ -4,7 +4,6 @@ A model file says nothing about prices but may have a table `[costs]`, which is 
 """
 
 import tomllib
-from difflib import get_close_matches
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 
+from asikit.errors import nearest
 from asikit.protocol import CpuBug, CpuFeature, EffectKind
 from asikit.x86.errors import CpuModelError
 
@@ -216,7 +216,7 @@ def load_cpu(name_or_file: str | Path) -> CpuModel:
         known = cpu_names()
         if text not in known:
             raise CpuModelError(
-                f'no CPU model "{text}"{_nearest(text, known)}'
+                f'no CPU model "{text}"{nearest(text, known)}'
                 f" (shipped: {', '.join(known)}; a file of your own ends in {_SUFFIX})"
             )
         source = _folder() / f"{text}{_SUFFIX}"
@@ -225,11 +225,6 @@ def load_cpu(name_or_file: str | Path) -> CpuModel:
 
 def _folder() -> "Traversable":
     return files("asikit") / "data" / "cpus"
-
-
-def _nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:
-    close = get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f'; the nearest is "{close[0]}"' if close else ""
 
 
 def _read(source: "Traversable") -> dict[str, Any]:
@@ -265,7 +260,7 @@ def _check_words(value: object, kind: Any, shown: str, place: str) -> None:  # n
         for key, item in value.items():
             if key not in fields:
                 keys = [name for name in fields if name != "name"]
-                near = _nearest(key, keys) or f" (its keys: {', '.join(sorted(keys))})"
+                near = nearest(key, keys) or f" (its keys: {', '.join(sorted(keys))})"
                 where = f"[{place}]" if place else "a CPU model"
                 raise CpuModelError(f'{shown}: {where} has no key "{key}"{near}')
             _check_words(item, fields[key], shown, f"{place}.{key}" if place else key)
@@ -273,7 +268,7 @@ def _check_words(value: object, kind: Any, shown: str, place: str) -> None:  # n
         known = [word.value for word in kind]
         if value not in known:
             raise CpuModelError(
-                f'{shown}: {place}: "{value}" is not one of {", ".join(sorted(known))}{_nearest(value, known)}'
+                f'{shown}: {place}: "{value}" is not one of {", ".join(sorted(known))}{nearest(value, known)}'
             )
     elif get_origin(kind) in {tuple, frozenset} and isinstance(value, list):
         for item in value:
