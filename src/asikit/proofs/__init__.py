@@ -1,0 +1,66 @@
+"""Proofs about the protocol: exhaustive exploration, induction, mutants with counterexamples.
+
+>>> from asikit.proofs import verify, world_for
+>>> print(verify(world_for("asi", threads=1)).verdict)
+PROVED
+
+`model` is the world around the protocol, on the hardware assumptions of `hardware`; `explore` visits all of it, and
+`mutants` is the catalogue of ways to get the protocol wrong, each of which `story` tells the consequence of. `relation`
+is the same model for a solver, and `induction` proves it for schedules of any length by the clauses of `invariant`.
+"""
+
+from asikit.proofs.equivalence import SITUATIONS, Comparison, Situation, compare, equivalence_verdict
+from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
+from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
+from asikit.proofs.model import World
+from asikit.proofs.mutants import CATALOGUE, Mutant, has_element, mutant
+from asikit.proofs.story import Counterexample, StoryStep
+from asikit.proofs.threads import Mode, Move, Thread, View
+from asikit.proofs.verify import (
+    MITIGATIONS,
+    NOT_PROVED,
+    MutantRow,
+    Property,
+    Verdict,
+    Verification,
+    prove,
+    verify,
+    verify_mutants,
+    world_for,
+)
+
+__all__ = [
+    "ASSUMPTIONS",
+    "CATALOGUE",
+    "MITIGATIONS",
+    "NOT_PROVED",
+    "SITUATIONS",
+    "Capability",
+    "Comparison",
+    "Counterexample",
+    "Mode",
+    "Move",
+    "Mutant",
+    "MutantRow",
+    "Party",
+    "Property",
+    "Situation",
+    "StoryStep",
+    "Structure",
+    "Thread",
+    "TooLargeError",
+    "UnknownMutantError",
+    "Verdict",
+    "Verification",
+    "VerifyError",
+    "View",
+    "World",
+    "compare",
+    "equivalence_verdict",
+    "has_element",
+    "mutant",
+    "prove",
+    "verify",
+    "verify_mutants",
+    "world_for",
+]

@@ -1,0 +1,425 @@
+"""The invariant of the induction: what holds in every state, whatever the schedule; each clause with its sentence.
+
+Written over one hardware thread `h` and its sibling `k`; it holds for both ways round. A thread has two places, `base`
+and `handler`; which micro-operations a name stands for is taken from the programs, by path.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import z3  # type: ignore[import-untyped]  # ships none
+
+from asikit.proofs.hardware import Party
+from asikit.proofs.regions import Regions
+from asikit.proofs.relation import GUEST, NO_HANDLER, USER, Place, Relation
+from asikit.proofs.smt import WIDTH, number
+from asikit.protocol import Happening, Space, Taint
+from asikit.protocol.entries import STOP_WAITING
+from asikit.protocol.switching import policy_table, restricted_spaces
+from asikit.protocol.vocabulary import FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asikit.proofs.smt import Symbolic
+
+H = Happening
+SECRET = int(Taint.KERNEL_DATA | Taint.OTHER_MM_DATA)
+CONTROL = int(Taint.USER_CONTROL | Taint.GUEST_CONTROL | Taint.OTHER_MM_CONTROL)
+USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One conjunct.
+
+    Attributes:
+        name: short.
+        says: one line.
+        formula: for each thread, or once.
+    """
+
+    name: str
+    says: str
+    formula: Any
+
+
+class Side:
+    """One thread of a symbolic state, in the words of the clauses."""
+
+    def __init__(self, invariant: "Invariant", state: "Symbolic", who: int) -> None:
+        fields, self.box = state.fields[who], state.boxes[who]
+        self.invariant, self.who = invariant, who
+        self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
+        self.taints, self.depth = fields["taints"], fields["intr_nest_depth"]
+        self.base, self.handler = state.places[who]
+        self.contents = state.contents
+        self.policy = self._policies(self.target)
+        self.interrupted = self.handler != invariant.regions.number(NO_HANDLER)
+        self.tense = self.target != 0
+        self.restricted = self.cr3 != 0
+        self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in([USER, GUEST]))
+        self.dirty = self.taints & SECRET != 0
+        self.behind = self.box["behind"] != 0
+
+    def _policies(self, space: Any) -> dict[str, Any]:  # noqa: ANN401  (z3 has no types)
+        config = self.invariant.world.config
+        env = dict.fromkeys(FIELDS, space)
+        return {name: number(policy_table(config, name), env) for name in ("protect_data", "prevent_control", "set")}
+
+    @cached_property
+    def settled(self) -> Any:  # noqa: ANN401
+        """CR3 is that of curr_asi, whose policy is content with the taints, and whose own taints are set."""
+        policy = self._policies(self.curr)
+        content = z3.And(self.lacks(policy["protect_data"]), self.lacks(policy["prevent_control"]))
+        return z3.And(self.cr3 == self.curr, content, policy["set"] & ~self.taints == 0)
+
+    def lacks(self, mask: Any) -> Any:  # noqa: ANN401  (z3 has no types)
+        """No taint of a mask is set."""
+        return self.taints & mask == 0
+
+    def base_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+        """The base place is one of some."""
+        return self.invariant.one_of(self.base, places, 0)
+
+    def handler_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+        """The handler's place is one of some."""
+        return self.invariant.one_of(self.handler, places, 1)
+
+    def either_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+        """One of the two places is one of some."""
+        return z3.Or(self.handler_in(places), self.base_in(places))
+
+    @cached_property
+    def untouched(self) -> Any:  # noqa: ANN401
+        """The base place still finds what it left: its handler, if any, has not exited, and is not about to."""
+        switching = self.handler_in(self.invariant.regions.exiting + self.invariant.regions.entering)
+        return z3.Or(z3.Not(self.interrupted), z3.And(z3.Not(switching), self.curr == self.target))
+
+    def finds(self, places: "list[Place]") -> Any:  # noqa: ANN401
+        """The thread is at one of some places, or will be when its handler returns, which has changed nothing."""
+        return z3.Or(self.handler_in(places), z3.And(self.untouched, self.base_in(places)))
+
+    def holds(self, structure: int, *parties: Party) -> Any:  # noqa: ANN401
+        """A structure holds something of some parties."""
+        mask = sum(int(party) for party in parties) << 4 * structure
+        return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
+
+
+class Invariant:
+    """The clauses for a relation; the places by number."""
+
+    def __init__(self, relation: Relation) -> None:
+        self.world = relation.world
+        self.regions = Regions(relation)
+        self.two = relation.world.threads > 1
+        # Whether asi_exit flushes the predictors only if this thread's taints say so.
+        self.asks_taints = bool(self.regions.before("maybe_flush_control_for_exit.clean"))
+
+    def one_of(self, variable: Any, places: "list[Place]", level: int) -> Any:  # noqa: ANN401
+        """Return the formula that a place variable is one of some places."""
+        ranges = self.regions.ranges(places, level)
+        return z3.Or([z3.And(variable >= first, variable <= last) for first, last in ranges])
+
+    def _depth(self, variable: Any, level: int) -> Any:  # noqa: ANN401
+        total = z3.BitVecVal(0, WIDTH)
+        for count in range(1, 4):
+            places = [place for place in self.regions.levels[level] if self.regions.opened(place) == count]
+            if places:
+                total = z3.If(self.one_of(variable, places, level), z3.BitVecVal(count, WIDTH), total)
+        return total
+
+    # The clauses.
+
+    def clauses(self, state: "Symbolic") -> "list[Clause]":
+        """Return all clauses for a state."""
+        sides = [Side(self, state, who) for who in range(self.world.threads)]
+        found: list[Clause] = []
+        for h in sides:
+            k = sides[1 - h.who] if self.two else None
+            found += [*self._types(h), *self._places(h), *self._taints(h), *self._contents(h, k)]
+            if k is not None:
+                found += self._siblings(h, k)
+        return [*found, *self._secrets(sides)]
+
+    def _types(self, h: Side) -> "Iterator[Clause]":
+        spaces = (0, *(int(space) for space in restricted_spaces(self.world.config)))
+
+        def is_space(variable: Any) -> Any:  # noqa: ANN401
+            return z3.Or([variable == space for space in spaces])
+
+        bits = [z3.ULE(h.box[name], 1) for name in h.box]
+        levels = zip((h.base, h.handler), self.regions.levels, strict=True)
+        places = [z3.And(place >= 0, place < len(level)) for place, level in levels]
+        yield Clause(
+            "types",
+            "spaces are those that exist, and places are places",
+            z3.And(*(is_space(one) for one in (h.curr, h.cr3, h.target)), *bits, *places),
+        )
+        yield Clause(
+            "handlers-interrupt-the-kernel",
+            "what runs on the handler's level has interrupted the kernel",
+            z3.Implies(h.interrupted, z3.Not(h.base_in([USER, GUEST]))),
+        )
+        yield Clause(
+            "depth",
+            "the depth is the number of handlers that are open inside the critical section; 0 when relaxed",
+            h.depth == z3.If(h.tense, self._depth(h.base, 0) + self._depth(h.handler, 1), z3.BitVecVal(0, WIDTH)),
+        )
+        guests = self.regions.programs(H.VM_EXIT, H.VM_ENTRY, "guest")
+        others = self.regions.programs(STOP_WAITING)
+        processes = [place for place in self.regions.levels[0] if place not in guests and place not in others]
+        yield Clause(
+            "target",
+            "the target is the class of the code that was interrupted, or that is gone to",
+            z3.And(
+                z3.Implies(z3.And(h.tense, h.base_in(guests)), h.target == KVM_SPACE),
+                z3.Implies(z3.And(h.tense, h.base_in(processes)), h.target == USER_SPACE),
+            ),
+        )
+
+    def _places(self, h: Side) -> "Iterator[Clause]":
+        entry = [
+            place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
+        ]
+        uncounting = self.regions.before("asi_intr_exit.uncount", "asi_intr_exit.enter_again")
+        returning = self.regions.before("__asi_enter.already_there")
+        yield Clause(
+            "tense",
+            "before and in __asi_enter, and in untrusted code and until its entry says otherwise, there is a target",
+            z3.And(
+                z3.Implies(
+                    h.base_in(
+                        [*uncounting, *returning, *self.regions.entering, *self.regions.resuming, USER, GUEST, *entry]
+                    ),
+                    h.tense,
+                ),
+                z3.Implies(h.handler_in([*uncounting, *returning, *self.regions.entering]), h.tense),
+            ),
+        )
+        entering = [*returning, *self.regions.entering]
+        yield Clause(
+            "enter-outside-handlers",
+            "__asi_enter runs where no handler is open",
+            z3.And(
+                z3.Implies(h.base_in(entering), self._depth(h.base, 0) == 0),
+                z3.Implies(h.handler_in(entering), h.depth == 0),
+            ),
+        )
+        yield Clause(
+            "relaxed",
+            "a client's enter begins relaxed",
+            z3.Implies(
+                h.base_in(self.regions.before("asi_enter_userspace.set_target", "asi_enter_kvm.set_target")),
+                h.target == 0,
+            ),
+        )
+        setting = self.regions.before("__asi_enter.set_curr_asi")
+        inside = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]
+        yield Clause(
+            "interrupted-enter",
+            "an __asi_enter that is interrupted finds its target, or the handler has exited and enters again",
+            z3.And(
+                z3.Implies(h.handler_in(setting), h.curr != h.target),
+                z3.Implies(h.base_in(inside), z3.Or(h.curr == 0, h.curr == h.target)),
+                z3.Implies(
+                    z3.And(h.base_in(inside), h.handler_in([*setting, *self.regions.enter_before_cr3])),
+                    z3.Not(h.restricted),
+                ),
+            ),
+        )
+        yield Clause(
+            "curr-asi-set",
+            "in __asi_enter, curr_asi is the target",
+            z3.Implies(h.finds([*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]), h.curr == h.target),
+        )
+        yield Clause(
+            "no-feared-training",
+            "before and after __asi_enter writes CR3, no training that the target fears is left",
+            z3.Implies(
+                h.finds([*self.regions.before("__asi_enter.write_cr3"), *self.regions.enter_after_cr3]),
+                h.lacks(h.policy["prevent_control"]),
+            ),
+        )
+        yield Clause(
+            "cr3-written",
+            "after __asi_enter wrote CR3, it is the target's",
+            z3.Implies(h.finds(self.regions.enter_after_cr3), h.cr3 == h.target),
+        )
+        yield Clause(
+            "nothing-to-hide",
+            "after __asi_enter flushed the data, no taint is left that the target must not sample",
+            z3.Implies(
+                h.finds(self.regions.before("__asi_enter.set_taints", "__asi_enter.release_sibling")),
+                h.lacks(h.policy["protect_data"]),
+            ),
+        )
+        yield Clause(
+            "taints-set",
+            "before __asi_enter releases the sibling, the target's own taints are set",
+            z3.Implies(h.finds(self.regions.before("__asi_enter.release_sibling")), h.policy["set"] & ~h.taints == 0),
+        )
+        ready = z3.Or(
+            h.finds([*self.regions.resuming, USER, GUEST, *entry]),
+            z3.And(h.tense, h.finds(self.regions.before("return_user.enter"))),
+        )
+        yield Clause(
+            "ready", "what resumes or runs untrusted code is in its own domain", z3.Implies(ready, h.curr == h.target)
+        )
+        switching = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3, *self.regions.exiting]
+        yield Clause(
+            "settled",
+            "outside of __asi_enter and asi_exit, CR3 is curr_asi's, the taints are what it allows, its own are set",
+            z3.Implies(z3.And(h.curr != 0, z3.Not(h.either_in(switching))), h.settled),
+        )
+
+    def _taints(self, h: Side) -> "Iterator[Clause]":
+        yield Clause("recorded", "curr_asi is set whenever CR3 is restricted", z3.Implies(h.restricted, h.curr != 0))
+        yield Clause(
+            "unrestricted",
+            "while CR3 is unrestricted, KERNEL_DATA is set, and no control taint",
+            z3.Implies(z3.Not(h.restricted), z3.And(h.taints & int(Taint.KERNEL_DATA) != 0, h.lacks(CONTROL))),
+        )
+        about = self.regions.before("asi_exit.taint_kernel_data", "asi_exit.write_cr3")
+        yield Clause(
+            "exit-flushed",
+            "in asi_exit, after the control flush, no control taint is set; and before CR3, KERNEL_DATA is",
+            z3.And(
+                z3.Implies(h.either_in(about), h.lacks(CONTROL)),
+                z3.Implies(
+                    h.either_in(self.regions.before("asi_exit.write_cr3")), h.taints & int(Taint.KERNEL_DATA) != 0
+                ),
+            ),
+        )
+        outside = [*self.regions.before("asi_handle_switch_mm.*"), *self.regions.after_fault]
+        yield Clause(
+            "exited",
+            "a switch of mm squashes, an exit forgets curr_asi, and a fault is tried again, while CR3 is unrestricted",
+            z3.Implies(h.either_in([*outside, *self.regions.before("asi_exit.clear_curr_asi")]), z3.Not(h.restricted)),
+        )
+        yield Clause("no-others-training", "other mm's training is never left", h.lacks(int(Taint.OTHER_MM_CONTROL)))
+        in_user_space = h.cr3 == USER_SPACE
+        yield Clause(
+            "no-guest-near-user-data",
+            "where user addresses are mapped, no guest's training is left",
+            z3.Implies(in_user_space, h.lacks(int(Taint.GUEST_CONTROL))),
+        )
+        yield Clause(
+            "user-data-recorded",
+            "where user addresses are mapped, a data taint says so, as soon as __asi_enter is through",
+            z3.Implies(
+                in_user_space,
+                z3.Or(h.taints & (SECRET | int(Taint.USER_DATA)) != 0, h.either_in(self.regions.enter_after_cr3)),
+            ),
+        )
+
+    def _contents(self, h: Side, k: "Side | None") -> "Iterator[Clause]":
+        for place, structure in enumerate(self.regions.structures):
+            if structure.holds == "training":
+                trained = self._training(h, place) if self.asks_taints else self._training_of_siblings(h, place)
+                yield Clause(f"trained: {structure.name}", *trained)
+            elif k is None:
+                yield Clause(
+                    f"user data: {structure.name}",
+                    "user data in it is recorded as a taint, or its addresses are still mapped",
+                    z3.Implies(
+                        h.holds(place, Party.USER),
+                        z3.Or(
+                            z3.And(
+                                h.taints & (SECRET | int(Taint.USER_DATA)) != 0,
+                                z3.Not(h.finds(self.regions.flushed(place, ("maybe_flush_data",)))),
+                            ),
+                            h.cr3 == USER_SPACE,
+                        ),
+                    ),
+                )
+
+    def _own_taints(self, h: Side, secured: Any) -> "Iterator[Clause]":  # noqa: ANN401
+        """Yield why a thread's own taints say what its sibling trains: both run the same class."""
+        yield Clause(
+            "own-taints-set",
+            "in a restricted address space, its control taints are set, or k is still kept out",
+            z3.Implies(h.restricted, z3.Or(h.taints & int(Taint.USER_CONTROL) != 0, secured)),
+        )
+        flush = self.regions.before("maybe_flush_control_for_enter.*")
+        never = [place for place in flush if not self.regions.path(place).endswith(".clean")]
+        yield Clause(
+            "enter-flushes-no-training",
+            "as siblings only ever run one class, __asi_enter finds no training that it must flush",
+            z3.Not(h.either_in(never)),
+        )
+
+    def _training(self, h: Side, place: int) -> tuple[str, Any]:
+        empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
+        flushes = ("maybe_flush_control_for_exit", "maybe_flush_control_for_enter")
+        return (
+            "training is recorded as a taint, but between its flush and the clearing of the taints is none",
+            z3.And(
+                z3.Implies(h.holds(place, Party.USER), h.taints & int(Taint.USER_CONTROL) != 0),
+                z3.Implies(h.holds(place, Party.GUEST), h.taints & int(Taint.GUEST_CONTROL) != 0),
+                z3.Not(h.holds(place, Party.OTHER)),
+                z3.Implies(h.either_in(self.regions.flushed(place, flushes)), empty),
+            ),
+        )
+
+    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
+        flushed = self.regions.flushed(place, ("maybe_flush_control_for_exit",))
+        about = self.regions.before("asi_exit.taint_kernel_data", "asi_exit.write_cr3")
+        return (
+            "after asi_exit's flush, and while CR3 is unrestricted, there is no training; other mm's never",
+            z3.And(
+                z3.Implies(
+                    z3.Or(z3.Not(h.restricted), h.either_in([*flushed, *about])),
+                    z3.Not(h.holds(place, Party.USER, Party.GUEST)),
+                ),
+                z3.Not(h.holds(place, Party.OTHER)),
+            ),
+        )
+
+    def _siblings(self, h: Side, k: Side) -> "Iterator[Clause]":
+        secured = z3.And(k.box["stunned"] != 0, k.box["untrusted"] == 0)
+        yield Clause(
+            "exclusion",
+            "while h is unrestricted, or has not flushed since, k is stunned and not in untrusted code",
+            z3.Implies(z3.Or(z3.Not(h.restricted), h.dirty), secured),
+        )
+        yield Clause(
+            "stunned",
+            "in asi_exit, after the stun, k is stunned; after the wait, it has left untrusted code",
+            z3.And(
+                z3.Implies(h.either_in(self.regions.after_in_exit("stun_sibling")), k.box["stunned"] != 0),
+                z3.Implies(h.either_in(self.regions.after_in_exit("wait_for_sibling")), secured),
+            ),
+        )
+        leaving = [place for place in self.regions.before("*") if self.regions.path(place).endswith("leave_untrusted")]
+        entry = [place for place in leaving if place.level == 0 and place.program in self.regions.from_untrusted]
+        own = h.box["untrusted"] != 0
+        nested = [place for place in leaving if place.level == 1 and place.pc == 0]
+        says = z3.And(h.base_in(entry), z3.Or(z3.Not(h.interrupted), h.handler_in(nested)))
+        yield Clause(
+            "untrusted",
+            "who runs untrusted code says so, and who says so runs it, or has just entered the kernel",
+            z3.And(z3.Implies(h.untrusted, own), z3.Implies(own, z3.Or(h.untrusted, says))),
+        )
+        if self.asks_taints:
+            yield from self._own_taints(h, secured)
+        busy = self.regions.programs(
+            H.RETURN_USER, H.VM_ENTRY, STOP_WAITING, "user", "guest", *self.regions.from_untrusted
+        )
+        yield Clause(
+            "behind",
+            "while k has to follow a switch of mm, h has not, is unrestricted, and goes nowhere near untrusted code",
+            z3.Implies(k.behind, z3.And(z3.Not(h.behind), z3.Not(h.restricted), z3.Not(h.base_in(busy)))),
+        )
+
+    def _secrets(self, sides: "list[Side]") -> "Iterator[Clause]":
+        for place, structure in enumerate(self.regions.structures):
+            if structure.holds == "data":
+                flushed = self.regions.flushed(place, ("maybe_flush_data",))
+                hot = [z3.And(h.dirty, z3.Not(h.finds(flushed))) for h in sides]
+                yield Clause(
+                    f"secrets: {structure.name}",
+                    "a secret in it is recorded as a taint of a thread that has not flushed it since",
+                    z3.Implies(sides[0].holds(place, Party.KERNEL, Party.OTHER), z3.Or(hot)),
+                )

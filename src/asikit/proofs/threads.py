@@ -1,0 +1,113 @@
+"""What the model is made of: hardware threads, the bits that two of them share, and what may happen to one."""
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from asikit.proofs.hardware import Party
+from asikit.protocol import HANDLER, CoreState, Mailbox
+
+if TYPE_CHECKING:
+    from asikit.protocol import Effect, TaskState, ThreadState
+
+OWN_STUNNED, OWN_UNTRUSTED, OWN_IPI, SIBLING_STUNNED, SIBLING_UNTRUSTED, SIBLING_IPI, OWN_BEHIND, SIBLING_BEHIND = (
+    1 << bit for bit in range(8)
+)
+SHARED_BITS = 8
+"""The width of what two threads share, as one sees it: both mailboxes, and who has yet to follow a switch of mm."""
+
+
+def core_of(shared: int) -> tuple[CoreState, int]:
+    """Return the mailboxes, this thread's first, and the bits of who is behind."""
+    own = Mailbox(shared & 1, shared >> 1 & 1, shared >> 2 & 1)
+    sibling = Mailbox(shared >> 3 & 1, shared >> 4 & 1, shared >> 5 & 1)
+    return CoreState(own, sibling), shared & (OWN_BEHIND | SIBLING_BEHIND)
+
+
+def shared_bits(core: CoreState, behind: int) -> int:
+    """Return mailboxes, this thread's first, and the bits of who is behind, as one number."""
+    own, sibling = core
+    first = own.stunned | own.untrusted << 1 | own.stun_ipi << 2
+    return first | sibling.stunned << 3 | sibling.untrusted << 4 | sibling.stun_ipi << 5 | behind
+
+
+def swapped(shared: int) -> int:
+    """Return the shared bits as the sibling sees them."""
+    mailboxes, behind = shared & 0x3F, shared >> 6
+    return (mailboxes >> 3) | ((mailboxes & 7) << 3) | (behind >> 1 | (behind & 1) << 1) << 6
+
+
+class Mode(IntEnum):
+    """What a hardware thread runs."""
+
+    KERNEL = 0
+    USER = 1
+    GUEST = 2
+
+    @property
+    def party(self) -> Party:
+        """Whose code that is."""
+        return (Party.KERNEL, Party.USER, Party.GUEST)[self]
+
+
+class Thread(NamedTuple):
+    """One hardware thread.
+
+    Attributes:
+        state: the protocol's part: per-CPU and per-task state, transitions in progress.
+        mode: what it runs.
+        stale: its TLB maps, in the restricted address space, a page that has become sensitive since.
+        broken: why it cannot go on: a rule of the API was broken, or a page fault's retry faults again.
+    """
+
+    state: "ThreadState"
+    mode: Mode = Mode.KERNEL
+    stale: bool = False
+    broken: str = ""
+
+
+class Move(NamedTuple):
+    """Something that may happen next to a thread.
+
+    Attributes:
+        verb: `begins`, `runs`, `interrupted by`, `leaves`, `stops waiting`, `skips` or `turns sensitive`.
+        name: the transition, or the path of the micro-operation.
+        after: the thread after it.
+        shared: the shared bits after it.
+        effect: what it asks of the hardware.
+        clears: the mask of what it empties.
+        folds: another mm is loaded: what was the own user's is another's now.
+        owed: it happens sooner or later, if nothing else does.
+        changes: a micro-operation that changed the state, rather than only looked at it.
+        loads: the task that a switch, ending here, goes to.
+    """
+
+    verb: str
+    name: str
+    after: Thread
+    shared: int
+    effect: "Effect | None" = None
+    clears: int = 0
+    folds: bool = False
+    owed: bool = False
+    changes: bool = False
+    loads: "TaskState | None" = None
+
+
+class View(NamedTuple):
+    """What a thread means for the core's structures, in the state it is in.
+
+    Attributes:
+        adds: what it brings into them.
+        forbids: what must not be in them: it would be sampled, or would steer code that has a secret in reach.
+        leak: a leak that needs no structure, empty if none.
+    """
+
+    adds: int = 0
+    forbids: int = 0
+    leak: str = ""
+
+
+def in_transition(thread: Thread) -> bool:
+    """Whether a thread runs a transition of the protocol, rather than ordinary code or a handler's own."""
+    frames = thread.state.frames
+    return bool(frames) and frames[-1].program != HANDLER

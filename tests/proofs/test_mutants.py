@@ -1,0 +1,175 @@
+"""The catalogue: what becomes of each mutant, and that its counterexample can be followed."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from asikit.proofs import (
+    CATALOGUE,
+    Counterexample,
+    UnknownMutantError,
+    Verdict,
+    has_element,
+    mutant,
+    verify,
+    verify_mutants,
+    world_for,
+)
+from asikit.protocol import EffectKind, Space
+from tests.proofs.following import Follower
+
+if TYPE_CHECKING:
+    from asikit.proofs import World
+
+# With one thread: what breaks first, and after how many steps.
+ONE_THREAD = {
+    "no-control-flush-on-exit": ("leak", 21),
+    "no-control-flush-on-enter": ("leak", 23),
+    "no-data-flush": ("leak", 9),
+    "no-ibpb": ("leak", 24),
+    "no-rsb-fill": ("leak", 24),
+    "no-l1d-flush": ("leak", 12),
+    "no-verw": ("leak", 12),
+    "cr3-before-control-flush-on-exit": ("leak", 21),
+    "cr3-before-control-flush-on-enter": ("leak", 24),
+    "data-flush-before-cr3": ("leak", 13),
+    "cr3-before-curr-asi-on-enter": ("broken rule", 18),
+    "curr-asi-before-cr3-on-exit": ("broken rule", 36),
+    "taint-cleared-before-control-flush": ("leak", 34),
+    "target-after-enter": ("leak", 7),
+    "no-kernel-data-taint": ("leak", 35),
+    "no-class-taints": ("leak", 21),
+    "guest-control-not-set": ("leak", 22),
+    "user-control-not-set": ("leak", 24),
+    "guest-may-sample-user": ("leak", 28),
+    "boot-untainted": ("leak", 10),
+    "no-reentry": ("leak", 10),
+    "no-interrupt-depth": ("leak", 31),
+    "reentry-before-uncount": ("leak", 11),
+    "no-exit-in-page-fault": ("broken rule", 18),
+    "no-enter-on-return": ("leak", 4),
+    "no-interrupt-end-on-return": ("leak", 7),
+    "no-exit-on-mm-switch": ("leak", 23),
+    "no-unmapping": ("leak", 13),
+    "no-shootdown": ("leak", 14),
+}
+# With two threads; the last two need an NMI or many states, and run only where the whole catalogue does.
+TWO_THREADS = {
+    "no-stun": "leak",
+    "no-stun-interrupt": "deadlock",
+    "no-stun-acknowledgement": "leak",
+    "no-stun-check": "leak",
+    "stun-check-not-atomic": "leak",
+    "release-before-data-flush": "leak",
+    "no-release": "deadlock",
+    "control-flush-before-stun": "leak",
+    "untrusted-kept-in-entries": "deadlock",
+    "no-core-scheduling": "leak",
+}
+NEEDS_NMIS = "untrusted-kept-in-nested-entries"
+HARMLESS = {
+    # asi_exit runs either relaxed or at a depth above 0, where no interrupt's return enters again
+    "kernel-data-after-cr3",
+    # an NMI in between records KERNEL_DATA again
+    "taint-cleared-before-data-flush",
+    # a switch of mm exits, which flushes the predictors and records KERNEL_DATA: the squash adds nothing
+    "no-squash",
+    "six-taints",
+    "kvm-policy-assigns",
+    "data-mask-without-guest-data",
+    # the task that comes is of the same mm
+    "no-exit-on-context-switch",
+}
+
+
+def test_the_catalogue_is_accounted_for() -> None:
+    """Each mutant is in one of the tables above, has its own name, and says what it is in a line."""
+    names = [entry.name for entry in CATALOGUE]
+    assert set(names) == {*ONE_THREAD, *TWO_THREADS, NEEDS_NMIS, *HARMLESS}
+    assert len(set(names)) == len(names)
+    assert all(0 < len(entry.says) < 90 for entry in CATALOGUE)
+
+
+def refuted(world: "World", name: str) -> Counterexample:
+    """Return a mutant's counterexample."""
+    result = verify(world, mutant(name))
+    assert result.verdict is Verdict.REFUTED
+    assert result.counterexample is not None
+    return result.counterexample
+
+
+@pytest.mark.parametrize("name", ONE_THREAD)
+def test_refuted_with_one_thread(name: str) -> None:
+    """The shortest counterexample is as long as it ever was, and a scheduler can follow it."""
+    world = world_for(threads=1)
+    found = refuted(world, name)
+    assert (found.kind, len(found.steps)) == ONE_THREAD[name]
+    changed = mutant(name).edit(world)
+    follower = Follower(changed.protocol, [changed.start()[0].state])
+    follower.follow(found.steps)
+    if found.kind == "broken rule":
+        assert follower.threads[0].cpu.cr3 != Space.UNRESTRICTED
+
+
+@pytest.mark.parametrize("name", TWO_THREADS)
+def test_refuted_with_two_threads(name: str) -> None:
+    """The stun's family, even without NMIs; and a scheduler can follow the counterexample."""
+    world = world_for(threads=2, nesting=0)
+    found = refuted(world, name)
+    assert found.kind == TWO_THREADS[name]
+    changed = mutant(name).edit(world)
+    follower = Follower(changed.protocol, [changed.start()[0].state] * 2)
+    follower.follow(found.steps)
+    if found.kind == "deadlock":
+        assert any(follower.waits(who) for who in (0, 1) if follower.threads[who].frames)
+
+
+@pytest.mark.parametrize("name", [*TWO_THREADS, NEEDS_NMIS])
+def test_the_stun_is_only_about_siblings(name: str) -> None:
+    """With SMT off these mutants are harmless, or do not exist."""
+    world = world_for(threads=1)
+    if has_element(world, mutant(name)):
+        assert verify(world, mutant(name)).verdict is Verdict.PROVED
+
+
+@pytest.mark.parametrize("name", sorted(HARMLESS))
+def test_harmless(name: str) -> None:
+    """Elements that are a second line of defence: removed alone, they open nothing."""
+    assert verify(world_for(threads=1), mutant(name)).verdict is Verdict.PROVED
+    two = world_for(threads=2, nesting=0)
+    if has_element(two, mutant(name)):
+        assert verify(two, mutant(name)).verdict is Verdict.PROVED
+
+
+def test_every_mutant_changes_something() -> None:
+    """With one thread or with two."""
+    worlds = [world_for(threads=threads) for threads in (1, 2)]
+    assert all(any(has_element(world, entry) for world in worlds) for entry in CATALOGUE)
+
+
+def test_rows() -> None:
+    """A row says what SMT has to do with it."""
+    rows = list(verify_mutants([mutant("no-stun"), mutant("no-verw")], nesting=0))
+    assert [(row.without_smt, row.with_smt) for row in rows] == [
+        (Verdict.PROVED, Verdict.REFUTED),
+        (Verdict.REFUTED, None),
+    ]
+    assert [row.to_dict()["leaks_on_machine"] for row in rows] == [None, None]
+
+
+def test_unknown_mutant() -> None:
+    """The nearest right name."""
+    with pytest.raises(UnknownMutantError, match='; the nearest is "no-stun"'):
+        mutant("no-stunn")
+
+
+def test_story() -> None:
+    """A counterexample reads as a story, whose last line says who learns what, from where."""
+    found = refuted(world_for(threads=1), "no-verw")
+    assert len(found.story) == 1
+    assert found.story[0].startswith(
+        "enters the guest: set_target, set_curr_asi, write_cr3(restricted kvm), l1d_flush, "
+    )
+    assert found.story[0].endswith("; the guest runs [branch target buffer, return stack buffer: trained by its guest]")
+    assert found.conclusion == "the guest on the CPU reads data of the kernel from the fill and store buffers"
+    assert [step.effect for step in found.steps if step.effect][1] == EffectKind.L1D_FLUSH
