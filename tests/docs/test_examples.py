@@ -104,7 +104,7 @@ def test_every_command_has_a_page_with_an_example() -> None:
 
 def test_readme_shows_the_demo() -> None:
     """The demo's table in the README is the one that ``make demo`` prints now: the example is there to be run."""
-    assert [example.command for example in _examples(ROOT / "README.md")] == ["make demo"]
+    assert "make demo" in [example.command for example in _examples(ROOT / "README.md")]
 
 
 def test_links_lead_somewhere() -> None:

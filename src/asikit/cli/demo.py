@@ -1,4 +1,4 @@
-"""``asi demo``: the sample recordings under three policies."""
+"""``asi demo``: the sample recordings under three policies, and what that costs on two processors."""
 
 import click
 
@@ -6,30 +6,43 @@ from asikit.cli._output import console, write_json
 
 SAMPLES = ("page-cache", "processes", "kvm-guest")
 POLICIES = ("blanket", "denylist-2025", "ephmap")
+CPUS = ("skylake-6600u", "zen2-7452")
+MITIGATIONS = ("none", "linux", "blanket", "asi")
+PRICED_POLICY = "ephmap"
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.demo/1).")
 def command(*, as_json: bool) -> None:
-    """Replay the sample recordings under three policies.
+    """Replay the sample recordings under three policies, and price them on two processors.
 
     The samples come with the package: they were made with `asi record` from a stock Debian kernel (samples/record.sh).
     """
     from importlib.resources import files  # noqa: PLC0415
     from pathlib import Path  # noqa: PLC0415
 
+    from asikit.cost import price  # noqa: PLC0415
     from asikit.replay import load_policy, replay  # noqa: PLC0415
-    from asikit.report import overview  # noqa: PLC0415
+    from asikit.report import cost_overview, overview  # noqa: PLC0415
     from asikit.trace import Trace  # noqa: PLC0415
+    from asikit.x86 import load_cpu  # noqa: PLC0415
 
     folder = Path(str(files("asikit.data") / "samples"))
     policies = [load_policy(name) for name in POLICIES]
     traces = {name: Trace.open(folder / f"{name}.asitrace") for name in SAMPLES}
     results = {name: replay(trace, policies) for name, trace in traces.items()}
+    cpus = [load_cpu(name) for name in CPUS]
+    priced = [load_policy(PRICED_POLICY)]
+    costs = {name: price(trace, cpus, policies=priced, mitigations=MITIGATIONS) for name, trace in traces.items()}
     if as_json:
-        write_json("demo", {"recordings": {name: [r.to_dict(top=5) for r in rs] for name, rs in results.items()}})
+        replays = {name: [result.to_dict(top=5) for result in rows] for name, rows in results.items()}
+        shown = ("mitigation", "policy", "cpu", "overhead", "by_source", "break_even")
+        rows = {name: [{key: row.to_dict()[key] for key in shown} for row in cost.rows] for name, cost in costs.items()}
+        write_json("demo", {"recordings": replays, "costs": rows})
         return
     release = traces[SAMPLES[0]].recorder.kernel.release
     out = console()
     out.print(f"Three recordings of a stock Linux {release}, each replayed under three policies:")
     out.print(overview(results))
+    out.print()
+    out.print(cost_overview(costs))

@@ -7,6 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from asikit.report._tables import fitted
+from asikit.report.cost import percent
 from asikit.report.replay import cause_line
 
 if TYPE_CHECKING:
@@ -14,9 +16,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from asikit.cost import CostResult, Range
     from asikit.replay import ReplayResult
 
-__all__ = ["overview"]
+__all__ = ["cost_overview", "overview"]
 
 _PREDICTOR, _BUFFERS = "ibpb", "verw"
 _WIDTH = 98
@@ -46,6 +49,34 @@ def overview(recordings: "Mapping[str, Sequence[ReplayResult]]") -> "RenderableT
     return Group(
         table, Text("Why the kernel left the restricted address space most often", style="bold"), *map(Text, lines)
     )
+
+
+def cost_overview(recordings: "Mapping[str, CostResult]") -> "RenderableType":
+    """Return the overhead of each mitigation, a row for each recording and processor, and what it consists of.
+
+    :param recordings: Name of the recording -> its costs, in the order of the rows; all of the same mitigations.
+    """
+    labels = list(dict.fromkeys(row.label for result in recordings.values() for row in result.rows))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("recording", no_wrap=True)
+    table.add_column("processor", no_wrap=True)
+    for label in labels:
+        table.add_column(label, justify="right", no_wrap=True)
+    for name, result in recordings.items():
+        cpus = list(dict.fromkeys(row.cpu for row in result.rows))
+        for cpu in cpus:
+            cells = {row.label: _overhead(row.overhead) for row in result.rows if row.cpu == cpu}
+            shown = name if cpu == cpus[0] else ""
+            table.add_row(shown, cpu, *(cells[label] for label in labels), end_section=cpu == cpus[-1])
+    title = "What it costs: time added to the run, best guess (and what is not excluded)"
+    return Group(Text(title, style="bold"), fitted(table))
+
+
+def _overhead(figures: "Range") -> str:
+    """Return a range in the fewest characters: ``12.5% (3.10-40.2%)``."""
+    if figures.is_exact:
+        return percent(figures.mid)
+    return f"{percent(figures.mid)} ({percent(figures.low).removesuffix('%')}-{percent(figures.high)})"
 
 
 def _figures(result: "ReplayResult") -> tuple[str, ...]:

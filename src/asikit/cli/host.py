@@ -1,0 +1,39 @@
+"""``asi host``: what a machine is vulnerable to, and what ASI would do about it there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from asikit.cli._output import console, write_json
+
+if TYPE_CHECKING:
+    from asikit.cost import Host
+
+
+@click.command()
+@click.option(
+    "--from", "folder", metavar="DIR", type=click.Path(path_type=Path), help="What another machine saved, not this one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.host/1).")
+def command(*, folder: Path | None, as_json: bool) -> None:
+    """Say what this machine is vulnerable to, and what ASI would do about it.
+
+    To save another machine's: mkdir DIR; cp -r /sys/devices/system/cpu/vulnerabilities /sys/devices/system/cpu/smt
+    /proc/cpuinfo DIR
+    """
+    from asikit.cost import read_host  # noqa: PLC0415
+
+    host = read_host(folder)
+    if as_json:
+        document = host.to_dict()
+        del document["schema"]  # the envelope has it
+        write_json("host", document)
+    else:
+        _print(host)
+
+
+def _print(host: "Host") -> None:
+    from asikit.report import host_report  # noqa: PLC0415
+
+    console().print(host_report(host))

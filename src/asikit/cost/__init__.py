@@ -1,0 +1,78 @@
+"""What ASI costs on a processor and a workload, against what people use today; calibration; comparison of runs.
+
+>>> from asikit.cost import price
+>>> from asikit.replay import load_policy
+>>> from asikit.trace import Trace
+>>> from asikit.x86 import load_cpu
+>>> result = price(  # doctest: +SKIP
+...     Trace.open("fio.asitrace"),
+...     [load_cpu("skylake-6600u")],
+...     policies=[load_policy("denylist-2025")],
+...     mitigations=["none", "linux", "blanket", "asi"],
+... )
+
+Every figure is a named :class:`Parameter` with a range and a source; every answer is a :class:`Range` whose ends are
+reached (:mod:`asikit.cost.expression`).
+"""
+
+from asikit.cost.calibrate import (
+    CALIBRATE_SCHEMA,
+    Calibration,
+    Measurement,
+    base_model,
+    calibrate,
+    model_text,
+)
+from asikit.cost.compare import COMPARE_SCHEMA, Change, Comparison, Pair, compare
+from asikit.cost.errors import CalibrationError, CompareError, CostError, HostError
+from asikit.cost.expression import Range
+from asikit.cost.host import HOST_SCHEMA, Host, Identity, Verdict, Vulnerability, read_host, read_identity
+from asikit.cost.mitigations import Mitigation, Source, load_mitigation, shipped_mitigations
+from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
+from asikit.cost.pricing import BaseTime, mitigation_names, price
+from asikit.cost.result import SCHEMA, BreakEven, CostResult, CostRow, Sensitivity
+from asikit.cost.terms import Term
+
+__all__ = [
+    "CALIBRATE_SCHEMA",
+    "COMPARE_SCHEMA",
+    "HOST_SCHEMA",
+    "SCHEMA",
+    "BaseTime",
+    "Basis",
+    "BreakEven",
+    "Calibration",
+    "CalibrationError",
+    "Change",
+    "CompareError",
+    "Comparison",
+    "CostError",
+    "CostResult",
+    "CostRow",
+    "Host",
+    "HostError",
+    "Identity",
+    "Measurement",
+    "Mitigation",
+    "Pair",
+    "Parameter",
+    "Range",
+    "Sensitivity",
+    "Source",
+    "Term",
+    "Unit",
+    "Verdict",
+    "Vulnerability",
+    "base_model",
+    "calibrate",
+    "compare",
+    "cpu_parameters",
+    "known_parameters",
+    "load_mitigation",
+    "mitigation_names",
+    "model_text",
+    "price",
+    "read_host",
+    "read_identity",
+    "shipped_mitigations",
+]

@@ -1,0 +1,313 @@
+"""The price of each mitigation on a processor: overhead, where it comes from, and when ASI would lose."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asikit.cost.errors import CostError
+from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extremes, value_of
+from asikit.cost.measure import measure
+from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
+from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
+from asikit.cost.result import BreakEven, CostResult, CostRow, Sensitivity
+from asikit.cost.terms import Term, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
+from asikit.protocol import EffectKind
+from asikit.replay import CpuModel as PolicyCpu
+from asikit.replay import MechanismKind, load_policy
+from asikit.x86 import Feature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from asikit.cost.measure import Base, Measured
+    from asikit.replay import Policy
+    from asikit.trace import Trace
+    from asikit.x86 import CpuModel
+
+__all__ = ["ASI", "BLANKET", "NONE", "BaseTime", "mitigation_names", "price"]
+
+NONE, BLANKET, ASI = "none", "blanket", "asi"
+_NS_PER_SECOND = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTime:
+    """How long the run takes without any mitigation.
+
+    :ivar seconds: CPU seconds, of all CPUs together, measured natively; None: instructions times ``cpi``.
+    :ivar cpi: Instead of the processor's: cycles for an instruction.
+    """
+
+    seconds: float | None = None
+    cpi: Range | None = None
+
+
+def mitigation_names() -> tuple[str, ...]:
+    """Return the mitigations that can be asked for by name."""
+    return (NONE, *sorted({*shipped_mitigations(), BLANKET, ASI}))
+
+
+def price(  # noqa: PLR0913  (what a question consists of)
+    trace: "Trace",
+    cpus: "Sequence[CpuModel]",
+    *,
+    policies: "Sequence[Policy]",
+    mitigations: "Sequence[str]",
+    base_time: BaseTime | None = None,
+    smt: bool = False,
+) -> CostResult:
+    """Say what mitigations cost on a recorded workload.
+
+    :param policies: Sensitivity policies, a row each for the mitigation ``asi``.
+    :param mitigations: ``none``, ``blanket``, ``asi``, a name of :func:`shipped_mitigations`, or a TOML file.
+    :param smt: The machine runs work on its sibling threads: ASI stuns them, the blanket mitigation does without them.
+    :raises CostError: A combination that makes no sense; also :class:`PolicyError`, :class:`TraceError`.
+    """
+    _check(cpus, policies, mitigations, smt=smt)
+    chosen = base_time or BaseTime()
+    needed = [
+        _on(policy, cpu, smt=smt)
+        for cpu in cpus
+        for policy in (*(policies if ASI in mitigations else ()), load_policy(BLANKET))
+    ]
+    base, measured = measure(trace, needed)
+    if not base.instructions:
+        raise CostError(f"{trace.path}: the trace has no instructions, so nothing can be a share of its time")
+    per_cpu = len(needed) // len(cpus)
+    rows = []
+    for number, cpu in enumerate(cpus):
+        own = measured[number * per_cpu : (number + 1) * per_cpu]
+        rows += _Pricer(cpu, base, own, chosen, smt=smt).rows(mitigations)
+    return CostResult.of(trace, base, chosen, rows, smt=smt)
+
+
+def _check(
+    cpus: "Sequence[CpuModel]", policies: "Sequence[Policy]", mitigations: "Sequence[str]", *, smt: bool
+) -> None:
+    for policy in policies:
+        if policy.mechanism.kind is not MechanismKind.ASI:
+            raise CostError(f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead")
+    for cpu in cpus:
+        if smt and cpu.threads == 1:
+            raise CostError(f"{cpu.name} has no sibling threads: leave --smt out")
+    for name in mitigations:
+        if name not in mitigation_names() and not name.endswith(".toml"):
+            raise CostError(
+                f'no mitigation "{name}": there are {", ".join(mitigation_names())}; a file of yours ends in .toml'
+            )
+
+
+def _on(policy: "Policy", cpu: "CpuModel", *, smt: bool) -> "Policy":
+    """Return a policy on a processor: its flushes are those that the processor needs."""
+    described = PolicyCpu(
+        features=tuple(sorted(cpu.protocol_features)),
+        bugs=tuple(sorted(cpu.protocol_bugs)),
+        rsb_fill=policy.cpu.rsb_fill,
+    )
+    stuns = policy.mechanism.kind is MechanismKind.ASI and (smt or policy.mechanism.smt)
+    return replace(policy, cpu=described, mechanism=replace(policy.mechanism, smt=stuns))
+
+
+class _Pricer:
+    """Prices on one processor."""
+
+    def __init__(
+        self, cpu: "CpuModel", base: "Base", measured: "Sequence[Measured]", base_time: BaseTime, *, smt: bool
+    ) -> None:
+        self._cpu = cpu
+        self._base = base
+        self._smt = smt
+        self._seconds = base_time.seconds
+        self._shared: dict[str, Parameter] = dict(cpu_parameters(cpu))
+        if base_time.cpi is not None:
+            self._shared["cpi"] = msgspec.structs.replace(
+                self._shared["cpi"],
+                basis=Basis.USER,
+                source="--cpi",
+                low=base_time.cpi.low,
+                mid=base_time.cpi.mid,
+                high=base_time.cpi.high,
+                value=None,
+            )
+        self._policies = [one for one in measured if one.policy.mechanism.kind is MechanismKind.ASI]
+        self._blanket = next(one for one in measured if one.policy.mechanism.kind is not MechanismKind.ASI)
+
+    def rows(self, mitigations: "Sequence[str]") -> list[CostRow]:
+        """Return a row for each mitigation, and for ASI a row for each policy."""
+        rows = []
+        for name in mitigations:
+            if name == NONE:
+                rows.append(self._row(name, [], self._shared))
+            elif name == BLANKET:
+                rows.append(self._row(name, self._blanket_terms, self._with_trace(self._blanket)))
+            elif name == ASI:
+                rows += [self._asi_row(measured) for measured in self._policies]
+            else:
+                mitigation = load_mitigation(name)
+                terms = data_terms(mitigation, self._cpu, self._base)
+                rows.append(self._row(mitigation.name, terms, self._shared))
+        return rows
+
+    @cached_property
+    def _blanket_terms(self) -> list[Term]:
+        return policy_terms(self._blanket, self._base, smt=self._smt)
+
+    def _with_trace(self, measured: "Measured") -> dict[str, Parameter]:
+        lines = self._cpu.structures.l1d.entries
+        return self._shared | trace_parameters(measured, self._base, self._shared, lines)
+
+    def _row(self, name: str, terms: list[Term], parameters: "Mapping[str, Parameter]") -> CostRow:
+        ranges = {key: parameter.range for key, parameter in parameters.items()}
+        overhead = self._share(terms, parameters)
+        added = self._cycles(terms, parameters)
+        by_source = {
+            source.value: extremes(self._share([t for t in terms if t.source is source], parameters), ranges)
+            for source in Source
+            if any(term.source is source for term in terms)
+        }
+        return CostRow(
+            mitigation=name,
+            policy=None,
+            cpu=self._cpu.name,
+            overhead=extremes(overhead, ranges),
+            per_round_trip=extremes(
+                tuple(term.times(1 / max(1, self._base.walked.round_trips)) for term in added), ranges
+            ),
+            by_source=by_source,
+            terms=tuple(terms),
+            shares=overhead,
+            parameters=_used(parameters, [*overhead, *added]),
+            sensitivity=_sensitivity(overhead, parameters, ranges),
+            round_trips=self._base.walked.round_trips,
+        )
+
+    def _asi_row(self, measured: "Measured") -> CostRow:
+        parameters = self._with_trace(measured)
+        ranges = {key: parameter.range for key, parameter in parameters.items()}
+        terms = policy_terms(measured, self._base, smt=self._smt)
+        exit_terms = unit_exit(measured, self._base)
+        one_exit = self._cycles(exit_terms, parameters)
+        row = self._row(ASI, terms, parameters)
+        result = measured.result
+        return replace(
+            row,
+            policy=measured.policy.name,
+            exits=result.exits,
+            round_trips_with_exit=result.round_trips - result.round_trips_without_exit,
+            per_exit=extremes(one_exit, ranges),
+            per_exit_ns=extremes(_nanoseconds(one_exit), ranges),
+            per_ephmap_ns=extremes(_nanoseconds(self._cycles(ephmap_terms(1), parameters)), ranges)
+            if result.ephmap_operations
+            else None,
+            exit_by_source={
+                source.value: extremes(self._cycles([t for t in exit_terms if t.source is source], parameters), ranges)
+                for source in Source
+                if any(term.source is source for term in exit_terms)
+            },
+            break_even=self._break_even(measured, self._blanket_terms, one_exit),
+            break_even_linux=self._break_even(
+                measured, data_terms(load_mitigation("linux"), self._cpu, self._base), one_exit
+            ),
+            parameters={**row.parameters, **_used(parameters, one_exit)},
+            notes=tuple(self._notes(measured)),
+        )
+
+    def _break_even(self, measured: "Measured", other: list[Term], one_exit: Sum) -> BreakEven | None:
+        """The part of the round trips that may have one exit each until ASI costs as much as the other mitigation.
+
+        None if an exit may cost nothing: no number of them is too many.
+        """
+        parameters = self._with_trace(measured)
+        # The other mitigation's lines are those of its own flushes.
+        mine = {f"blanket.{name}": parameter for name, parameter in self._with_trace(self._blanket).items()}
+        names = set(self._with_trace(self._blanket)) - set(self._shared)
+        renamed = [
+            replace(term, price=tuple(f"blanket.{name}" if name in names else name for name in term.price))
+            for term in other
+        ]
+        both = parameters | mine
+        ranges = {key: parameter.range for key, parameter in both.items()}
+        rest = self._cycles(rest_terms(measured, self._base), both)
+        above = (*self._cycles(renamed, both), *(term.times(-1) for term in rest))
+        trips = max(1, self._base.walked.round_trips)
+        below = tuple(term.times(trips) for term in one_exit)
+        if extremes(below, ranges).low <= 0:
+            return None
+        fraction = ratio_extremes(above, below, ranges)
+        with_exit = measured.result.round_trips - measured.result.round_trips_without_exit
+        return BreakEven(fraction, with_exit / max(1, measured.result.round_trips))
+
+    def _cycles(self, terms: "Sequence[Term]", parameters: "Mapping[str, Parameter]") -> Sum:
+        """Return the cycles that terms add."""
+        return tuple(self._in_cycles(term, parameters) for term in terms)
+
+    def _in_cycles(self, term: Term, parameters: "Mapping[str, Parameter]") -> Monomial:
+        product = term.monomial()
+        match _unit_of(term, parameters):
+            case Unit.NANOSECONDS:
+                return product.times(1, "frequency")
+            case Unit.SHARE if self._seconds is None:
+                return product.times(self._base.instructions, "cpi")
+            case Unit.SHARE:
+                return product.times((self._seconds or 0) * _NS_PER_SECOND, "frequency")
+            case _:
+                return product
+
+    def _share(self, terms: "Sequence[Term]", parameters: "Mapping[str, Parameter]") -> Sum:
+        """Return the share of the run's time that terms add."""
+        if self._seconds is None:
+            return tuple(
+                self._in_cycles(term, parameters).times(1 / self._base.instructions, over=("cpi",)) for term in terms
+            )
+        nanoseconds = self._seconds * _NS_PER_SECOND
+        return tuple(self._in_cycles(term, parameters).times(1 / nanoseconds, over=("frequency",)) for term in terms)
+
+    def _notes(self, measured: "Measured") -> list[str]:
+        notes = []
+        if Feature.IBPB not in self._cpu.features:
+            notes.append(f"{self._cpu.name} has no IBPB, or a hypervisor hides it: no predictor flush is priced.")
+        if not measured.walked.switches_in:
+            notes.append("No return loaded another address space: what a switch costs is taken from all round trips.")
+        if any(effect.kind is EffectKind.L1D_FLUSH for effect in measured.effects):
+            notes.append("The trace has pages, not lines: the L1D's refill is bounded, and user mode's part estimated.")
+        if not measured.policy.mechanism.noflush:
+            notes.append("The trace has no accesses of user mode: its part of the TLB's refill is an estimate.")
+        if measured.pageblocks.unknown:
+            notes.append(
+                f"{measured.pageblocks.unknown:,} page allocations were never touched: whether they are sensitive is"
+                " unknown, and they count in no pageblock."
+            )
+        return notes
+
+
+def _unit_of(term: Term, parameters: "Mapping[str, Parameter]") -> Unit:
+    units = {parameters[name].unit for name in term.price}
+    for unit in (Unit.NANOSECONDS, Unit.CYCLES):
+        if unit in units:
+            return unit
+    return Unit.SHARE
+
+
+def _nanoseconds(cycles: Sum) -> Sum:
+    return tuple(term.times(1, over=("frequency",)) for term in cycles)
+
+
+def _used(parameters: "Mapping[str, Parameter]", terms: "Sequence[Monomial]") -> dict[str, Parameter]:
+    names = {name for term in terms for name, _ in term.powers}
+    return {name: parameters[name] for name in sorted(names)}
+
+
+def _sensitivity(
+    shares: Sum, parameters: "Mapping[str, Parameter]", ranges: "Mapping[str, Range]"
+) -> tuple[Sensitivity, ...]:
+    """Say how far each parameter alone moves the overhead, the others at their middle; the most first."""
+    names = {name for term in shares for name, _ in term.powers}
+    middle = {name: ranges[name].mid for name in names}
+    rows = []
+    for name in sorted(names):
+        ends = [value_of(shares, middle | {name: end}) for end in (ranges[name].low, ranges[name].high)]
+        if max(ends) > min(ends):
+            rows.append(Sensitivity(name, parameters[name].unit, min(ends), max(ends)))
+    return tuple(sorted(rows, key=lambda row: (row.low - row.high, row.parameter)))

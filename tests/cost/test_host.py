@@ -1,0 +1,205 @@
+"""Other machines' lists of vulnerabilities: what ASI would do about each there."""
+
+from pathlib import Path
+
+import pytest
+
+from asikit.cost import HostError, Verdict, read_host
+
+CPUINFO = """processor\t: 0
+vendor_id\t: {vendor}
+cpu family\t: {family}
+model\t\t: {model}
+model name\t: {name}
+microcode\t: 0x1
+siblings\t: {siblings}
+cpu cores\t: 4
+flags\t\t: {flags}
+bugs\t\t: {bugs}
+address sizes\t: 46 bits physical, 48 bits virtual
+
+processor\t: 1
+vendor_id\t: other
+"""
+
+NOT = "Not affected"
+SKYLAKE = {
+    "gather_data_sampling": "Mitigation: Microcode",
+    "itlb_multihit": "KVM: Mitigation: VMX disabled",
+    "l1tf": "Mitigation: PTE Inversion; VMX: conditional cache flushes, SMT vulnerable",
+    "mds": "Mitigation: Clear CPU buffers; SMT vulnerable",
+    "meltdown": "Mitigation: PTI",
+    "mmio_stale_data": "Mitigation: Clear CPU buffers; SMT vulnerable",
+    "retbleed": "Mitigation: IBRS",
+    "spec_rstack_overflow": NOT,
+    "spec_store_bypass": "Mitigation: Speculative Store Bypass disabled via prctl",
+    "spectre_v1": "Mitigation: usercopy/swapgs barriers and __user pointer sanitization",
+    "spectre_v2": "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected;"
+    " BHI: Not affected",
+    "srbds": "Mitigation: Microcode",
+    "tsx_async_abort": "Mitigation: TSX disabled",
+}
+ZEN2 = {
+    "meltdown": NOT,
+    "mds": NOT,
+    "retbleed": "Mitigation: untrained return thunk; SMT enabled with STIBP protection",
+    "spec_rstack_overflow": "Mitigation: Safe RET",
+    "spectre_v2": "Mitigation: Retpolines; IBPB: conditional; STIBP: always-on; RSB filling; PBRSB-eIBRS: Not affected;"
+    " BHI: Not affected",
+}
+ICE_LAKE = {
+    "meltdown": NOT,
+    "mmio_stale_data": "Mitigation: Clear CPU buffers; SMT disabled",
+    "spectre_v2": "Mitigation: Enhanced / Automatic IBRS; IBPB: conditional; RSB filling; PBRSB-eIBRS: SW sequence;"
+    " BHI: SW loop, KVM: SW loop",
+    "vmscape": "Mitigation: IBPB before exit to userspace",
+    "newest_of_all": "Vulnerable",
+}
+
+
+def saved(
+    folder: Path, texts: dict[str, str], *, as_tree: bool = False, smt: str | None = None, **identity: object
+) -> Path:
+    """Save a machine's files: side by side, or as on the machine."""
+    words = {"vendor": "GenuineIntel", "family": 6, "model": 1, "name": "A CPU", "siblings": 8, "flags": "", "bugs": ""}
+    vulnerabilities = folder / ("sys/devices/system/cpu/vulnerabilities" if as_tree else "vulnerabilities")
+    vulnerabilities.mkdir(parents=True)
+    for name, text in texts.items():
+        (vulnerabilities / name).write_text(f"{text}\n", encoding="utf-8")
+    info = folder / ("proc/cpuinfo" if as_tree else "cpuinfo")
+    info.parent.mkdir(exist_ok=True)
+    info.write_text(CPUINFO.format(**(words | identity)), encoding="utf-8")
+    if smt is not None:
+        (folder / "smt").mkdir()
+        (folder / "smt/active").write_text(smt, encoding="utf-8")
+    return folder
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    """Give the verdict on each vulnerability that the processor has."""
+    return {one.name: one.verdict.value for one in read_host(folder).vulnerabilities if one.verdict != "not needed"}
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_skylake(tmp_path: Path, *, as_tree: bool) -> None:
+    """Everything by its boundary is covered; what the sibling does, one domain's own, and the uncore's are not."""
+    flags = "ibpb flush_l1d md_clear"
+    host = saved(tmp_path, SKYLAKE, as_tree=as_tree, model=78, flags=flags, smt=None)
+    assert verdicts(host) == {
+        "gather_data_sampling": "not covered",
+        "itlb_multihit": "not covered",
+        "l1tf": "partly",
+        "mds": "partly",
+        "meltdown": "covered",
+        "mmio_stale_data": "partly",
+        "retbleed": "partly",
+        "spec_store_bypass": "not covered",
+        "spectre_v1": "partly",
+        "spectre_v2": "covered",
+        "srbds": "not covered",
+        "tsx_async_abort": "partly",
+    }
+    read = read_host(host)
+    assert read.identity.model == "skylake-6600u"
+    assert read.identity.smt is True
+    assert read.redundant == (
+        "L1D flushes at VM entry",
+        "VERW at every return",
+        "PTI",
+        "VERW at returns and VM entries",
+        "IBRS",
+        "IBPB at a change of processes",
+        "RSB filling",
+        "TSX off",
+    )
+
+
+def test_without_siblings_nothing_is_left_to_them(tmp_path: Path) -> None:
+    """The same machine with its siblings off: what was partly covered for their sake is covered."""
+    found = verdicts(saved(tmp_path, SKYLAKE, model=78, flags="ibpb flush_l1d md_clear", smt="0"))
+    assert {found[name] for name in ("l1tf", "mds", "retbleed", "tsx_async_abort")} == {"covered"}
+    assert found["mmio_stale_data"] == "partly"
+
+
+def test_zen2(tmp_path: Path) -> None:
+    """Predictors are flushed by IBPB, so retpolines, thunks and safe returns could go."""
+    host = read_host(saved(tmp_path, ZEN2, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="1"))
+    assert host.identity.model == "zen2-7452"
+    found = {one.name: one for one in host.vulnerabilities}
+    assert found["meltdown"].verdict is Verdict.NOT_NEEDED
+    assert found["retbleed"].verdict is Verdict.PARTLY
+    assert found["retbleed"].redundant == ("untrained return thunks",)
+    assert found["spec_rstack_overflow"].redundant == ("safe returns",)
+    assert found["spectre_v2"].redundant == ("retpolines", "IBPB at a change of processes", "RSB filling")
+
+
+def test_ice_lake_and_a_newer_kernel(tmp_path: Path) -> None:
+    """What hardware does by itself is not made unnecessary; a file that nobody knows is unknown, not fine."""
+    found = {
+        one.name: one
+        for one in read_host(saved(tmp_path, ICE_LAKE, model=106, flags="ibpb md_clear", smt="0")).vulnerabilities
+    }
+    assert found["spectre_v2"].redundant == (
+        "IBPB at a change of processes",
+        "RSB filling",
+        "the sequence after VM exits (PBRSB)",
+        "clearing of the branch history (BHI)",
+    )
+    assert found["mmio_stale_data"].redundant == ("VERW at returns and VM entries", "SMT off (with a stun)")
+    assert found["vmscape"].redundant == ("IBPB before a VMM's user mode",)
+    assert found["newest_of_all"].verdict is Verdict.UNKNOWN
+
+
+def test_missing_microcode_and_flags(tmp_path: Path) -> None:
+    """Without its instruction a flush is none: what rests on it alone is not covered, what is unmapped is partly."""
+    texts = {
+        "mds": "Vulnerable: Clear CPU buffers attempted, no microcode; SMT vulnerable",
+        "spec_rstack_overflow": "Vulnerable: Safe RET, no microcode",
+        "l1tf": "Mitigation: PTE Inversion; VMX: cache flushes, SMT disabled",
+    }
+    found = {one.name: one for one in read_host(saved(tmp_path, texts, flags="ibpb md_clear")).vulnerabilities}
+    assert found["mds"].verdict is Verdict.NOT_COVERED
+    assert found["mds"].remains[0] == "without the microcode VERW clears nothing"
+    assert found["spec_rstack_overflow"].verdict is Verdict.PARTLY
+    assert found["l1tf"].verdict is Verdict.PARTLY
+    assert found["l1tf"].remains[0] == "the processor has no flush_l1d (cpuinfo)"
+    assert all(not one.redundant for one in found.values())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    """A folder that is not there, or lacks something, is refused in a line that names it."""
+    with pytest.raises(HostError, match=r"none: not a folder: save /sys/devices/system/cpu/vulnerabilities"):
+        read_host(tmp_path / "none")
+    with pytest.raises(HostError, match=r"cpuinfo: missing: save /proc/cpuinfo there"):
+        read_host(tmp_path)
+    (tmp_path / "cpuinfo").write_text("model name: ARM\n", encoding="utf-8")
+    with pytest.raises(HostError, match="has no vendor_id: not the /proc/cpuinfo of an x86 machine"):
+        read_host(tmp_path)
+    (tmp_path / "cpuinfo").write_text("vendor_id: GenuineIntel\n", encoding="utf-8")
+    with pytest.raises(HostError, match="vulnerabilities: missing"):
+        read_host(tmp_path)
+    (tmp_path / "vulnerabilities").mkdir()
+    with pytest.raises(HostError, match="vulnerabilities: empty"):
+        read_host(tmp_path)
+    assert read_host(saved(tmp_path / "bare", {"meltdown": NOT})).identity.family == 6
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    """The files themselves beside cpuinfo will do."""
+    (tmp_path / "cpuinfo").write_text("vendor_id: GenuineIntel\n", encoding="utf-8")
+    for name, text in ZEN2.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    host = read_host(tmp_path)
+    assert [one.name for one in host.vulnerabilities] == sorted(ZEN2)
+    assert host.identity.smt is None
+
+
+def test_this_machine() -> None:
+    """The machine that the tests run on has files, and all of them are known."""
+    if not Path("/sys/devices/system/cpu/vulnerabilities").is_dir():
+        with pytest.raises(HostError):
+            read_host()
+        return
+    host = read_host()
+    assert host.vulnerabilities
+    assert host.to_dict()["cpu"]["vendor"] == host.identity.vendor

@@ -1,0 +1,96 @@
+"""What Linux does on each processor, against what its sysfs files say there."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from asikit.cost import CostError, cpu_parameters, load_mitigation, shipped_mitigations
+from asikit.x86 import Bug, cpu_names, load_cpu
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# By processor: the words that /sys/devices/system/cpu/vulnerabilities has there (Linux 6.16, mitigations=auto), as far
+# as a trace can count the work behind them.
+EXPECTED = {
+    "broadwell-e5-2640v4": {"PTI", "retpolines", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D"},
+    "skylake-6600u": {"PTI", "IBRS", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D"},
+    "cascade-lake-4210r": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "VERW"},
+    "ice-lake-10351g1": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
+    "ice-lake-6354": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
+    "zen-1200": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "division"},
+    "zen2-7452": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB"},
+    "zen3-5600x": {"retpolines", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VERW"},
+}
+
+WORDS = {
+    "PTI: user mode": "PTI",
+    "LFENCE after SWAPGS": "swapgs",
+    "retpolines": "retpolines",
+    "IBRS on at entry": "IBRS",
+    "untrained return thunk at entry": "unret",
+    "every return through the untrained": "returns",
+    "every return through the safe": "safe RET",
+    "RSB filled at each switch": "RSB",
+    "RSB filled after each VM exit": "RSB at VM exit",
+    "CALL and LFENCE": "PBRSB",
+    "IBPB when the mm changes": "IBPB",
+    "what the predictor has to learn": "IBPB",
+    "branch history cleared": "BHI",
+    "VERW before each return": "VERW",
+    "L1D flush at some VM entries": "L1D",
+    "a division": "division",
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_linux(name: str) -> None:
+    """Each processor gets what Linux gives it, and nothing else."""
+    work = load_mitigation("linux").on(load_cpu(name))
+    found = {word for one in work for start, word in WORDS.items() if one.name.startswith(start)}
+    assert found == EXPECTED[name]
+    assert all(any(one.name.startswith(start) for start in WORDS) for one in work)
+
+
+def test_each_work_has_a_bug_and_a_source() -> None:
+    """Nothing is done on a processor that does not have what it is against, and each entry says who says so."""
+    for mitigation in map(load_mitigation, shipped_mitigations()):
+        for work in mitigation.work:
+            assert work.source
+            assert all(
+                work.vulnerability in load_cpu(cpu).bugs or mitigation.name != "linux"
+                for cpu in cpu_names()
+                if work.acts_on(load_cpu(cpu)) and work.vulnerability is not Bug.MDS
+            )
+            for product in work.does:
+                assert set(product) <= cpu_parameters(load_cpu("generic")).keys()
+
+
+HEAD = 'title = "mine"\n[[work]]\nvulnerability = "srso"\nname = "x"\nsource = "a test"\ncounts_as = "rsb_fill"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + 'at = ["user_entry"]\ndoes = [["ipbp"]]', 'no cost "ipbp"'),
+        (HEAD + 'at = ["user_entry"]\ndoes = [["ibpb", "verw"]]', "one of ibpb, verw must be a time"),
+        (HEAD + 'at = ["user_entry"]\ndoes = [["smt_off"]]', "one of smt_off must be a time"),
+        (HEAD + 'at = ["entry"]\ndoes = [["ibpb"]]', "Invalid enum value 'entry'"),
+        (HEAD + 'when = "often"', "Object contains unknown field `when`"),
+        ("[[work", "not a TOML file"),
+    ],
+)
+def test_refusals(text: str, message: str, tmp_path: "Path") -> None:
+    """A file that makes no sense is refused in a line that names it."""
+    file = tmp_path / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(CostError) as caught:
+        load_mitigation(str(file))
+    assert str(caught.value).startswith(str(file))
+    assert message in str(caught.value)
+
+
+def test_missing_file(tmp_path: "Path") -> None:
+    """A file that is not there is one line too."""
+    with pytest.raises(CostError, match="cannot read the mitigation: No such file"):
+        load_mitigation(str(tmp_path / "none.toml"))
