@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.proofs import (
+    BOTH,
     CATALOGUE,
     Counterexample,
     UnknownMutantError,
@@ -67,6 +68,7 @@ TWO_THREADS = {
     "no-core-scheduling": "leak",
 }
 NEEDS_NMIS = "untrusted-kept-in-nested-entries"
+NEEDS_GUESTS = "exit-asks-own-taints"
 HARMLESS = {
     # asi_exit runs either relaxed or at a depth above 0, where no interrupt's return enters again
     "kernel-data-after-cr3",
@@ -85,7 +87,7 @@ HARMLESS = {
 def test_the_catalogue_is_accounted_for() -> None:
     """Each mutant is in one of the tables above, has its own name, and says what it is in a line."""
     names = [entry.name for entry in CATALOGUE]
-    assert set(names) == {*ONE_THREAD, *TWO_THREADS, NEEDS_NMIS, *HARMLESS}
+    assert set(names) == {*ONE_THREAD, *TWO_THREADS, NEEDS_NMIS, NEEDS_GUESTS, *HARMLESS}
     assert len(set(names)) == len(names)
     assert all(0 < len(entry.says) < 90 for entry in CATALOGUE)
 
@@ -109,6 +111,15 @@ def test_refuted_with_one_thread(name: str) -> None:
     follower.follow(found.steps)
     if found.kind == "broken rule":
         assert follower.threads[0].cpu.cr3 != Space.UNRESTRICTED
+
+
+def test_refuted_with_two_threads_and_guests() -> None:
+    """The published exit asks this thread's taints, which cannot say what the sibling's guest trains."""
+    world = world_for(threads=2, classes=BOTH)
+    found = refuted(world, NEEDS_GUESTS)
+    assert (found.kind, len(found.steps)) == ("leak", 59)
+    changed = mutant(NEEDS_GUESTS).edit(world)
+    Follower(changed.protocol, [changed.start()[0].state] * 2).follow(found.steps)
 
 
 @pytest.mark.parametrize("name", TWO_THREADS)

@@ -53,7 +53,7 @@ def test_two_threads() -> None:
     graph = explore(explorer)
     assert graph.finding is None
     assert stuck(explorer, graph) == []
-    assert len(graph.moves) == 6_070
+    assert len(graph.moves) == 5_878
 
 
 def test_two_threads_with_an_nmi() -> None:
@@ -62,7 +62,7 @@ def test_two_threads_with_an_nmi() -> None:
     graph = explore(explorer)
     assert graph.finding is None
     assert stuck(explorer, graph) == []
-    assert len(graph.moves) == 273_471
+    assert len(graph.moves) == 266_195
 
 
 ONE_THREAD_MUTANTS = [
@@ -122,7 +122,7 @@ def test_two_threads_without(path: str, expected: str) -> None:
     assert verdict(Explorer(Protocol(replace(TWO_THREADS, smt=False)))) == ""
 
 
-@pytest.mark.parametrize(("other", "states"), [(AsiClass.IDLE, 21_383), (AsiClass.KVM, 71_024)])
+@pytest.mark.parametrize(("other", "states"), [(AsiClass.IDLE, 20_773), (AsiClass.KVM, 68_824)])
 def test_two_threads_with_two_classes(other: AsiClass, states: int) -> None:
     """Siblings that idle, which must be done restricted or the other waits for ever; and siblings that run guests."""
     config = replace(TWO_THREADS, classes=USERSPACE | {other})

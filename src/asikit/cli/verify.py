@@ -40,7 +40,7 @@ _PROGRESS_STEP = 100_000
     "--class",
     "classes",
     metavar="CLASS[,CLASS]",
-    help="Untrusted domains: userspace, kvm. [default: both; with 2 threads: userspace]",
+    help="Untrusted domains: userspace, kvm. [default: both; exploring 2 threads: userspace]",
 )
 @click.option(
     "--attacker",
@@ -102,10 +102,14 @@ def command(  # noqa: PLR0913  (an option each)
     else:
         if threads is None:
             threads = 1 if mitigation == "blanket" else 2
-        from asikit.proofs import world_for  # noqa: PLC0415
+        from asikit.proofs import BOTH, world_for  # noqa: PLC0415
+        from asikit.proofs import mutant as find_mutant  # noqa: PLC0415
 
         able = _capabilities(attacker)
-        world = world_for(mitigation, threads=threads, nesting=nesting, classes=_classes(classes), capabilities=able)
+        chosen = _classes(classes)
+        if chosen is None and (method == "induction" or (mutant is not None and find_mutant(mutant).guests)):
+            chosen = frozenset(BOTH)
+        world = world_for(mitigation, threads=threads, nesting=nesting, classes=chosen, capabilities=able)
         result = _verify_one(world, mutant, method, smtlib)
         verdict = _shown(result, as_json=as_json)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))

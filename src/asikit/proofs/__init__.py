@@ -17,6 +17,7 @@ from asikit.proofs.mutants import CATALOGUE, Mutant, has_element, mutant
 from asikit.proofs.story import Counterexample, StoryStep
 from asikit.proofs.threads import Mode, Move, Thread, View
 from asikit.proofs.verify import (
+    BOTH,
     MITIGATIONS,
     NOT_PROVED,
     MutantRow,
@@ -31,6 +32,7 @@ from asikit.proofs.verify import (
 
 __all__ = [
     "ASSUMPTIONS",
+    "BOTH",
     "CATALOGUE",
     "MITIGATIONS",
     "NOT_PROVED",

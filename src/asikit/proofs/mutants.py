@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from asikit.proofs.errors import UnknownMutantError
 from asikit.protocol import AsiClass, Happening, MicroOp, Protocol, ProtocolError, Taint, TaintPolicy
 from asikit.protocol.expressions import ALWAYS, BitAnd, Const
+from asikit.protocol.operations import END
 from asikit.protocol.taints import DATA_MASK
-from asikit.protocol.vocabulary import DATA, TAINTS
+from asikit.protocol.vocabulary import CONTROL, DATA, TAINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +37,14 @@ class Mutant:
         family: `stun`, `order`, `flush`, `taint`, `interrupt`, `kernel` (what the rest of the kernel owes), or
             `published` (bugs of the public patches).
         edit: makes the mutant of a model; a model that has no such element stays as it is.
+        guests: with two threads it takes guests besides processes to tell it from the protocol.
     """
 
     name: str
     says: str
     family: str
     edit: "Edit"
+    guests: bool = False
 
 
 def mutant(name: str) -> Mutant:
@@ -145,6 +148,15 @@ def _squash_without_guest_data(path: str, op: MicroOp) -> MicroOp:
     if path != "asi_handle_switch_mm.squash_data":
         return _data_mask_without_guest_data(path, op)
     return replace(op, when=TAINTS.has(Const(int(DATA.value) & ~int(Taint.GUEST_DATA))))
+
+
+def _exit_asks_own_taints(protocol: Protocol) -> Protocol:
+    name = "maybe_flush_control_for_exit"
+    first = protocol.transitions[name].ops[0].name
+    if first == "clean":
+        return protocol
+    clean = MicroOp(name="clean", when=~TAINTS.has(CONTROL), jump=END)
+    return protocol.inserting(clean, before=f"{name}.{first}")
 
 
 _STUN = (
@@ -389,6 +401,13 @@ _KERNEL = (
     ),
 )
 _PUBLISHED = (
+    Mutant(
+        "exit-asks-own-taints",
+        "with SMT, asi_exit flushes the predictors only if this thread's taints ask for it",
+        "published",
+        _protocol(_exit_asks_own_taints),
+        guests=True,
+    ),
     Mutant(
         "kvm-policy-assigns",
         "KVM's policy sets GUEST_CONTROL with `=`, which loses GUEST_DATA",

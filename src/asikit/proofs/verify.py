@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Progress = Callable[[int], None]
 
 MITIGATIONS = ("asi", "blanket")
+BOTH = (AsiClass.USERSPACE, AsiClass.KVM)
+"""Processes and guests."""
 NOT_PROVED: tuple[str, ...] = (
     "the kernel's code beyond the transitions: that it calls them where it must, and its own software bugs",
     "which memory is mapped in the restricted address spaces: what is declared nonsensitive is readable",
@@ -201,7 +203,7 @@ def world_for(
         protocol = Protocol(blanket_config())
         return World(protocol, nesting=nesting, capabilities=capabilities, gadgets_anywhere=False)
     if classes is None:
-        classes = (AsiClass.USERSPACE,) if threads > 1 else (AsiClass.USERSPACE, AsiClass.KVM)
+        classes = (AsiClass.USERSPACE,) if threads > 1 else BOTH
     config = ProtocolConfig(classes=frozenset(classes), smt=threads > 1)
     if AsiClass.IDLE in config.classes:
         raise VerifyError("idle domains are not covered: which mm an idle thread keeps is not modelled")
@@ -304,7 +306,9 @@ def verify_mutants(
 def _row(candidate: Mutant, worlds: list[World]) -> MutantRow:
     verdicts: dict[int, Verdict] = {}
     refuted, states = None, 0
-    for world in worlds:
+    for each in worlds:
+        wide = candidate.guests and each.threads > 1
+        world = world_for(threads=each.threads, nesting=each.nesting, classes=BOTH) if wide else each
         if not has_element(world, candidate):
             # The model as it is: its own verdict is not this row's to find.
             verdicts[world.threads] = Verdict.PROVED

@@ -18,7 +18,7 @@ from asikit.protocol.errors import (
     RelaxWhenRelaxedError,
     UnbalancedInterruptExitError,
 )
-from asikit.protocol.expressions import Bit, Const, Guard, Lookup, Term
+from asikit.protocol.expressions import ALWAYS, Bit, Const, Guard, Lookup, Term
 from asikit.protocol.operations import END, Assign, MicroOp, Request, Requirement, Transition
 from asikit.protocol.taints import Taint
 from asikit.protocol.vocabulary import (
@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 def switching_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
     """Return the transitions of the ASI API and their parts."""
     return (
-        _flush_control("maybe_flush_control_for_exit", TAINTS.has(CONTROL), config),
+        # With SMT this thread's taints say too little: the sibling's untrusted code trains until it is stunned,
+        # even after a flush for a switch to another domain and before that one's taints are set.
+        _flush_control("maybe_flush_control_for_exit", ALWAYS if config.smt else TAINTS.has(CONTROL), config),
         _flush_control("maybe_flush_control_for_enter", TAINTS.has(policy_table(config, "prevent_control")), config),
         _flush_data(config),
         _enter(config),
@@ -93,7 +95,7 @@ def _flush_control(name: str, tainted: Guard, config: "ProtocolConfig") -> Trans
         name,
         "Flush the branch predictors if an attacker may have trained them (backward-looking).",
         (
-            MicroOp(name="clean", why="nothing to fear", when=~tainted, jump=END),
+            *(() if tainted is ALWAYS else (MicroOp(name="clean", why="nothing to fear", when=~tainted, jump=END),)),
             *flush_ops(config.control_flush),
             MicroOp(
                 name="clear_taints",
