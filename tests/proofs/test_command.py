@@ -56,6 +56,8 @@ def test_refuted() -> None:
         "loads": None,
     }
     assert found["counterexample"]["kind"] == "leak"
+    assert found["leaks_on_machine"] is True
+    assert found["on_machine"]["missed"] == 0
 
 
 def test_text() -> None:

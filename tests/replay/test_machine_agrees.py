@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from asikit.kernel import Machine, load_scenario
+from asikit.kernel import Machine, MachineConfig, RoundRobin, User, load_scenario
+from asikit.mm import PAGE_SIZE
 from asikit.protocol import AsiClass
 from asikit.replay import load_policy, replay, shipped_policies
 from asikit.replay.machine import machine_config
@@ -56,6 +57,36 @@ def test_a_replay_gives_the_machine_s_own_counts(scenario: str, policy: str, tmp
     """Exits by reason, flushes by kind, CR3 writes: of every example, under every policy."""
     machine, replayed = _both(scenario, policy, tmp_path)
     assert replayed == machine
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flushes_that_other_cpus_ask_for_agree(seed: int, tmp_path: Path) -> None:
+    """A CPU may enter its domain between another's decision to flush and its own part in that."""
+    policy = load_policy("allowlist-2022")
+    machine = Machine(machine_config(policy, MachineConfig(cpus=4, seed=seed)), interleaver=RoundRobin(seed, longest=4))
+    machine.file("/data", b"data")
+
+    @machine.process
+    def program(user: User) -> None:
+        def calls(thread: User) -> None:
+            fd = thread.open("/data")
+            for _ in range(40):
+                thread.pread(fd, 8, 0)
+
+        others = [user.thread(calls) for _ in range(3)]
+        for _ in range(12):
+            memory = user.mmap(PAGE_SIZE)
+            user.store(memory, b"data")
+            user.munmap(memory, PAGE_SIZE)
+        for other in others:
+            user.join(other)
+
+    with MachineTrace(machine, tmp_path / "run.asitrace"):
+        machine.run()
+    (replayed,) = replay(Trace.open(tmp_path / "run.asitrace"), [policy])
+    report = machine.report()
+    assert report.tlb.shootdowns > 5
+    assert {name: getattr(replayed, name) for name in COUNTS} == {name: getattr(report, name) for name in COUNTS}
 
 
 def test_a_trace_of_a_kernel_without_asi_gives_the_exits_of_one_with_it(tmp_path: Path) -> None:

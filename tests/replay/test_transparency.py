@@ -114,7 +114,7 @@ CONFIGS = {
     **{name: machine_config(load_policy(name)) for name in shipped_policies() if name != "off"},
     **{
         f"without {region}": MachineConfig(unmapped=frozenset({region.value}))
-        for region in (Region.VMEMMAP, Region.MODULES, Region.FIXMAP, Region.LDT, Region.ESPFIX)
+        for region in (Region.DIRECT_MAP, Region.VMEMMAP, Region.MODULES, Region.FIXMAP, Region.LDT, Region.ESPFIX)
     },
 }
 

@@ -121,7 +121,7 @@ def _verify_one(world: "World", mutant: str | None, method: str, smtlib: str | N
 
     changed = None if mutant is None else find_mutant(mutant)
     if method == "explore":
-        result = verify(world, changed, costs=True, progress=_states_progress())
+        result = verify(world, changed, costs=True, on_machine=True, progress=_states_progress())
         _end_progress()
         return result
     if smtlib is None:
@@ -143,7 +143,7 @@ def _shown(result: "Verification", *, as_json: bool) -> "Verdict":
 def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> "Verdict":
     from asikit.proofs import Verdict, verify_mutants  # noqa: PLC0415
 
-    rows = list(verify_mutants(threads=threads, nesting=nesting, progress=_mutants_progress()))
+    rows = list(verify_mutants(threads=threads, nesting=nesting, on_machine=True, progress=_mutants_progress()))
     _end_progress()
     verdicts = {row.verdict for row in rows}
     verdict = next(v for v in (Verdict.REFUTED, Verdict.UNKNOWN, Verdict.PROVED) if v in verdicts)

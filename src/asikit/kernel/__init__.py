@@ -16,6 +16,7 @@ from asikit.kernel.observer import Observer
 from asikit.kernel.process import Process
 from asikit.kernel.report import Report, TlbCounts
 from asikit.kernel.scenario import Scenario, load_scenario
+from asikit.kernel.speculation import Speculation
 from asikit.kernel.task import Task, TaskExit
 from asikit.kernel.user import User
 from asikit.kernel.virtual_machine import VmExit
@@ -41,6 +42,7 @@ __all__ = [
     "ScenarioError",
     "Scripted",
     "SegmentationFault",
+    "Speculation",
     "Task",
     "TaskExit",
     "TlbCounts",

@@ -39,8 +39,12 @@ class AsiDriver:
         config = protocol.config
         self._kernel = kernel
         self.protocol = protocol
-        self.pcids = PcidLayout(pti=config.pti)
-        self.pcids.check(config.classes)
+        self._pcids = PcidLayout(pti=config.pti)
+        self._pcids.check(config.classes)
+        paging = kernel.cpus[0].hw.core.model.paging
+        # Nobody bothers with PCIDs that INVPCID cannot flush.
+        self.has_pcids = paging.pcid and paging.invpcid
+        """Address spaces have TLB tags of their own; otherwise every write of CR3 flushes the TLB."""
         self.idle_class = config.asi and AsiClass.IDLE in config.classes
         """Idle CPUs go to a restricted address space of their own."""
 
@@ -152,7 +156,7 @@ class AsiDriver:
             cpu.hw.write_cr3(self.cr3(cpu, effect.space, user_half=effect.user_half, noflush=effect.noflush))
         elif kind is EffectKind.TLB_FLUSH:
             assert effect.space is not None  # noqa: S101 - the same
-            cpu.hw.invpcid(Invpcid.SINGLE_CONTEXT, self.pcids.pcid(cpu.loaded_asid, effect.space))
+            cpu.hw.invpcid(Invpcid.SINGLE_CONTEXT, self.pcid(cpu.loaded_asid, effect.space))
         elif kind is EffectKind.STUN:
             sibling = cpu.sibling
             if sibling is not None and cpu.core.state[sibling.who].stun_ipi:
@@ -166,13 +170,17 @@ class AsiDriver:
     def user_pcids(self, asid: int) -> tuple[int, ...]:
         """Return the PCIDs of an ASID's user halves: with PTI, CR3 writes that load those never flush."""
         config = self.protocol.config
-        if not config.pti:
+        if not (config.pti and self.has_pcids):
             return ()
         spaces = (Space.UNRESTRICTED, *map(space_of, sorted(config.classes) if config.asi else ()))
-        return tuple(self.pcids.pcid(asid, space, user_half=True) for space in spaces)
+        return tuple(self.pcid(asid, space, user_half=True) for space in spaces)
+
+    def pcid(self, asid: int, space: Space, *, user_half: bool = False) -> int:
+        """Return the PCID of an address space; 0 for all of them without PCIDs."""
+        return self._pcids.pcid(asid, space, user_half=user_half) if self.has_pcids else 0
 
     def cr3(self, cpu: "CpuContext", space: Space, *, user_half: bool = False, noflush: bool = False) -> int:
         """Return the value that loads an address space of the loaded mm on a CPU."""
         pgd = self._kernel.domains.pgd(cpu.loaded_mm, space, user_half=user_half)
-        pcid = self.pcids.pcid(cpu.loaded_asid, space, user_half=user_half)
-        return self.pcids.cr3(pgd << 12, pcid, noflush=noflush)
+        pcid = self.pcid(cpu.loaded_asid, space, user_half=user_half)
+        return self._pcids.cr3(pgd << 12, pcid, noflush=noflush and self.has_pcids)

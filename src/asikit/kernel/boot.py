@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from asikit.kernel.domains import DomainTables
+from asikit.kernel.errors import ScenarioError
 from asikit.kernel.interleave import RoundRobin
 from asikit.kernel.invariants import InvariantChecker
 from asikit.kernel.kernel import Kernel
@@ -38,7 +39,7 @@ from asikit.mm.stacks import KernelStacks
 from asikit.mm.vmalloc import Vmalloc
 from asikit.protocol import Protocol, SeenGenerations, Space
 from asikit.protocol.pcid import DYNAMIC_ASIDS
-from asikit.x86 import Cr0, Cr4, Efer, PhysicalMemory, Processor, load_cpu
+from asikit.x86 import CpuModel, Cr0, Cr4, Efer, PhysicalMemory, Processor, load_cpu
 
 if TYPE_CHECKING:
     from asikit.kernel.config import MachineConfig
@@ -52,6 +53,8 @@ _TEXT_PFN: Final = 512
 _TEXT_FRAMES: Final = IMAGE_TEXT_BYTES // _PAGE
 _DATA_FRAMES: Final = 64
 """Page frames of the kernel image's data, .data to .bss; the first is `empty_zero_page`."""
+_SIBLINGS: Final = 2
+_FIVE_LEVELS: Final = 5
 _MODULE_FRAMES: Final = MODULE_TEXT_BYTES // _PAGE
 _ENTRY_AREA_PAGES: Final = 2
 """Pages of each CPU's entry area that the model has: entry stack and exception stacks."""
@@ -81,10 +84,23 @@ def boot(config: "MachineConfig", protocol: Protocol | None = None, interleaver:
     return kernel
 
 
+def _check(config: "MachineConfig", protocol: Protocol, model: CpuModel) -> None:
+    """Raise ScenarioError for what the CPU model does not have."""
+    if config.smt and model.threads < _SIBLINGS:
+        raise ScenarioError(f"smt is on, but CPU model {model.name} has one thread a core")
+    if config.levels == _FIVE_LEVELS and not model.paging.la57:
+        raise ScenarioError(f"levels is 5, but CPU model {model.name} has 4-level paging only")
+    if protocol.config.noflush and not (model.paging.pcid and model.paging.invpcid):
+        raise ScenarioError(
+            f"the protocol keeps TLB entries over CR3 writes (noflush), but CPU model {model.name} has no PCIDs"
+        )
+
+
 def _cpus(config: "MachineConfig", protocol: Protocol, physical: PhysicalMemory) -> list[CpuContext]:
     """Make processor and per-CPU state; `loaded_mm` is filled in when there is one."""
-    threads = 2 if config.smt else 1
+    threads = _SIBLINGS if config.smt else 1
     model = load_cpu(config.cpu)
+    _check(config, protocol, model)
     processor = Processor(
         model, physical, cores=config.cpus // threads, threads=threads, levels=config.levels, seed=config.seed
     )
@@ -151,12 +167,23 @@ def _load_page_tables(kernel: Kernel) -> None:
         hw.write_efer(int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE))
         hw.write_cr0(int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG))
         hw.write_cr3(kernel.direct_map.pgd * _PAGE)
-        features = Cr4.PAE | Cr4.PCIDE | Cr4.SMEP | Cr4.SMAP | (Cr4.LA57 if kernel.config.levels == 5 else Cr4(0))  # noqa: PLR2004
-        hw.write_cr4(int(features))
+        hw.write_cr4(int(_features(kernel)))
         cpu.loaded_mm = kernel.contexts.init
         kernel.contexts.init.cpumask.add(cpu.number)
         cpu.asids[0].mm = kernel.contexts.init.id
         hw.write_cr3(kernel.asi.cr3(cpu, Space.UNRESTRICTED))
+
+
+def _features(kernel: Kernel) -> Cr4:
+    """Return what is turned on in CR4, of what the CPU has."""
+    paging = kernel.cpus[0].hw.core.model.paging
+    features = {
+        Cr4.LA57: kernel.config.levels == _FIVE_LEVELS,
+        Cr4.PCIDE: kernel.asi.has_pcids,
+        Cr4.SMEP: paging.smep,
+        Cr4.SMAP: paging.smap,
+    }
+    return sum((feature for feature, on in features.items() if on), Cr4.PAE)
 
 
 def _memory_management(kernel: Kernel, memblock: Memblock) -> None:

@@ -20,6 +20,12 @@ __all__ = ["MachineConfig", "Mapped"]
 MIB = 1 << 20
 SMALLEST_MEMORY = 16 * MIB
 """What a machine needs to boot."""
+LARGEST_MEMORY = 64 << 30
+"""What is known of a page frame takes memory of the host's."""
+FIRST_EXTERNAL_VECTOR = 32
+VECTORS = 256
+"""Interrupt vectors below 32 are exceptions (SDM 3A 6.2)."""
+LARGEST_PAGEBLOCK_ORDER = 9
 
 
 class Mapped(StrEnum):
@@ -81,16 +87,8 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no machine can be; raises ScenarioError."""
-        if self.cpus < 1 or (self.smt and self.cpus % 2):
-            raise ScenarioError(f"cpus is {self.cpus}; it must be at least 1, and with smt even")
-        if self.memory < SMALLEST_MEMORY or self.memory % MIB:
-            raise ScenarioError(
-                f"memory is {self.memory} bytes; it must be whole MiB, at least {SMALLEST_MEMORY >> 20}"
-            )
-        if self.levels not in {4, 5}:
-            raise ScenarioError(f"levels is {self.levels}; page tables have 4 or 5 levels")
-        if self.timer_period < 1:
-            raise ScenarioError(f"timer_period is {self.timer_period}; it must be at least 1")
+        self._check_hardware()
+        self._check_numbers()
         strange = {name for name in self.unmapped if isinstance(name, str)} - {region.value for region in Region}
         if strange:
             raise ScenarioError(f"unmapped names {', '.join(sorted(strange))}, which is no region")
@@ -98,6 +96,30 @@ class MachineConfig:
             raise ScenarioError("asi is off, but the protocol's configuration has it on; set one of them")
         if self.protocol is not None and self.protocol.asi and self.protocol.smt != self.smt:
             raise ScenarioError("smt must be the same in the machine's and in the protocol's configuration")
+
+    def _check_hardware(self) -> None:
+        if self.cpus < 1 or (self.smt and self.cpus % 2):
+            raise ScenarioError(f"cpus is {self.cpus}; it must be at least 1, and with smt even")
+        if self.memory < SMALLEST_MEMORY or self.memory % MIB:
+            raise ScenarioError(
+                f"memory is {self.memory} bytes; it must be whole MiB, at least {SMALLEST_MEMORY >> 20}"
+            )
+        if self.memory > LARGEST_MEMORY:
+            raise ScenarioError(f"memory is {self.memory} bytes; at most {LARGEST_MEMORY >> 30} GiB are modelled")
+        if self.levels not in {4, 5}:
+            raise ScenarioError(f"levels is {self.levels}; page tables have 4 or 5 levels")
+
+    def _check_numbers(self) -> None:
+        if self.timer_period < 1:
+            raise ScenarioError(f"timer_period is {self.timer_period}; it must be at least 1")
+        if not 1 <= self.pageblock_order <= LARGEST_PAGEBLOCK_ORDER:
+            raise ScenarioError(
+                f"pageblock_order is {self.pageblock_order}; it must be 1 to {LARGEST_PAGEBLOCK_ORDER}, a PMD entry's"
+            )
+        if not FIRST_EXTERNAL_VECTOR <= self.device_vector < VECTORS:
+            raise ScenarioError(
+                f"device_vector is {self.device_vector}; devices have {FIRST_EXTERNAL_VECTOR} to {VECTORS - 1}"
+            )
 
     def protocol_config(self) -> ProtocolConfig:
         """Return the protocol's configuration: the one given, or what follows from CPU model, `asi` and `smt`."""

@@ -148,6 +148,8 @@ class Entry:
             self._report_entry(cpu, kind, number)
         else:
             cpu.asi_only += 1
+        if kernel.speculation is not None:
+            kernel.speculation.entered()
         kernel.asi.run(happening)
         top = cpu.task.stack[1]
         if top:

@@ -52,7 +52,7 @@ class File(KernelObject):
         super().__init__(kernel)
         self.flags = int(flags)
         # The count is a locked instruction's business, which nothing comes between; the word is what it touches.
-        self._references = 1
+        self.references = 1
         self.count = 1
         self.f_pos_lock = kernel.mutex("f_pos_lock")
         self.readable = flags & OpenFlag.ACCMODE in {OpenFlag.RDONLY, OpenFlag.RDWR}
@@ -70,15 +70,19 @@ class File(KernelObject):
 
     def get(self) -> None:
         """Take a reference."""
-        self._references += 1
-        self.count = self._references
+        self.pin()
+        self.count = self.references
+
+    def pin(self) -> None:
+        """Take a reference, the word not yet written: for several at once, with nothing in between."""
+        self.references += 1
 
     @kernel_function()
     def fput(self) -> None:
         """Drop a reference; the last one closes the file."""
-        self._references -= 1
-        last = not self._references
-        self.count = self._references
+        self.references -= 1
+        last = not self.references
+        self.count = self.references
         if last:
             self.release()
             self.free()
@@ -206,7 +210,9 @@ class FilesStruct(KernelObject):
 
     def __init__(self, kernel: "Kernel") -> None:
         super().__init__(kernel)
+        # Changed together with the slots, under file_lock: after a slot's store, which others may come before.
         self._files: dict[int, File] = {}
+        self._reserved: set[int] = set()
         self._close_on_exec: set[int] = set()
 
     def __iter__(self) -> "Iterator[tuple[int, File]]":
@@ -222,36 +228,41 @@ class FilesStruct(KernelObject):
 
     def check_room(self, count: int = 1) -> None:
         """Raise SyscallError EMFILE unless so many descriptors are free."""
-        if len(self._files) + count > NR_OPEN:
+        if len(self._files) + len(self._reserved) + count > NR_OPEN:
             raise SyscallError(Errno.EMFILE)
 
     def install(self, file: File, *, close_on_exec: bool = False) -> int:
         """Give a file the lowest free descriptor, which takes over the reference. Raises SyscallError EMFILE."""
-        for fd in range(NR_OPEN):
-            if fd not in self._files:
-                self._files[fd] = file
-                if close_on_exec:
-                    self._close_on_exec.add(fd)
-                self.kernel.access.store_u64(self._slot(fd), file.address)
-                return fd
-        raise SyscallError(Errno.EMFILE)
+        self.check_room()
+        fd = next(fd for fd in range(NR_OPEN) if fd not in self._files and fd not in self._reserved)
+        self._reserved.add(fd)  # get_unused_fd_flags(): nobody else gets it, nobody can close it
+        self.kernel.access.store_u64(self._slot(fd), file.address)
+        self._reserved.remove(fd)
+        self._files[fd] = file
+        if close_on_exec:
+            self._close_on_exec.add(fd)
+        return fd
 
     def close(self, fd: int) -> None:
         """Free a descriptor. Raises SyscallError EBADF."""
+        if fd not in self._files:
+            raise SyscallError(Errno.EBADF)
+        self.kernel.access.store_u64(self._slot(fd), 0)
         file = self._files.pop(fd, None)
-        if file is None:
+        if file is None:  # another thread was faster
             raise SyscallError(Errno.EBADF)
         self._close_on_exec.discard(fd)
-        self.kernel.access.store_u64(self._slot(fd), 0)
         file.fput()
 
     def copy(self) -> "FilesStruct":
         """Return a copy for a child process: the same open files (`dup_fd`). Raises OutOfMemoryError."""
         copy = FilesStruct(self.kernel)
         copy._close_on_exec = set(self._close_on_exec)
-        for fd, file in self:
-            file.get()
-            copy._files[fd] = file
+        copy._files = dict(self._files)
+        for file in copy._files.values():
+            file.pin()  # all of them, before another thread can close one
+        for fd, file in copy:
+            file.count = file.references
             self.kernel.access.store_u64(copy._slot(fd), file.address)
         return copy
 

@@ -205,7 +205,7 @@ class InvariantChecker:
     def _check_entries(self, cpu: "CpuContext", entries: "Iterable[TlbEntry]", after: str) -> None:
         """I9 for some TLB entries of a CPU: those that it could use before it next flushes their PCID."""
         kernel = self._kernel
-        tags = {kernel.asi.pcids.pcid(cpu.loaded_asid, space): space for space in self._usable(cpu)}
+        tags = {kernel.asi.pcid(cpu.loaded_asid, space): space for space in self._usable(cpu)}
         for entry in entries:
             space = tags.get(entry.tag)
             if space is not None and not self._backed(cpu, space, entry):

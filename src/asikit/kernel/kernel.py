@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from asikit.kernel.invariants import InvariantChecker
     from asikit.kernel.memory_context import MemoryContexts
     from asikit.kernel.observer import Observer
+    from asikit.kernel.speculation import Speculation
     from asikit.kernel.userland import Userland
     from asikit.mm import (
         DirectMap,
@@ -84,12 +85,14 @@ class Kernel:
     :ivar tasks: Tasks that have not ended, by pid, without idle ones.
     :ivar observers: Who is told what happens.
     :ivar invariants: Checks in debug mode, else None.
+    :ivar speculation: Who attacks the machine, else None.
     :ivar tally: Counts.
     :ivar exit_work: Called on the way back to user mode with the current task; returns whether it did anything, in
         which case it is called again. May raise TaskExit.
     :ivar out_of_memory: Called with the current task when its page fault finds no memory: `pagefault_out_of_memory()`.
     :ivar at_report: Called when a report is made, to add to its results with `report_result`.
     :ivar running: Inside of `run`; otherwise a scenario is being set up, on CPU 0 and without interleaving.
+    :ivar stopped: A run has ended at its limit, in the middle of tasks.
     """
 
     allocator: "PageAllocator"
@@ -124,9 +127,11 @@ class Kernel:
         self.interleaver = interleaver
         self.observers: list[Observer] = []
         self.invariants: InvariantChecker | None = None
+        self.speculation: Speculation | None = None
         self.tally = Tally()
         self.tasks: dict[int, Task] = {}
         self.running = False
+        self.stopped = False
         self.exit_work: Callable[[Task], bool] | None = None
         self.out_of_memory: Callable[[Task], None] = _kill
         self.at_report: list[Callable[[], None]] = []
@@ -240,9 +245,7 @@ class Kernel:
         return cpu.waiting is not None and cpu.waiting.interruptible
 
     def _hand_over(self, cpu: CpuContext) -> None:
-        others = [other.number for other in self.cpus if other is not cpu and self.can_run(other)]
-        if others:
-            self._switch_cpu(cpu, self.cpus[self.interleaver.choose(cpu.number, others)])
+        self.stall()
 
     def _switch_cpu(self, cpu: CpuContext, target: CpuContext) -> None:
         """Let another CPU's greenlet go on; returns when somebody lets this one go on."""
@@ -286,6 +289,13 @@ class Kernel:
         ]
         parts += [f"{task} waits for a CPU" for cpu in self.cpus for task in cpu.runqueue]
         return "nothing can run any more: " + "; ".join(parts)
+
+    def stall(self) -> None:
+        """Let another CPU go on while this one's instruction takes its time: no interrupt comes before it is done."""
+        cpu = self.cpu
+        others = [other.number for other in self.cpus if other is not cpu and self.can_run(other)]
+        if others:
+            self._switch_cpu(cpu, self.cpus[self.interleaver.choose(cpu.number, others)])
 
     # Interrupts on and off.
 
@@ -402,7 +412,8 @@ class Kernel:
             raise
         finally:
             self.running = False
-        if not self.tasks:
+        self.stopped = bool(self.tasks)
+        if not self.stopped:
             self._stop_idle()
 
     def _start_idle(self) -> None:
@@ -421,6 +432,9 @@ class Kernel:
                 idle.throw(GreenletExit)
             self._dead = False
             cpu.idle.calls.clear()
+            self.cpu = cpu
+            if cpu.thread.task.target:  # what is set up before the next run is no code of a critical section
+                self.asi.leave_idle()
         self.cpu = self.cpus[0]
         self.cpu.hw.interrupts_enabled = True
 

@@ -115,6 +115,8 @@ class Machine:
         """
         from asikit.kernel.process import create_process  # noqa: PLC0415 - it needs all of this room
 
+        self._check_outside("a process")
+
         def create(main: "Program") -> "Process":
             made = create_process(self.kernel, main, name=name, cpu=self._cpu(cpu), pinned=pinned, cookie=cookie)
             self.processes.append(made)
@@ -127,6 +129,11 @@ class Machine:
             raise ScenarioError(f"there is no CPU {cpu} (there are {self.config.cpus}, from 0)")
         return cpu
 
+    def _check_outside(self, what: str) -> None:
+        """Refuse what is kernel code's to do while a CPU is stopped, or runs, somewhere in user mode or on the way."""
+        if self.kernel.stopped or self.kernel.cpu.hw.cpl:
+            raise ScenarioError(f"{what} can be made before a run or after all processes have ended, not in between")
+
     def file(self, path: str, content: bytes, *, filesystem: str = "tmpfs", module: str | None = None) -> None:
         """Make a file.
 
@@ -134,6 +141,7 @@ class Machine:
             are read when they are first used.
         :param module: The module that the file system's functions are in, None for the kernel image.
         """
+        self._check_outside("a file")
         self.kernel.userland.vfs.create(path, content, filesystem_name=filesystem, module=module)
 
     def allocate(self, content: bytes, gfp: "Gfp" = GFP_USER) -> int:
@@ -142,6 +150,7 @@ class Machine:
         :param gfp: How it is allocated; by default as user data is, so that it is sensitive.
         :raises OutOfMemoryError: There is no memory.
         """
+        self._check_outside("an allocation")
         kernel = self.kernel
         order = (max(1, len(content)) - 1 >> PAGE_SHIFT).bit_length()
         address = kernel.layout.virt(kernel.allocator.alloc_pages(gfp, order) << PAGE_SHIFT)

@@ -46,6 +46,8 @@ class CurrentMemory:
         try:
             data = cpu.hw.load(vaddr, size)
         except (PageFault, GeneralProtection) as fault:
+            if kernel.speculation is not None:
+                kernel.speculation.faulted()
             data = self._retry(fault, vaddr, lambda hw_cpu: hw_cpu.hw.load(vaddr, size))
         if self.watched:
             kernel.touch(cpu, _READ, vaddr, size)
@@ -75,6 +77,8 @@ class CurrentMemory:
         try:
             value = cpu.hw.load_u64(vaddr)
         except (PageFault, GeneralProtection) as fault:
+            if kernel.speculation is not None:
+                kernel.speculation.faulted()
             value = self._retry(fault, vaddr, lambda hw_cpu: hw_cpu.hw.load_u64(vaddr))
         if self.watched:
             kernel.touch(cpu, _READ, vaddr, 8)
@@ -109,12 +113,17 @@ class CurrentMemory:
             self._retry(fault, address, lambda hw_cpu: hw_cpu.hw.fetch(address))
         if self.watched:
             kernel.touch(cpu, _FETCH, address, 1)
+        if kernel.speculation is not None:
+            kernel.speculation.called(address)
 
     def leave(self) -> None:
         """End the kernel function that was entered last."""
-        calls = self._kernel.cpu.task.calls
+        kernel = self._kernel
+        calls = kernel.cpu.task.calls
         if calls:  # a task that was killed in the middle has none
-            calls.pop()
+            symbol = calls.pop()
+            if kernel.speculation is not None:
+                kernel.speculation.returning(self._address(symbol))
 
     def _retry(self, fault: PageFault | GeneralProtection, vaddr: int, again: "Callable[[CpuContext], R]") -> "R":
         """Let the fault be handled, and retry, until the access is done. Raises UserFixup."""

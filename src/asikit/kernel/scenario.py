@@ -4,6 +4,7 @@ A scenario file has a function ``scenario(machine)`` that puts processes, files 
 ``CONFIG``, the `MachineConfig` that it needs. The first line of its docstring is its title.
 """
 
+import inspect
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,6 +48,9 @@ class Scenario:
             machine.run()
         except AsikitError:
             raise
+        except SystemExit as error:
+            place = place_of(error, self.path)
+            raise ScenarioError(f"{place}: sys.exit() would end asi; use user.exit(CODE)") from error
         except Exception as error:
             if not _is_the_scenarios(error, self.path):
                 raise
@@ -73,12 +77,20 @@ def load_scenario(path: "Path") -> Scenario:
     except Exception as error:
         raise ScenarioError(f"{place_of(error, path)}: {type(error).__name__}: {error}") from error
     build, config = names.get("scenario"), names.get("CONFIG", MachineConfig())
-    if not callable(build):
+    if not callable(build) or not _takes_one(build):
         raise ScenarioError(f"{path}: defines no function scenario(machine)")
     if not isinstance(config, MachineConfig):
         raise ScenarioError(f"{path}: CONFIG is a {type(config).__name__}, not a MachineConfig")
     title = str(names.get("__doc__") or path.stem).strip().splitlines()[0].removesuffix(".")
     return Scenario(path, title, config, build)
+
+
+def _takes_one(function: "Callable[..., object]") -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def place_of(error: BaseException, path: "Path") -> str:

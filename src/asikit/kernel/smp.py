@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from asikit.kernel.errors import KernelOopsError
 from asikit.kernel.interrupts import CALL_FUNCTION_VECTOR
 from asikit.kernel.memory_context import INIT_MM
-from asikit.protocol import AsiClass, DomainId, Generations, Happening, Space, space_of
+from asikit.protocol import DomainId, Generations, Happening, Space
 from asikit.x86 import Invpcid
 
 if TYPE_CHECKING:
@@ -57,9 +57,20 @@ class Smp:
         while missing:
             if kernel.interrupts.deliverable(me):
                 kernel.interrupts.deliver(me)
-            else:
+            elif kernel.running:
                 numbers = ", ".join(map(str, missing))
                 kernel.wait_for(me, f"cpus {numbers} to {what}", lambda: not missing)
+            else:
+                self._interrupt_idle(targets)
+
+    def _interrupt_idle(self, cpus: "Iterable[CpuContext]") -> None:
+        """Outside of a run, when a scenario is being set up, the others take the interrupt when they are told to."""
+        kernel = self._kernel
+        me = kernel.cpu
+        for cpu in cpus:
+            kernel.cpu = cpu
+            kernel.interrupts.poll()
+        kernel.cpu = me
 
     def run_calls(self, cpu: "CpuContext") -> None:
         """Call what others want this CPU to call: the handler of CALL_FUNCTION_VECTOR."""
@@ -158,7 +169,13 @@ class Shootdown:
     def _flush_own(self, cpu: "CpuContext", pages: range | None) -> None:
         """Flush the unrestricted address space; and the restricted one loaded, where its generations do not do that."""
         asi = self._kernel.asi
-        tags = {asi.pcids.pcid(cpu.loaded_asid, Space.UNRESTRICTED), *asi.user_pcids(cpu.loaded_asid)}
+        if not asi.has_pcids:
+            if pages is None:
+                cpu.hw.write_cr3(cpu.hw.cr3)
+            for vaddr in pages or ():
+                cpu.hw.invlpg(vaddr)
+            return
+        tags = {asi.pcid(cpu.loaded_asid, Space.UNRESTRICTED), *asi.user_pcids(cpu.loaded_asid)}
         if not asi.protocol.config.noflush:
             tags.add(cpu.hw.pcid)
         for tag in sorted(tags):
@@ -168,28 +185,13 @@ class Shootdown:
                 for vaddr in pages:
                     cpu.hw.invpcid(Invpcid.ADDRESS, tag, vaddr)
 
-    # Generations: whoever flushes counts one before anybody is interrupted.
+    # Generations: whoever flushes counts one before anybody is interrupted. Each CPU's own state says so when it takes
+    # the interrupt, or loads the mm again: until then the flush is not over, and nothing depends on it.
 
     def _outdate_user(self, context: "MemoryContext") -> None:
-        classes = [cls for cls in self._kernel.protocol.config.classes if cls.maps_user]
-        for asi_class in classes:
-            self.generations = self.generations.flush(DomainId(context.id, asi_class))
-        bits = 1 | sum(1 << space_of(asi_class) for asi_class in classes)
-        # A lazy CPU has no use for user addresses, and lets go of the mm when it is asked to flush them.
-        loaded = [cpu for cpu in self._kernel.cpus if cpu.loaded_mm is context]
-        self._mark([cpu for cpu in loaded if context.id == INIT_MM or not cpu.lazy], bits)
+        for asi_class in self._kernel.protocol.config.classes:
+            if asi_class.maps_user:
+                self.generations = self.generations.flush(DomainId(context.id, asi_class))
 
     def _outdate_kernel(self) -> None:
         self.generations = self.generations.flush_everywhere()
-        classes: Iterable[AsiClass] = self._kernel.protocol.config.classes
-        self._mark(self._kernel.cpus, 1 | sum(1 << space_of(asi_class) for asi_class in classes))
-
-    def _mark(self, cpus: "list[CpuContext]", bits: int) -> None:
-        """Set and clear the bits that stand for the generations in CPUs' states."""
-        config = self._kernel.protocol.config
-        if not (config.asi and config.noflush):
-            return
-        for cpu in cpus:
-            state = cpu.thread.cpu
-            marked = state._replace(tlb_stale=state.tlb_stale | bits, tlb_read=state.tlb_read & ~bits)
-            cpu.thread = cpu.thread._replace(cpu=marked)

@@ -230,6 +230,10 @@ class Vcpu:
         except PageFault as fault:
             return SvmExit.NPF, fault.error_code, fault.vaddr
         value = b"".join(self._kernel.physical.read(paddr, length) for paddr, length in parts)
+        hw = self._kernel.cpu.hw
+        if hw.recorder is not None:
+            for paddr, length in parts:
+                hw.recorder.load(hw.thread, hw.owner, paddr, self._kernel.physical.read(paddr, length))
         self._record("load", value)
         self._answer = value
         return None
@@ -239,9 +243,11 @@ class Vcpu:
             parts = [(self._translate(part, Access.WRITE), length) for part, length in _pages(address, len(data))]
         except PageFault as fault:
             return SvmExit.NPF, fault.error_code, fault.vaddr
-        done = 0
+        done, hw = 0, self._kernel.cpu.hw
         for paddr, length in parts:
             self._kernel.physical.write(paddr, data[done : done + length])
+            if hw.recorder is not None:
+                hw.recorder.store(hw.thread, hw.owner, paddr, data[done : done + length])
             done += length
         return None
 

@@ -14,6 +14,7 @@ from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
 from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
 from asikit.proofs.model import World
 from asikit.proofs.mutants import CATALOGUE, Mutant, has_element, mutant
+from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, StoryStep
 from asikit.proofs.threads import Mode, Move, Thread, View
 from asikit.proofs.verify import (
@@ -46,6 +47,7 @@ __all__ = [
     "MutantRow",
     "Party",
     "Property",
+    "Reproduction",
     "Situation",
     "StoryStep",
     "Structure",
@@ -62,6 +64,7 @@ __all__ = [
     "has_element",
     "mutant",
     "prove",
+    "reproduce",
     "verify",
     "verify_mutants",
     "world_for",

@@ -11,6 +11,7 @@ from asikit.proofs.hardware import ALL_CAPABILITIES, ASSUMPTIONS, Capability
 from asikit.proofs.model import World
 from asikit.proofs.mutants import CATALOGUE, Mutant, has_element
 from asikit.proofs.relation import Relation
+from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, tell
 from asikit.protocol import AsiClass, Protocol, ProtocolConfig, blanket_config
 
@@ -82,6 +83,7 @@ class Verification:
         seconds: how long it took.
         properties: each property's own verdict.
         counterexample: the shortest way to break one.
+        machine: what became of the counterexample on the machine; None if there is none, or that was not asked for.
         reason: why a verdict is UNKNOWN.
         assumptions: what was taken for granted.
         not_proved: what the verdict does not say.
@@ -102,6 +104,7 @@ class Verification:
     seconds: float = 0.0
     properties: tuple[Property, ...] = ()
     counterexample: Counterexample | None = None
+    machine: Reproduction | None = None
     reason: str = ""
     assumptions: tuple[str, ...] = ASSUMPTIONS
     not_proved: tuple[str, ...] = NOT_PROVED
@@ -112,6 +115,11 @@ class Verification:
     def steps(self) -> int | None:
         """The length of the counterexample, in moves."""
         return None if self.counterexample is None else len(self.counterexample.steps)
+
+    @property
+    def leaks_on_machine(self) -> bool | None:
+        """Whether the counterexample breaks the machine too; None if that is not known."""
+        return None if self.machine is None else self.machine.leaks
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""
@@ -133,7 +141,8 @@ class Verification:
             "obligations": self.obligations or None,
             "invariant": [{"name": name, "says": says} for name, says in self.invariant],
             "steps": self.steps,
-            "leaks_on_machine": None,
+            "leaks_on_machine": self.leaks_on_machine,
+            "on_machine": None if self.machine is None else self.machine.to_dict(),
             "assumptions": list(self.assumptions),
             "not_proved": list(self.not_proved),
         }
@@ -162,6 +171,7 @@ class MutantRow:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON values."""
         found = self.refuted.counterexample if self.refuted is not None else None
+        machine = self.refuted.machine if self.refuted is not None else None
         return {
             "mutant": self.mutant.name,
             "says": self.mutant.says,
@@ -173,7 +183,8 @@ class MutantRow:
             "steps": None if found is None else len(found.steps),
             "states": self.states,
             "counterexample": None if found is None else found.to_dict(),
-            "leaks_on_machine": None,
+            "leaks_on_machine": None if machine is None else machine.leaks,
+            "on_machine": None if machine is None else machine.to_dict(),
         }
 
 
@@ -211,11 +222,17 @@ def world_for(
 
 
 def verify(
-    world: World, mutant: Mutant | None = None, *, costs: bool = False, progress: "Progress | None" = None
+    world: World,
+    mutant: Mutant | None = None,
+    *,
+    costs: bool = False,
+    on_machine: bool = False,
+    progress: "Progress | None" = None,
 ) -> Verification:
     """Explore a model, or a mutant of it, and return the verdict.
 
     :param costs: Whether T3 is among the properties, of ASI itself with one thread.
+    :param on_machine: Run a counterexample on the machine too.
     :param progress: Called now and then with the number of states so far.
     """
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
@@ -240,6 +257,7 @@ def verify(
         seconds=time.perf_counter() - began,
         properties=properties,
         counterexample=found,
+        machine=reproduce(world, mutant, found) if on_machine and found is not None else None,
     )
 
 
@@ -289,21 +307,23 @@ def verify_mutants(
     *,
     threads: int | None = None,
     nesting: int = 1,
+    on_machine: bool = False,
     progress: "Callable[[Mutant], None] | None" = None,
 ) -> "Iterator[MutantRow]":
     """Yield what becomes of mutants of ASI: with one thread first, and if that refutes it not, with two.
 
     :param threads: Only with so many threads.
+    :param on_machine: Run counterexamples on the machine too.
     :param progress: Called before each mutant.
     """
     worlds = [world_for(threads=count, nesting=nesting) for count in ((1, 2) if threads is None else (threads,))]
     for candidate in names:
         if progress is not None:
             progress(candidate)
-        yield _row(candidate, worlds)
+        yield _row(candidate, worlds, on_machine=on_machine)
 
 
-def _row(candidate: Mutant, worlds: list[World]) -> MutantRow:
+def _row(candidate: Mutant, worlds: list[World], *, on_machine: bool) -> MutantRow:
     verdicts: dict[int, Verdict] = {}
     refuted, states = None, 0
     for each in worlds:
@@ -313,7 +333,7 @@ def _row(candidate: Mutant, worlds: list[World]) -> MutantRow:
             # The model as it is: its own verdict is not this row's to find.
             verdicts[world.threads] = Verdict.PROVED
             continue
-        verification = verify(world, candidate)
+        verification = verify(world, candidate, on_machine=on_machine)
         verdicts[world.threads] = verification.verdict
         states += verification.states
         if verification.verdict is Verdict.REFUTED:

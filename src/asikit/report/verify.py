@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import JustifyMethod, RenderableType
 
-    from asikit.proofs import Comparison, Counterexample, MutantRow, Verification
+    from asikit.proofs import Comparison, Counterexample, MutantRow, Reproduction, Verification
 
 __all__ = ["equivalence_report", "mutants_report", "verification_report"]
 
@@ -21,6 +21,11 @@ WIDTH = 96
 """Columns of the widest part."""
 
 _HOLDS = {True: "holds", False: "broken", None: "unknown"}
+_AND_MACHINE = {
+    True: "on the machine too",
+    False: "not on the machine",
+    None: "the machine goes wrong without the mutant too",
+}
 
 
 def verification_report(result: "Verification") -> "RenderableType":
@@ -47,6 +52,8 @@ def verification_report(result: "Verification") -> "RenderableType":
         ]
     if result.counterexample is not None:
         parts += [Text(), *_counterexample(result.counterexample)]
+    if result.machine is not None:
+        parts += [_wrapped("   On the machine: ", _on_machine(result.machine))]
     parts += [Text(), Text("Assumed", style="bold"), _list(result.assumptions)]
     parts += [Text(), Text("Not proved", style="bold"), _list(result.not_proved)]
     return Group(*parts)
@@ -63,12 +70,15 @@ def mutants_report(rows: "Sequence[MutantRow]") -> "RenderableType":
     for row in rows:
         found = row.refuted.counterexample if row.refuted is not None else None
         steps, what = ("", "harmless") if found is None else (str(len(found.steps)), found.kind)
+        machine = row.refuted.machine if row.refuted is not None else None
+        if machine is not None:
+            what += f"; {_AND_MACHINE[machine.leaks]}"
         table.add_row(row.mutant.name, _cell(row.without_smt), _cell(row.with_smt), steps, what)
     refuted = sum(row.refuted is not None for row in rows)
     return Group(
         table,
         Text(f"{refuted} of {len(rows)} mutants are refuted. `asi verify --mutant NAME` tells one's counterexample."),
-        Text("Whether it leaks on the machine too is not run yet (leaks_on_machine is null)."),
+        Text(f"{sum(_breaks_machine(row) for row in rows)} of them break the model machine too."),
     )
 
 
@@ -105,6 +115,15 @@ def _counterexample(found: "Counterexample") -> "list[RenderableType]":
     title = f"Counterexample: a {found.kind}, in {_count(len(found.steps), 'step')}"
     lines = [_wrapped(f"{number:>4}. ", line) for number, line in enumerate(found.story, 1)]
     return [Text(title, style="bold"), *lines, Text(f"   => {found.conclusion}", style="bold")]
+
+
+def _on_machine(machine: "Reproduction") -> str:
+    missed = f" ({_count(machine.missed, 'step')} could not be followed)" if machine.missed else ""
+    return f"{machine.kind or 'harmless'}: {machine.says}{missed}"
+
+
+def _breaks_machine(row: "MutantRow") -> bool:
+    return row.refuted is not None and row.refuted.leaks_on_machine is True
 
 
 def _list(lines: "Iterable[str]") -> "RenderableType":

@@ -125,7 +125,7 @@ class Btb(_Predictor):
 
     def predict(self, thread: int, source: int) -> Training | None:
         """Return the newest training for a branch at a linear address."""
-        return next((entry for entry in self.visible(thread) if entry.source == source), None)
+        return next((entry for entry in reversed(self._part(thread)) if entry.source == source), None)
 
 
 class Bhb(_Predictor):
@@ -152,27 +152,43 @@ class Pht(_Predictor):
 
     def predict(self, thread: int, source: int) -> Training | None:
         """Return the newest training for a branch at a linear address."""
-        return next((entry for entry in self.visible(thread) if entry.source == source), None)
+        return next((entry for entry in reversed(self._part(thread)) if entry.source == source), None)
 
 
 class L1d(_Data):
-    """Level 1 data cache, by lines of 64 bytes."""
+    """Level 1 data cache, by lines of 64 bytes; its threads have no parts of their own."""
 
     name = "l1d"
     line_bytes: ClassVar[int] = 64
 
+    def __init__(self, model: "StructureModel", threads: int) -> None:
+        super().__init__(model, threads)
+        self._lines: dict[int | None, Datum] = {}
+
+    def add(self, entry: Datum) -> None:
+        """Put a line in, in place of an older copy of it; a full cache loses the one that was put in first."""
+        self._lines.pop(entry.paddr, None)
+        if len(self._lines) >= self.model.entries:
+            del self._lines[next(iter(self._lines))]
+        self._lines[entry.paddr] = entry
+
+    fill = add
+
+    def visible(self, thread: int) -> tuple[Datum, ...]:  # noqa: ARG002 - all of it to every thread
+        """Return all lines, newest first."""
+        return tuple(reversed(self._lines.values()))
+
+    def entries(self) -> tuple[Datum, ...]:
+        """Return all lines."""
+        return tuple(self._lines.values())
+
+    def clear(self, thread: int) -> None:  # noqa: ARG002 - all of it for every thread
+        """Empty it."""
+        self._lines.clear()
+
     def line(self, paddr: int) -> Datum | None:
         """Return the line that holds a physical address."""
-        base = paddr & -self.line_bytes
-        return next((entry for entry in reversed(self._parts[0]) if entry.paddr == base), None)
-
-    def fill(self, entry: Datum) -> None:
-        """Put a line in, in place of an older copy of it."""
-        part = self._part(entry.thread)
-        old = next((held for held in part if held.paddr == entry.paddr), None)
-        if old is not None:
-            part.remove(old)
-        part.append(entry)
+        return self._lines.get(paddr & -self.line_bytes)
 
 
 class FillBuffer(_Data):

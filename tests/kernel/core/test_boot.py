@@ -2,15 +2,16 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from asikit.kernel import Machine, MachineConfig, Mapped, ScenarioError
+from asikit.kernel import Machine, MachineConfig, Mapped, ScenarioError, User
 from asikit.mm import OutOfMemoryError, Region, Symbol
 from asikit.mm.pgtable import PRESENT
-from asikit.protocol import ProtocolConfig, Space
-from asikit.x86 import Access, CpuModelError, Cr0, Cr4, Efer
+from asikit.protocol import Protocol, ProtocolConfig, Space
+from asikit.x86 import Access, CpuModelError, Cr0, Cr4, Efer, cpu_names, load_cpu
 from tests.kernel.core.running import Program, machine, seen, spawn
 
 
@@ -100,6 +101,7 @@ def test_without_asi_there_is_no_restricted_address_space() -> None:
         ({"memory": (32 << 20) + 1}, "it must be whole MiB"),
         ({"levels": 3}, "page tables have 4 or 5 levels"),
         ({"timer_period": 0}, "timer_period is 0"),
+        ({"pageblock_order": 10}, "pageblock_order is 10; it must be 1 to 9"),
         ({"unmapped": frozenset({"module"})}, "unmapped names module, which is no region"),
         ({"asi": False, "protocol": ProtocolConfig()}, "asi is off, but the protocol's configuration has it on"),
         ({"protocol": ProtocolConfig(smt=True)}, "smt must be the same"),
@@ -117,6 +119,46 @@ def test_a_cpu_that_is_not_there() -> None:
         Machine(cpu="pentium")
     with pytest.raises(ScenarioError, match="there is no CPU 1"):
         Machine().inject_nmi(1)
+
+
+@pytest.mark.parametrize("pti", [False, True])
+@pytest.mark.parametrize("name", cpu_names())
+def test_every_cpu_model_boots(name: str, pti: bool) -> None:  # noqa: FBT001
+    """Without PCIDs too, as AMD's before Zen 3: then every write of CR3 flushes, and shootdowns need no INVPCID."""
+    config = MachineConfig(cpu=name, cpus=2, debug=True)
+    target = Machine(config, protocol=Protocol(replace(config.protocol_config(), pti=pti)))
+    paging = load_cpu(name).paging
+
+    @target.process
+    def program(user: User) -> None:
+        user.thread(lambda thread: thread.compute(400))
+        for pages in (1, 50):
+            memory = user.mmap(pages * 4096)
+            user.store(memory, b"data" * 1024 * pages)
+            user.munmap(memory, pages * 4096)
+        user.fork(lambda child: child.getpid())
+        user.wait()
+
+    report = target.run()
+    assert report.exits > 50
+    assert report.tlb.shootdowns
+    assert all((Cr4.PCIDE in cpu.hw.cr4) == paging.pcid for cpu in target.kernel.cpus)
+    if not paging.pcid:
+        assert report.tlb.flushes >= report.hw_cr3_writes
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cpu": "zen-1200", "cpus": 2, "smt": True}, "smt is on, but CPU model zen-1200 has one thread a core"),
+        ({"cpu": "skylake-6600u", "levels": 5}, "levels is 5, but CPU model skylake-6600u has 4-level paging only"),
+        ({"cpu": "zen2-7452", "protocol": ProtocolConfig(noflush=True)}, "CPU model zen2-7452 has no PCIDs"),
+    ],
+)
+def test_what_a_cpu_model_does_not_have(fields: dict[str, object], message: str) -> None:
+    """One line that says what is wrong."""
+    with pytest.raises(ScenarioError, match=message):
+        Machine(MachineConfig(**fields))  # type: ignore[arg-type]
 
 
 def test_too_little_memory_is_an_error() -> None:

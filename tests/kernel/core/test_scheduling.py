@@ -1,9 +1,12 @@
 """Tasks and CPUs: sleeping, waking, slices, migration, deadlocks, determinism."""
 
+from contextlib import suppress
+
 import pytest
 
-from asikit.kernel import DeadlockError, RoundRobin, ScenarioError, Scripted, TaskExit
+from asikit.kernel import DeadlockError, Machine, RoundRobin, ScenarioError, Scripted, TaskExit
 from asikit.kernel.task import TaskStatus
+from asikit.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError
 from tests.kernel.core.running import Program, Recorder, machine, secret, seen, spawn
 
 
@@ -230,6 +233,52 @@ def test_a_limit_and_going_on() -> None:
         stops += 1
     assert stops > 5
     assert report == expected
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_nothing_is_set_up_while_programs_are_stopped(cpus: int) -> None:
+    """A CPU may have stopped in user mode, or in a critical section: kernel code cannot begin there."""
+    target = Machine(cpus=cpus, debug=True)
+    made = (
+        lambda: target.file("/late", b"late"),
+        lambda: target.allocate(b"late"),
+        lambda: target.process(lambda user: user.getpid()),
+    )
+    target.process(lambda user: [user.getpid() for _ in range(20)])
+    target.run(limit=60)
+    for make in made:
+        with pytest.raises(ScenarioError, match="before a run or after all processes have ended, not in between"):
+            make()
+    target.run()
+    for make in made:
+        make()
+    target.run()
+
+
+def test_programs_make_nothing_from_outside() -> None:
+    """A program that takes the machine for its own means is told."""
+    target = Machine()
+    target.process(lambda _: target.file("/inside", b"inside"))
+    with pytest.raises(ScenarioError, match="a file can be made before a run"):
+        target.run()
+
+
+@pytest.mark.parametrize("smt", [False, True])
+def test_setting_up_after_a_run_is_like_setting_up_before(smt: bool) -> None:  # noqa: FBT001
+    """Sensitive memory is touched in no critical section, and pageblocks change hands with all CPUs at rest."""
+    target = Machine(cpus=2, smt=smt, debug=True, memory=16 << 20, pageblock_order=4)
+    for gfp in (GFP_KERNEL, GFP_USER):
+        for _ in range(2):
+            target.process(lambda user: user.getpid())
+            target.run()
+        allocator, pages = target.kernel.allocator, []
+        with suppress(OutOfMemoryError):
+            while True:
+                pages.append(allocator.alloc_pages(gfp))
+        assert len(pages) > 2500
+        assert target.report().allocations["flips"] > 0
+        for pfn in pages:
+            allocator.free_pages(pfn)
 
 
 def test_programs_can_be_added_after_a_run() -> None:

@@ -100,7 +100,7 @@ def test_an_idle_sibling_does_not_stun_for_ever() -> None:
     spawn(target, lambda user: user.getpid(), pinned=True)
     assert target.run().round_trips == 1
     idle = target.kernel.cpus[1]
-    assert idle.thread.task.target == AsiClass.IDLE + 1
+    assert idle.thread.cpu.curr_asi == AsiClass.IDLE + 1
 
 
 def test_without_the_idle_class_the_machine_deadlocks() -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.kernel import DeadlockError, Guest, Machine, SegmentationFault
+from asikit.kernel import DeadlockError, Guest, Machine, RoundRobin, SegmentationFault
 from asikit.kernel.abi import OpenFlag
 from asikit.kernel.syscalls.numbers import Nr
 from asikit.mm import MapFlags, Prot
@@ -118,6 +118,31 @@ def test_exit_group_interrupts_a_thread_on_another_cpu() -> None:
     machine.process(program)
     machine.run(limit=100_000)
     assert machine.kernel.tasks == {}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_descriptors_are_not_torn_between_threads(seed: int) -> None:
+    """Threads that open, close and fork at once: no file is used after it was closed, no open one is lost."""
+
+    def program(user: "User") -> None:
+        def opens(thread: "User") -> None:
+            for _ in range(30):
+                fd = thread.open("/data")
+                assert thread.pread(fd, 4, 0) == b"data"
+                thread.close(fd)
+
+        others = [user.thread(opens) for _ in range(2)]
+        for _ in range(8):
+            user.fork(lambda child: child.getpid())
+            user.wait()
+        for other in others:
+            user.join(other)
+
+    machine = Machine(debug=True, cpus=3, interleaver=RoundRobin(seed, longest=6))
+    machine.file("/data", b"data")
+    machine.process(program)
+    machine.run()
+    assert machine.kernel.slab.cache("filp", 232).in_use == 0
 
 
 @seeds

@@ -1,0 +1,216 @@
+"""The attacker of the proofs, on the machine: what the core speculates, and what untrusted code comes by (H1 to H4).
+
+At every point of a run each hardware thread does transiently what it could: the kernel reads every secret that its page
+tables, or stale entries of its TLB, still map; code whose predictors somebody trained who must not learn a secret in
+its reach transmits it; untrusted code trains, reads past permissions, and samples what the core's structures hold.
+Everything learnt so is written down, to be compared with what another run, with another secret, gives.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from asikit.protocol import HANDLER, EffectKind
+from asikit.x86 import Access, GeneralProtection, PageFault, Sharing, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from asikit.kernel import Kernel
+    from asikit.kernel.percpu import CpuContext
+    from asikit.mm import MmStruct
+    from asikit.proofs.model import World
+    from asikit.x86 import CpuModel, Recorder
+
+KERNEL = "the kernel"
+GUEST = "the guest of "
+LINE = 64
+DATA = {
+    "l1d": (EffectKind.L1D_FLUSH, "L1D cache"),
+    "fill_buffer": (EffectKind.VERW, "fill buffers"),
+    "store_buffer": (EffectKind.VERW, "store buffer"),
+    "load_port": (EffectKind.VERW, "load ports"),
+    "divider": (EffectKind.DUMMY_DIVIDE, "divider"),
+}
+PREDICTORS = {
+    "btb": (EffectKind.IBPB, "branch target buffer"),
+    "rsb": (EffectKind.RSB_FILL, "return stack buffer"),
+    "bhb": (EffectKind.BHB_CLEAR, "branch history buffer"),
+}
+_BRANCH, _GADGET = 0x1000, 0x2000
+
+
+class Learnt(NamedTuple):
+    """Something that untrusted code came by: who, how, and the values."""
+
+    who: str
+    how: str
+    values: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Bytes that somebody must not learn.
+
+    Attributes:
+        owner: whose: KERNEL, or a process' name.
+        paddr: where they are in physical memory.
+        addresses: virtual addresses at which page tables may have them.
+    """
+
+    owner: str
+    paddr: int
+    addresses: tuple[int, ...]
+
+
+def assumed(model: "CpuModel") -> "CpuModel":
+    """Return a CPU model with the structures of a core as the proofs assume them: H2, H3."""
+    structures = {
+        name: replace(getattr(model.structures, name), sharing=Sharing.CORE, cleared_by=(str(cleared),))
+        for name, (cleared, _) in {**DATA, **PREDICTORS}.items()
+    }
+    return replace(model, structures=replace(model.structures, **structures))
+
+
+def must_not_learn(world: "World", who: str, owner: str) -> bool:
+    """Whether somebody must not learn an owner's data: the threat model, `asikit.proofs.hardware.may_not_learn`."""
+    if owner == who.removeprefix(GUEST):
+        return who.startswith(GUEST) and world.config.kvm_protects_user_data and not world.trusting
+    return True
+
+
+@dataclass
+class Attacker:
+    """Watches one machine.
+
+    Attributes:
+        world: the model that the machine is of.
+        kernel: the machine's.
+        processes: each mm's process, by name.
+        secrets: what is to stay hidden.
+        learnt: what untrusted code came by.
+        began: whether the machine has come to where the story begins.
+    """
+
+    world: "World"
+    kernel: "Kernel"
+    processes: "dict[str, MmStruct]"
+    secrets: list[Secret] = field(default_factory=list)
+    learnt: list[Learnt] = field(default_factory=list)
+    began: bool = False
+
+    def __post_init__(self) -> None:
+        """Find out which structures the CPU leaks through: those that the protocol's flushes are for."""
+        config = self.kernel.protocol.config
+        flushed = {*config.control_flush, *config.data_flush}
+        self._data = {name: label for name, (kind, label) in DATA.items() if kind in flushed}
+        self._predictors = {name: label for name, (kind, label) in PREDICTORS.items() if kind in flushed}
+
+    def hidden_from(self, who: str, secret: Secret) -> bool:
+        """Whether somebody must not learn a secret."""
+        return must_not_learn(self.world, who, secret.owner)
+
+    def look(self) -> None:
+        """Let every hardware thread do what it could do here."""
+        if not self.began:
+            return
+        cpus = [cpu for cpu in self.kernel.cpus if cpu.hw.recorder is not None]
+        for cpu in cpus:
+            self._speculate(cpu)
+        for cpu in cpus:
+            self._observe(cpu)
+
+    def _speculate(self, cpu: "CpuContext") -> None:
+        recorder, thread = _recorder(cpu), cpu.hw.thread
+        who = self.who(cpu)
+        runs_gadgets = bool(who) or self.world.gadgets_anywhere or _in_ordinary_code(cpu)
+        if cpu.in_guest or not runs_gadgets:
+            reach = []
+        else:
+            reach = [secret for secret in self.secrets if self._mapped(cpu, secret)]
+        if who:
+            self._train(recorder, thread, who)
+            for secret in reach:
+                if self.hidden_from(who, secret):
+                    self._learn(
+                        who,
+                        f"its page tables on thread {thread} map it, whatever the permissions",
+                        (self._bytes(secret),),
+                    )
+            reach = [secret for secret in reach if secret.owner == who]
+        for secret in reach:
+            recorder.load(thread, secret.owner, secret.paddr, self._bytes(secret))
+        self._steer(cpu, reach)
+
+    @staticmethod
+    def _train(recorder: "Recorder", thread: int, who: str) -> None:
+        """Train every predictor, unless that is done."""
+        if not any(entry.owner == who for entry in recorder.btb.visible(thread)):
+            recorder.branch(thread, who, _BRANCH, _GADGET)
+        if not any(entry.owner == who for entry in recorder.rsb.visible(thread)):
+            recorder.call(thread, who, _BRANCH, _GADGET)
+
+    def _steer(self, cpu: "CpuContext", reach: "Iterable[Secret]") -> None:
+        """Let code with secrets in reach follow what was trained, and transmit them."""
+        wanted = list(reach)
+        if not wanted:
+            return
+        for name, label in self._predictors.items():
+            trainers = {entry.owner for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread) if entry.owner}
+            for trainer in sorted(trainers):
+                for secret in wanted:
+                    if self.hidden_from(trainer, secret):
+                        how = f"code on thread {cpu.hw.thread} followed the {label} that it had trained"
+                        self._learn(trainer, how, (self._bytes(secret),))
+
+    def _observe(self, cpu: "CpuContext") -> None:
+        """Let untrusted code sample the data structures."""
+        who = self.who(cpu)
+        if not who:
+            return
+        for name, label in self._data.items():
+            values = tuple(entry.value for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread))
+            self._learn(who, f"on thread {cpu.hw.thread} it sampled the {label}", values)
+
+    def who(self, cpu: "CpuContext") -> str:
+        """Return whose untrusted code a CPU runs, nothing for the kernel's own."""
+        if not cpu.in_guest and not cpu.hw.cpl:
+            return ""
+        name = next((name for name, mm in self.processes.items() if mm.pgd == cpu.loaded_mm.pgd), "")
+        return GUEST + name if cpu.in_guest else name
+
+    def _learn(self, who: str, how: str, values: tuple[bytes, ...]) -> None:
+        new = Learnt(who, how, values)
+        if new not in self.learnt[-16:]:
+            self.learnt.append(new)
+
+    def _mapped(self, cpu: "CpuContext", secret: Secret) -> bool:
+        """Whether an access to a secret would find it: by the TLB, or by the page tables, permissions aside."""
+        return any(self._translate(cpu, vaddr) == secret.paddr for vaddr in secret.addresses)
+
+    def _translate(self, cpu: "CpuContext", vaddr: int) -> int:
+        hw = cpu.hw
+        entry = hw.tlb.lookup(vaddr, hw.pcid)
+        if entry is not None:
+            return entry.paddr | vaddr & entry.page_bytes - 1
+        mode = hw.mode._replace(user=False, ac=True, smap=False)
+        try:
+            return walk(hw.memory, hw.root, vaddr, Access.READ, mode, mark=False).paddr
+        except (PageFault, GeneralProtection):
+            return -1
+
+    def _bytes(self, secret: Secret) -> bytes:
+        return self.kernel.physical.read(secret.paddr, LINE)
+
+
+def _in_ordinary_code(cpu: "CpuContext") -> bool:
+    """Whether a CPU runs ordinary kernel code or a handler's own, not entry or exit code."""
+    frames = cpu.thread.frames
+    return not cpu.core.state[cpu.who].untrusted and (not frames or frames[-1].program == HANDLER)
+
+
+def _recorder(cpu: "CpuContext") -> "Recorder":
+    recorder = cpu.hw.recorder
+    assert recorder is not None  # noqa: S101 - only CPUs that are recorded are looked at
+    return recorder
