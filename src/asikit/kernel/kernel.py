@@ -194,7 +194,7 @@ class Kernel:
         self.interrupts.deliver(cpu)
         cpu = self.cpu  # a task preempted in user mode may go on elsewhere
         if cpu.clock >= cpu.slice_end:
-            self._hand_over(cpu)
+            self.stall()
             cpu = self.cpu
             cpu.slice_end = cpu.clock + interleaver.slice(cpu.number)
             if self.interrupts.deliverable(cpu) and not cpu.in_guest:
@@ -243,9 +243,6 @@ class Kernel:
     @staticmethod
     def _resuming(cpu: CpuContext) -> bool:
         return cpu.waiting is not None and cpu.waiting.interruptible
-
-    def _hand_over(self, cpu: CpuContext) -> None:
-        self.stall()
 
     def _switch_cpu(self, cpu: CpuContext, target: CpuContext) -> None:
         """Let another CPU's greenlet go on; returns when somebody lets this one go on."""
