@@ -1,0 +1,120 @@
+"""``asi attack``: every known vulnerability against every mitigation, on the model machine."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from asikit.cli._output import console, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asikit.leaks import Cell, Finding
+
+_EXIT_LEAK, _EXIT_UNKNOWN = 10, 11
+_ALL = "all"
+
+
+@click.command()
+@click.option("--cpu", metavar="MODEL|FILE.toml", help="A CPU model. [default: for each vulnerability one that has it]")
+@click.option(
+    "--mitigation",
+    "mitigations",
+    metavar="NAME[,NAME]",
+    default="none,linux,blanket,asi",
+    show_default=True,
+    help="The columns; `all` is every one (--list).",
+)
+@click.option("--vulnerability", metavar="NAME|FILE.toml", help="One alone; a file describes one of yours.")
+@click.option("--vector", metavar="NAME", help="One position of the attacker alone (--list).")
+@click.option("--why", is_flag=True, help="Explain one cell step by step.")
+@click.option(
+    "--save", type=click.Path(dir_okay=False), metavar="FILE.py", help="Save one cell as a scenario for asi run."
+)
+@click.option("--list", "list_names", is_flag=True, help="List vulnerabilities, vectors and mitigations, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.attack/1).")
+@click.pass_context
+def command(  # noqa: PLR0913  (an option each)
+    context: click.Context,
+    *,
+    cpu: str | None,
+    mitigations: str,
+    vulnerability: str | None,
+    vector: str | None,
+    why: bool,
+    save: str | None,
+    list_names: bool,
+    as_json: bool,
+) -> None:
+    """Attack the model machine, and say what leaks.
+
+    Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
+    if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
+    """
+    from asikit.leaks import cells, mitigation_names  # noqa: PLC0415  (a machine is slow to import)
+
+    if list_names:
+        from asikit.report.attack import attack_names  # noqa: PLC0415
+
+        console().print(attack_names())
+        return
+    columns = mitigation_names() if mitigations == _ALL else tuple(dict.fromkeys(mitigations.split(",")))
+    wanted = cells(columns, cpu=_model(cpu), vulnerability=vulnerability, vector=vector)
+    if (why or save is not None) and len(wanted) != 1:
+        raise click.UsageError(
+            f"--why and --save are for one cell, and these are {len(wanted)}: "
+            "give --vulnerability, --vector and one --mitigation",
+            context,
+        )
+    if not wanted:
+        raise click.UsageError("there is no attack of that kind", context)
+    findings = _attack(wanted)
+    if save is not None:
+        _save(findings[0], save)
+    _show(findings, why=why, as_json=as_json)
+    verdicts = {str(found.verdict) for found in findings}
+    context.exit(_EXIT_LEAK if "LEAK" in verdicts else _EXIT_UNKNOWN if "UNKNOWN" in verdicts else 0)
+
+
+def _model(cpu: str | None) -> str | None:
+    """Check the name of a CPU model: a wrong one is wrong usage here."""
+    if cpu is not None:
+        from asikit.x86 import CpuModelError, load_cpu  # noqa: PLC0415
+
+        try:
+            load_cpu(cpu)
+        except CpuModelError as error:
+            raise click.BadParameter(str(error), param_hint="'--cpu'") from error
+    return cpu
+
+
+def _attack(wanted: "Sequence[Cell]") -> "list[Finding]":
+    from asikit.leaks import matrix  # noqa: PLC0415
+
+    findings = []
+    shows = sys.stderr.isatty()
+    for number, found in enumerate(matrix(wanted), 1):
+        findings.append(found)
+        if shows:
+            click.echo(f"\r{number} of {len(wanted)} attacks", err=True, nl=False)
+    if shows:
+        click.echo("\r\x1b[K", err=True, nl=False)
+    return findings
+
+
+def _save(finding: "Finding", path: str) -> None:
+    from pathlib import Path  # noqa: PLC0415
+
+    from asikit.leaks import scenario_text  # noqa: PLC0415
+
+    Path(path).write_text(scenario_text(finding), encoding="utf-8")
+
+
+def _show(findings: "list[Finding]", *, why: bool, as_json: bool) -> None:
+    if as_json:
+        write_json("attack", {"rows": [found.to_dict() for found in findings]})
+        return
+    from asikit.report.attack import attack_reason, attack_report  # noqa: PLC0415
+
+    console().print(attack_reason(findings[0]) if why else attack_report(findings))

@@ -1,0 +1,41 @@
+"""Attacks on the model machine: vulnerabilities as data, attack programs, and verdicts by non-interference.
+
+from asikit.leaks import Cell, attack
+
+attack(Cell("mds", "user_kernel", "skylake-6600u", "asi")).verdict
+"""
+
+from asikit.leaks.errors import LeakError
+from asikit.leaks.lab import Observation
+from asikit.leaks.matrix import NO_VECTOR, cells, cpu_for, matrix
+from asikit.leaks.mitigations import Mitigation, mitigation, mitigation_names
+from asikit.leaks.saving import scenario_text
+from asikit.leaks.vectors import Vector
+from asikit.leaks.verdict import SECRETS, Cell, Difference, Finding, Verdict, attack, machine_config, put_on
+from asikit.leaks.vulnerability import Vulnerability, Way, load_vulnerability, vulnerability_names
+
+__all__ = [
+    "NO_VECTOR",
+    "SECRETS",
+    "Cell",
+    "Difference",
+    "Finding",
+    "LeakError",
+    "Mitigation",
+    "Observation",
+    "Vector",
+    "Verdict",
+    "Vulnerability",
+    "Way",
+    "attack",
+    "cells",
+    "cpu_for",
+    "load_vulnerability",
+    "machine_config",
+    "matrix",
+    "mitigation",
+    "mitigation_names",
+    "put_on",
+    "scenario_text",
+    "vulnerability_names",
+]

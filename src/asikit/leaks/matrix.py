@@ -1,0 +1,83 @@
+"""The leak matrix: every vulnerability from every position against every mitigation, on several processes."""
+
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from os import sched_getaffinity
+from typing import TYPE_CHECKING
+
+from asikit.leaks.mitigations import mitigation
+from asikit.leaks.vectors import Vector, vector_named
+from asikit.leaks.verdict import Cell, Finding, attack
+from asikit.leaks.vulnerability import load_vulnerability, vulnerability_names
+from asikit.x86 import cpu_names, load_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from asikit.leaks.vulnerability import Vulnerability
+
+__all__ = ["NO_VECTOR", "cells", "cpu_for", "matrix"]
+
+NO_VECTOR = "-"
+"""The vector of a vulnerability that cannot be expressed."""
+_FEW = 4
+"""Cells that are not worth another process."""
+
+
+def cpu_for(vulnerability: "Vulnerability") -> str:
+    """Return the shipped CPU model that a vulnerability is tried on unless one is named.
+
+    Of those that have it the one with the most bugs; `generic`, as if it had it, if none does.
+    """
+    models = [load_cpu(name) for name in _shipped()]
+    having = [model for model in models if vulnerability.concerns(model)]
+    return max(having, key=lambda model: (len(model.bugs), model.name)).name if having else "generic"
+
+
+@cache
+def _shipped() -> tuple[str, ...]:
+    return cpu_names()
+
+
+def cells(
+    mitigations: "Sequence[str]", *, cpu: str | None = None, vulnerability: str | None = None, vector: str | None = None
+) -> list[Cell]:
+    """Return the cells of a matrix, row by row: for each vulnerability the vectors from which there is an attack.
+
+    A vector that is named is tried whether there is one or not. Raises LeakError and CpuModelError for wrong names.
+    """
+    for name in mitigations:
+        mitigation(name)
+    chosen = None if vector is None else vector_named(vector)
+    model = None if cpu is None else load_cpu(cpu)
+    rows: list[Cell] = []
+    for name in vulnerability_names() if vulnerability is None else (vulnerability,):
+        described = load_vulnerability(name)
+        on = cpu or cpu_for(described)
+        of = model or load_cpu(on)
+        ways = described.on(of) or described.ways
+        vectors = [str(each) for each in Vector if any(each.suits(way, of) for way in ways)]
+        if chosen is not None:
+            vectors = [str(chosen)] if str(chosen) in vectors or vulnerability is not None else []
+        elif described.not_expressible:
+            vectors = [NO_VECTOR]
+        rows += [Cell(name, each, on, column) for each in vectors for column in mitigations]
+    return rows
+
+
+def matrix(wanted: "Sequence[Cell]") -> "Iterator[Finding]":
+    """Attack each cell, in order; several at a time if there are several processors.
+
+    Raises as `attack`.
+    """
+    workers = min(len(sched_getaffinity(0)), len(wanted) // _FEW)
+    if workers < 2:  # noqa: PLR2004 - one is this process
+        yield from map(_attack, wanted)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_attack, wanted, chunksize=_FEW)
+
+
+def _attack(cell: Cell) -> Finding:
+    return attack(cell)

@@ -1,0 +1,120 @@
+"""The matrix against what was published: Linux's attack vectors, and what ASI is expected to cover.
+
+The published tables are expected values here and inputs nowhere.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from asikit.leaks import Verdict
+
+Matrix = Mapping[tuple[str, str, str], Verdict]
+
+_COLUMNS = {
+    "User-to-Kernel": "user_kernel",
+    "User-to-User": "user_user",
+    "Guest-to-Host": "guest_host",
+    "Guest-to-Guest": "guest_guest",
+    "Cross-Thread": "cross_thread",
+}
+DIFFERENCES = {
+    # The table marks the vectors for which Linux switches a mitigation on, not those from which the flaw can be used.
+    ("l1tf", "user_user"): "the L1D has everybody's lines; Linux counts inverted entries under user to kernel",
+    ("l1tf", "guest_guest"): "the same; Linux counts the flush before VM entry under guest to host",
+    (
+        "spectre_v2",
+        "cross_thread",
+    ): "what covers user to kernel covers a training sibling too",
+    ("srso", "cross_thread"): "the same",
+    ("rfds", "cross_thread"): "the processors that have it have no SMT; the generic model, which stands for them, has",
+    ("srbds", "cross_thread"): "the buffer is the package's: a sibling reads it as any core does",
+}
+"""What leaks on the machine and is not in the table, and why."""
+
+RESIDUAL = {
+    # vulnerabilities.csv, column expected_under_asi: what is left under ASI.
+    "spectre_v1": {"user_kernel"},  # residual in X: steered by an argument
+    "spectre_v2_user": {"cross_thread"},  # both in user mode: needs STIBP or core scheduling
+    "ssb": {"user_user"},  # crosses no boundary
+    "mmio": {"cross_core"},  # no flush of a core's reaches the uncore
+    "gds": {"user_kernel", "user_user", "guest_host", "guest_guest", "cross_thread", "nmi"},  # nothing clears it
+    "srbds": {"user_kernel", "user_user", "guest_host", "guest_guest", "cross_thread", "cross_core", "nmi"},  # uncore
+    "zenbleed": {"user_kernel", "user_user", "guest_host", "guest_guest", "cross_thread", "nmi"},  # nothing clears it
+    # (b): the victim's addresses are still in the predictor when it returns; (a): no barrier clears what is trained.
+    "topstack": {"user_kernel", "guest_host", "cross_thread", "nmi"},
+    "lvi": {"user_kernel"},  # residual in X: the direction is reversed
+    "sls_misc": {"user_kernel", "guest_host"},  # residual in X: untrained
+}
+NOT_EXPRESSIBLE = {"contention", "itlb", "reptar_etc", "v3a_lazyfp"}
+_DECLARED = "nonsensitive"
+_NMI = "nmi"
+
+
+def _published() -> set[tuple[str, str]]:
+    path = Path(__file__).with_name("attack_vectors.csv")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {
+        (row["Vulnerability"].lower(), vector)
+        for row in csv.DictReader(lines)
+        for column, vector in _COLUMNS.items()
+        if row[column]
+    }
+
+
+def _leaks(verdicts: Matrix, mitigation: str) -> set[tuple[str, str]]:
+    return {
+        (vulnerability, vector)
+        for (vulnerability, vector, name), verdict in verdicts.items()
+        if name == mitigation and verdict is Verdict.LEAK
+    }
+
+
+def test_without_mitigation_the_published_vectors_leak(verdicts: Matrix) -> None:
+    """With nothing on, exactly the vectors of the kernel's table leak, and those that are argued above."""
+    published = _published()
+    named = {vulnerability for vulnerability, _ in published}
+    leaks = {each for each in _leaks(verdicts, "none") if each[0] in named and each[1] in _COLUMNS.values()}
+    assert leaks == published | set(DIFFERENCES)
+
+
+def test_linux_stops_what_the_table_says(verdicts: Matrix) -> None:
+    """With Linux's own mitigations none of the table's vectors leaks, nor any of the differences."""
+    assert not _leaks(verdicts, "linux") & (_published() | set(DIFFERENCES))
+
+
+def test_linux_leaks_in_the_nmi_hole(verdicts: Matrix) -> None:
+    """An NMI between VERW and the return leaves what no flush comes after."""
+    assert verdicts["mds", _NMI, "linux"] is Verdict.LEAK
+
+
+def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
+    """Under ASI nothing leaks but what the reference says is left, and what was declared nonsensitive."""
+    expected = {(vulnerability, vector) for vulnerability, vectors in RESIDUAL.items() for vector in vectors}
+    assert {each for each in _leaks(verdicts, "asi") if each[1] != _DECLARED} == expected
+
+
+def test_declared_nonsensitive_memory_leaks_under_asi(verdicts: Matrix) -> None:
+    """Memory that is mapped in the restricted address space is as it was before; the blanket mitigation covers it."""
+    for vulnerability in ("meltdown", "mds", "spectre_v2", "l1tf"):
+        assert verdicts[vulnerability, _DECLARED, "asi"] is Verdict.LEAK, vulnerability
+        assert verdicts[vulnerability, _DECLARED, "blanket"] is Verdict.NO_LEAK, vulnerability
+
+
+def test_blanket_and_asi_differ_where_the_theorem_says(verdicts: Matrix) -> None:
+    """T2: what leaks under ASI alone is declared, or needs the SMT that blanket turns off, or is timing of mappings.
+
+    What leaks under blanket alone needs an NMI after its flush, or kernel code that ASI runs without the secret mapped.
+    """
+    asi, blanket = _leaks(verdicts, "asi"), _leaks(verdicts, "blanket")
+    assert {vector for _, vector in asi - blanket} == {_DECLARED, "cross_thread"}
+    assert {vector for _, vector in blanket - asi} == {_NMI, "flip"}
+
+
+def test_what_cannot_be_expressed_is_unknown(verdicts: Matrix) -> None:
+    """Denials of service and timing of ports are unknown under everything."""
+    unknown = {vulnerability for (vulnerability, _, _), verdict in verdicts.items() if verdict is Verdict.UNKNOWN}
+    assert unknown == NOT_EXPRESSIBLE
+    assert all(
+        verdict is Verdict.UNKNOWN for (vulnerability, _, _), verdict in verdicts.items() if vulnerability in unknown
+    )
