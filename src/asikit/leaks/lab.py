@@ -5,6 +5,7 @@ The machine runs as it always does. Here is what it does not model: predictions 
 asked for a verdict: it is found by comparing two runs.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,7 @@ from asikit.x86 import Datum, Training
 from asikit.x86.model import CLEARING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from asikit.kernel import Machine
     from asikit.kernel.percpu import CpuContext
@@ -116,10 +117,15 @@ class Lab(Observer):
         for cpu in self.kernel.cpus:
             cpu.hw.owner = KERNEL
 
-    def forget(self) -> None:
-        """Let the structures forget what setting up the machine has left."""
+    @contextmanager
+    def setting_up(self) -> "Iterator[None]":
+        """Record nothing of what is done inside, and forget what was recorded."""
         for cpu in self.kernel.cpus:
             cpu.hw.core.record = False
+        self.kernel.speculation = None
+        yield
+        self.kernel.speculation = self
+        for cpu in self.kernel.cpus:
             cpu.hw.core.record = True
 
     # Whose code runs.

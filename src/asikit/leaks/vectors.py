@@ -213,10 +213,10 @@ def _nonsensitive(on: Play) -> None:
 
 def _kernel_secret(on: Play, gfp: "Gfp" = GFP_USER) -> int:
     """Put the secret where the kernel has it; returns its address, which the attacker knows and aims at."""
-    key = on.machine.allocate(on.secret * (_PAGE // len(on.secret)), gfp)
+    with on.lab.setting_up():
+        key = on.machine.allocate(on.secret * (_PAGE // len(on.secret)), gfp)
     on.lab.register = key
     on.lab.secret_paddr = on.machine.kernel.layout.phys(key)
-    on.lab.forget()
     return key
 
 
@@ -389,9 +389,9 @@ def _nmi(on: Play) -> None:
 
 def _flip(on: Play) -> None:  # noqa: C901 - two programs and what they call
     lab, kernel = on.lab, on.machine.kernel
-    pfn = kernel.allocator.alloc_pages(GFP_KERNEL, _ORDER)
+    with lab.setting_up():
+        pfn = kernel.allocator.alloc_pages(GFP_KERNEL, _ORDER)
     key = lab.register = kernel.layout.virt(pfn * _PAGE)
-    lab.forget()
     stage: list[str] = []
 
     def turn_sensitive() -> None:
