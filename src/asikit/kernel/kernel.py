@@ -7,7 +7,7 @@ are delivered, as nested calls on the running greenlet's stack, and the CPU may 
 """
 
 from collections import defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -404,8 +404,9 @@ class Kernel:
         try:
             while not self._done:
                 self.cpu.suspended.switch()
-        except BaseException:
-            self._kill_all()
+        except BaseException as error:
+            for late in self._kill_all():  # what a program raises on its way out must not hide the error that there is
+                error.add_note(f"while it was unwound: {late!r}")
             raise
         finally:
             self.running = False
@@ -435,8 +436,9 @@ class Kernel:
         self.cpu = self.cpus[0]
         self.cpu.hw.interrupts_enabled = True
 
-    def _kill_all(self) -> None:
-        """After an error: unwind every greenlet, so that nothing of the machine stays behind."""
+    def _kill_all(self) -> list[Exception]:
+        """Unwind every greenlet, so that nothing of the machine stays behind; returns what they raised meanwhile."""
+        raised: list[Exception] = []
         self._dead = True
         for cpu in self.cpus:
             cpu.due = 0  # kernel code that is being unwound gets no further than its next access
@@ -444,13 +446,17 @@ class Kernel:
         greenlets = [task.greenlet for task in tasks] + [cpu.suspended for cpu in self.cpus]
         for each in greenlets:
             if each is not None and not each.dead and each is not getcurrent():
-                with suppress(Exception):  # what a program raises on its way out hides the error that there is
+                try:
                     each.throw(GreenletExit)
+                except Exception as late:  # noqa: BLE001 - whatever a program raises; the others go on unwinding
+                    raised.append(late)
+        return raised
 
     def close(self) -> None:
         """Unwind all tasks of a machine that is not to go on."""
         if not self._dead:
-            self._kill_all()
+            for late in self._kill_all():
+                raise late
 
     def check_alive(self) -> None:
         """After another greenlet ran: raise GreenletExit if the machine was given up meanwhile."""
