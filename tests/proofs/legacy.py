@@ -34,7 +34,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Legacy:
-    """An Explorer's moves, checks and reduction."""
+    """An Explorer's moves and checks."""
 
     explorer: Explorer
     layout: Contents = Contents()
@@ -92,7 +92,3 @@ class Legacy:
             return False
         core, _ = core_of(shared)
         return self.explorer.protocol.step(core, thread, 0).status is Status.BLOCKED
-
-    def is_private(self, thread: ThreadState, shared: int) -> bool:
-        """Whether the explorer would take only this thread's moves."""
-        return self.explorer.is_local(self.world(thread, shared), 0)

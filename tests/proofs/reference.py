@@ -1,7 +1,7 @@
 """The exploration a second time, in plain Python over sets: what the compiled one is compared with.
 
 It shares the model's moves and views (and through them `Protocol.step`), and nothing else: what the structures hold is
-kept by name, states are tuples, and the graph is walked as it stands: no tables, and no reductions unless asked for.
+kept by name, states are tuples, and the graph is walked as it stands: no tables, and no reductions.
 """
 
 from collections import deque
@@ -32,12 +32,10 @@ class Reference:
     """The same exploration, slowly."""
 
     world: World
-    reduced: bool = False
-    symmetric: bool = False
 
     def run(self) -> tuple[int, int, bool]:
         """Return states, transitions, and whether there is a leak; all states are visited, leak or not."""
-        start = self.canonical(self.start())
+        start = self.start()
         seen = {start}
         queue = deque([start])
         transitions, leaks = 0, False
@@ -58,13 +56,9 @@ class Reference:
 
     def successors(self, core: Core) -> "Iterator[Core]":
         """Yield what every move of every thread leads to."""
-        movers = list(range(len(core.threads)))
-        if self.reduced:
-            private = [who for who in movers if self.world.is_private(core.threads[who], self.seen_by(core, who))]
-            movers = private[:1] or movers
-        for who in movers:
-            for move in self.world.moves(core.threads[who], self.seen_by(core, who)):
-                yield self.canonical(self.after(core, who, move))
+        for who, thread in enumerate(core.threads):
+            for move in self.world.moves(thread, self.seen_by(core, who)):
+                yield self.after(core, who, move)
 
     def after(self, core: Core, who: int, move: "Move") -> Core:
         """Return the state after a thread's move."""
@@ -99,9 +93,3 @@ class Reference:
         """Return packed contents by name."""
         held = self.world.layout.unpack(contents)
         return {(name, party) for name, parties in held.items() for party in Party if party & parties}
-
-    def canonical(self, core: Core) -> Core:
-        """Return one of the two states that differ only in which thread is the first."""
-        if not self.symmetric or len(core.threads) == 1:
-            return core
-        return min(core, Core(core.threads[::-1], swapped(core.shared), core.held), key=repr)

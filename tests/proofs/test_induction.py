@@ -11,6 +11,7 @@ import pytest
 import z3  # type: ignore[import-untyped]  # ships none
 
 from asikit.proofs import Mode, Thread, Verdict, VerifyError, World, mutant, prove, world_for
+from asikit.proofs._table import Table
 from asikit.proofs.explore import _Exploration
 from asikit.proofs.induction import Induction, _terms
 from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Command, Place, Relation
@@ -51,23 +52,32 @@ class Reached:
     world: World
 
     @cached_property
+    def table(self) -> Table:
+        """What a thread may come to."""
+        table = Table(self.world)
+        table.close()
+        return table
+
+    @cached_property
     def search(self) -> _Exploration:
         """The exploration, run to its end."""
-        search = _Exploration(self.world, symmetric=False, limit=3_000_000)
+        search = _Exploration(self.world, reduced=False, limit=3_000_000)
         search.run(lambda _: None)
         return search
 
     def threads(self) -> "Iterator[tuple[Thread, int]]":
-        """Yield each thread with each value of the shared bits that it met."""
-        numbers, seen = (self.search.table.row_of >= 0).nonzero()
+        """Yield each thread with each value of the shared bits that it meets."""
+        numbers, seen = (self.table.row_of >= 0).nonzero()
         for number, shared in zip(numbers.tolist(), seen.tolist(), strict=True):
-            yield self.search.table.threads[number], shared
+            yield self.table.threads[number], shared
 
     def states(self, count: int) -> "Iterator[tuple[list[Thread], int, int]]":
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
+        table = self.search.table
+        assert isinstance(table, Table)
         for index in random.Random(1).sample(range(self.search.count), count):  # noqa: S311  (not for secrets)
             contents, shared, *numbers = self.search._unpack(int(self.search.states[index]))
-            yield [self.search.table.threads[number] for number in numbers[: self.world.threads]], shared, contents
+            yield [table.threads[number] for number in numbers[: self.world.threads]], shared, contents
 
 
 ONE = Reached(world_for(threads=1))

@@ -82,6 +82,8 @@ class Explorer:
     """Secrets come into the buffers half-way through transitions too, not only in the kernel's ordinary code."""
     extra: tuple[Happening, ...] = ()
     """Happenings of the kernel's ordinary code besides touches and returns."""
+    reduced: bool = True
+    """Where the order of two threads' steps makes no difference, only one order is tried."""
 
     def start(self) -> World:
         """Return the world after boot."""
@@ -106,7 +108,7 @@ class Explorer:
 
     def moves(self, world: World) -> "Iterator[Move]":
         """Yield everything that may happen next."""
-        local = [who for who in range(self.threads) if self.is_local(world, who)]
+        local = [who for who in range(self.threads) if self.reduced and self.is_local(world, who)]
         for who, thread in enumerate(world.threads):
             if local and who != local[0]:
                 continue

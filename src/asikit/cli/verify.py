@@ -11,7 +11,7 @@ from asikit.cli._output import console, write_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.proofs import Capability, Mutant, Verdict, Verification, World
+    from asikit.proofs import Capability, Verdict, Verification, World
     from asikit.protocol import AsiClass
 
 _Value = TypeVar("_Value")
@@ -40,7 +40,7 @@ _PROGRESS_STEP = 100_000
     "--class",
     "classes",
     metavar="CLASS[,CLASS]",
-    help="Untrusted domains: userspace, kvm. [default: both; exploring 2 threads: userspace]",
+    help="Untrusted domains: userspace, kvm. [default: both]",
 )
 @click.option(
     "--attacker",
@@ -102,14 +102,15 @@ def command(  # noqa: PLR0913  (an option each)
     else:
         if threads is None:
             threads = 1 if mitigation == "blanket" else 2
-        from asikit.proofs import BOTH, world_for  # noqa: PLC0415
-        from asikit.proofs import mutant as find_mutant  # noqa: PLC0415
+        from asikit.proofs import world_for  # noqa: PLC0415
 
-        able = _capabilities(attacker)
-        chosen = _classes(classes)
-        if chosen is None and (method == "induction" or (mutant is not None and find_mutant(mutant).guests)):
-            chosen = frozenset(BOTH)
-        world = world_for(mitigation, threads=threads, nesting=nesting, classes=chosen, capabilities=able)
+        world = world_for(
+            mitigation,
+            threads=threads,
+            nesting=nesting,
+            classes=_classes(classes),
+            capabilities=_capabilities(attacker),
+        )
         result = _verify_one(world, mutant, method, smtlib)
         verdict = _shown(result, as_json=as_json)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
@@ -141,9 +142,12 @@ def _shown(result: "Verification", *, as_json: bool) -> "Verdict":
 
 
 def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> "Verdict":
-    from asikit.proofs import Verdict, verify_mutants  # noqa: PLC0415
+    from asikit.proofs import CATALOGUE, Verdict, verify_mutants  # noqa: PLC0415
 
-    rows = list(verify_mutants(threads=threads, nesting=nesting, on_machine=True, progress=_mutants_progress()))
+    rows = []
+    for row in verify_mutants(threads=threads, nesting=nesting, on_machine=True):
+        rows.append(row)
+        _progress(f"{len(rows)} of {len(CATALOGUE)} mutants")
     _end_progress()
     verdicts = {row.verdict for row in rows}
     verdict = next(v for v in (Verdict.REFUTED, Verdict.UNKNOWN, Verdict.PROVED) if v in verdicts)
@@ -229,19 +233,16 @@ def _states_progress() -> "Callable[[int], None]":
 
     def show(states: int) -> None:
         nonlocal shown
-        if sys.stderr.isatty() and states >= shown + _PROGRESS_STEP:
+        if states >= shown + _PROGRESS_STEP:
             shown = states
-            click.echo(f"\r{states:,} states", err=True, nl=False)
+            _progress(f"{states:,} states")
 
     return show
 
 
-def _mutants_progress() -> "Callable[[Mutant], None]":
-    def show(mutant: "Mutant") -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{mutant.name}", err=True, nl=False)
-
-    return show
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
 
 
 def _end_progress() -> None:

@@ -14,6 +14,7 @@ from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
 from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
 from asikit.proofs.model import World
 from asikit.proofs.mutants import CATALOGUE, Mutant, has_element, mutant
+from asikit.proofs.necessity import MutantRow, verify_mutants
 from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, StoryStep
 from asikit.proofs.threads import Mode, Move, Thread, View
@@ -21,13 +22,11 @@ from asikit.proofs.verify import (
     BOTH,
     MITIGATIONS,
     NOT_PROVED,
-    MutantRow,
     Property,
     Verdict,
     Verification,
     prove,
     verify,
-    verify_mutants,
     world_for,
 )
 

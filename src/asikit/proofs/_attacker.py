@@ -54,7 +54,7 @@ class Secret:
     """Bytes that somebody must not learn.
 
     Attributes:
-        owner: whose: KERNEL, or a process' name.
+        owner: whose: KERNEL, a process' name, or GUEST and the name of its process.
         paddr: where they are in physical memory.
         addresses: virtual addresses at which page tables may have them.
     """
@@ -75,8 +75,10 @@ def assumed(model: "CpuModel") -> "CpuModel":
 
 def must_not_learn(world: "World", who: str, owner: str) -> bool:
     """Whether somebody must not learn an owner's data: the threat model, `asikit.proofs.hardware.may_not_learn`."""
-    if owner == who.removeprefix(GUEST):
-        return who.startswith(GUEST) and world.config.kvm_protects_user_data and not world.trusting
+    if owner in {who, GUEST + who}:
+        return False
+    if who == GUEST + owner:
+        return world.config.kvm_protects_user_data and not world.trusting
     return True
 
 
@@ -125,7 +127,9 @@ class Attacker:
         recorder, thread = _recorder(cpu), cpu.hw.thread
         who = self.who(cpu)
         runs_gadgets = bool(who) or self.world.gadgets_anywhere or _in_ordinary_code(cpu)
-        if cpu.in_guest or not runs_gadgets:
+        if cpu.in_guest:
+            reach = [secret for secret in self.secrets if secret.owner == who]
+        elif not runs_gadgets:
             reach = []
         else:
             reach = [secret for secret in self.secrets if self._mapped(cpu, secret)]

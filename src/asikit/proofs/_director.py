@@ -187,10 +187,14 @@ class Director(Observer):
         """The same before a guest."""
         self.return_user(cpu, by_iret=False)
 
-    # Speculation: where entry code has just begun.
+    # Where entry code has just begun: what comes before its first micro-operation, comes now.
+
+    def vm_exit(self, cpu: int, code: int) -> None:  # noqa: ARG002 - the same for all VM exits
+        """A guest was left."""
+        self._settle(self.kernel.cpus[cpu])
 
     def entered(self) -> None:
-        """Let come in between what comes before the entry's first micro-operation."""
+        """User mode was left."""
         self._settle(self.kernel.cpu)
 
     def called(self, function: int) -> None:
@@ -232,13 +236,15 @@ class Director(Observer):
             kernel.sched.cond_resched()
             return
         self.attacker.look()
-        while not kernel.interrupts.pending():
+        while True:
             step = self._mine(cpu)
             if step is not None and step.verb != "turns sensitive":
                 if step.verb == "begins" and step.name == H.VM_EXIT:
                     self._pop()
                     break
                 self._miss()
+            if kernel.interrupts.pending():
+                break
             kernel.point("guest instruction")
         kernel.entry.vm_exit(VMMCALL)
         kernel.interrupts.poll()

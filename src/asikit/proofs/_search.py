@@ -27,7 +27,7 @@ TO, SHARED, CLEARS, ADDS, FLAGS = range(5)
 FOLDS, OWED = 1, 2
 # Columns of `Arrays.rows`.
 FIRST, COUNT, ROW_ADDS, ROW_FORBIDS, ROW_FLAGS = range(5)
-LEAKS, PRIVATE, SPINS, BROKEN = 1, 2, 4, 8
+LEAKS, SPINS, BROKEN = 1, 2, 4
 COLUMNS = 5
 # What is counted.
 STATES, TRANSITIONS, LEAK, FIRST_BROKEN, COUNTERS = range(5)
@@ -193,9 +193,6 @@ def expand(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
         if (flags[0] | flags[1]) & BROKEN and counters[FIRST_BROKEN] < 0:
             counters[FIRST_BROKEN] = index
         for mover in range(shape.threads):
-            # Of a thread whose moves are its own business, only those; and only of one such thread.
-            if shape.threads > 1 and flags[1 - mover] & PRIVATE and (mover == 1 or not flags[0] & PRIVATE):
-                continue
             others = arrays.rows[rows[1 - mover], ROW_ADDS] if shape.threads > 1 else 0
             first = arrays.rows[rows[mover], FIRST]
             for place in range(first, first + arrays.rows[rows[mover], COUNT]):
@@ -236,7 +233,7 @@ def settle_stuck(stuck: "Array", arrays: Arrays, shape: Shape) -> int:
 
 @jit
 def _escapes(index: int, stuck: "Array", arrays: Arrays, shape: Shape) -> bool:
-    """Whether an owed move leads out of the stuck states; those that were left out as redundant do not count."""
+    """Whether an owed move leads out of the stuck states."""
     key = arrays.states[index]
     rows = _rows_of(key, arrays, shape)
     for mover in range(shape.threads):
@@ -246,6 +243,6 @@ def _escapes(index: int, stuck: "Array", arrays: Arrays, shape: Shape) -> bool:
             if arrays.moves[place, FLAGS] & OWED:
                 after = _successor(key, mover, arrays.moves[place], others, shape)
                 found = arrays.slots[_slot(after, arrays.slots, arrays.states)]
-                if found >= 0 and not stuck[found]:
+                if not stuck[found]:
                     return True
     return False

@@ -1,7 +1,8 @@
 """The model as tables: each thing that a thread can be gets a number, and a row says what may happen to it then.
 
-Filled by asking the model (`asikit.proofs.model.World`), and through it `Protocol.step`, when the compiled exploration
-first comes there: the explored relation is the protocol's own, not a second one written beside it.
+Filled by asking the model (`asikit.proofs.model.World`), and through it `Protocol.step`: the explored relation is the
+protocol's own, not a second one written beside it. The compiled exploration asks for the rows that it comes to, or all
+that it may come to are there before it begins (`Table.close`).
 """
 
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,7 +46,6 @@ class Model(Protocol):
     def moves(self, thread: Any, shared: int) -> "Iterator[Move]": ...  # noqa: ANN401  (the model's own thread)
     def view(self, thread: Any, shared: int) -> "View": ...  # noqa: ANN401
     def spins(self, thread: Any, shared: int) -> bool: ...  # noqa: ANN401
-    def is_private(self, thread: Any, shared: int) -> bool: ...  # noqa: ANN401
 
 
 class Growing:
@@ -75,6 +75,21 @@ class Table:
         self.row_of: Array = np.full((1024, SHARED_VALUES), -1, dtype=np.int32)
         self._numbers: dict[Hashable, int] = {}
 
+    @property
+    def count(self) -> int:
+        """How many numbers there are."""
+        return len(self.threads)
+
+    @property
+    def places(self) -> int:
+        """How many things a thread can be, of those that were met so far."""
+        return len(self.threads)
+
+    @property
+    def arrays(self) -> "tuple[Array, Array, Array]":
+        """By thread number and shared bits the row, -1 if there is none; the rows; the moves."""
+        return self.row_of, self.rows.values, self.moves.values
+
     def number(self, thread: "Hashable") -> int:
         """Return the number of what a thread is."""
         known = self._numbers.get(thread)
@@ -97,9 +112,35 @@ class Table:
             self.moves.append(self.number(move.after), move.shared, move.clears, adds, flags)
         view = model.view(thread, shared)
         flags = _search.LEAKS * bool(view.leak) | _search.BROKEN * bool(getattr(thread, "broken", ""))
-        flags |= _search.PRIVATE * model.is_private(thread, shared) | _search.SPINS * model.spins(thread, shared)
+        flags |= _search.SPINS * model.spins(thread, shared)
         row = self.rows.append(first, self.moves.count - first, view.adds, view.forbids, flags)
         self.row_of[number, shared] = row
+
+    def close(self) -> None:
+        """Fill every row that the threads may come to.
+
+        Thread by thread, not state by state: whatever one thread once does to the shared bits may happen to the other
+        whenever it sees them so. That takes in all that any interleaving leads to, and need not take in more
+        (thread-modular reasoning, after Flanagan and Qadeer, SPIN 2003).
+        """
+        _, shared, number = self.start()
+        seen_with: dict[int, list[int]] = {}
+        sibling_does: dict[int, set[int]] = {}
+        todo = [(number, shared)]
+        while todo:
+            number, shared = todo.pop()
+            if self.row_of[number, shared] >= 0:
+                continue
+            self.fill(number, shared)
+            seen_with.setdefault(shared, []).append(number)
+            todo += [(number, after) for after in sibling_does.get(shared, ())]
+            first, count = self.rows.values[self.row_of[number, shared], : _search.COUNT + 1].tolist()
+            for to, after in self.moves.values[first : first + count, : _search.SHARED + 1].tolist():
+                todo.append((to, after))
+                before, then = swapped(shared), swapped(after)
+                if self.model.threads > 1 and after != shared and then not in sibling_does.setdefault(before, set()):
+                    sibling_does[before].add(then)
+                    todo += [(each, then) for each in seen_with.get(before, ())]
 
     def start(self) -> tuple[int, int, int]:
         """Return the first state: contents of the structures, shared bits, the number of each thread."""

@@ -77,11 +77,6 @@ class CostWorld:
         """Whether the thread waits."""
         return self.world.spins(counted.thread, shared)
 
-    def is_private(self, counted: Counted, shared: int) -> bool:
-        """There is no sibling."""
-        del counted, shared
-        return False
-
     def _nested_exit(self, thread: Thread, move: Move) -> bool:
         frames = thread.state.frames
         if move.verb != "runs" or not any(frame.program == HANDLER for frame in frames):

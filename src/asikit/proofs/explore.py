@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from asikit.proofs import _search
+from asikit.proofs._quotient import Quotient
 from asikit.proofs._table import STATE_BITS, Model, Table
 from asikit.proofs.errors import TooLargeError
 from asikit.proofs.threads import SHARED_BITS, swapped
@@ -85,26 +86,28 @@ class Explored:
 def explore(
     model: Model,
     *,
-    symmetric: bool | None = None,
+    reduced: bool | None = None,
     limit: int = STATE_LIMIT,
     progress: "Callable[[int], None] | None" = None,
 ) -> Explored:
     """Explore a model to its end, or to the first leak.
 
-    :param symmetric: Count states that differ only in which thread is the first as one; by default with two threads.
+    :param reduced: Count states as one that differ only in which thread is the first, or in what makes no difference to
+        what can happen (`asikit.proofs._quotient`); by default with two threads. Neither changes what is found, nor how
+        long the way to it is.
     :param limit: The most states.
     :param progress: Called now and then with the number of states so far.
     :raises TooLargeError: There are more states than `limit`, or more than can be numbered.
     """
-    search = _Exploration(model, symmetric=model.threads > 1 if symmetric is None else symmetric, limit=limit)
+    search = _Exploration(model, reduced=model.threads > 1 if reduced is None else reduced, limit=limit)
     return search.run(progress or (lambda _: None))
 
 
 class _Exploration:
     """The arrays of one exploration."""
 
-    def __init__(self, model: Model, *, symmetric: bool, limit: int) -> None:
-        self.table = Table(model)
+    def __init__(self, model: Model, *, reduced: bool, limit: int) -> None:
+        self.table = _reduced(Table(model)) if reduced else Table(model)
         self.model = model
         self.limit = limit
         room = STATE_BITS - SHARED_BITS - model.layout.bits
@@ -113,7 +116,7 @@ class _Exploration:
             bits=model.layout.bits,
             id_bits=room // model.threads,
             other=model.layout.other,
-            symmetric=symmetric,
+            symmetric=reduced and model.threads > 1,
         )
         self.states: Array = np.zeros(_FIRST_ROOM, dtype=np.int64)
         self.parents: Array = np.full(_FIRST_ROOM, -1, dtype=np.int32)
@@ -152,7 +155,7 @@ class _Exploration:
                 return
             for number, shared in wanted[:asked].tolist():
                 self.table.fill(number, shared)
-            if len(self.table.threads) >= 1 << self.shape.id_bits:
+            if self.table.count >= 1 << self.shape.id_bits:
                 raise TooLargeError(f"more than {1 << self.shape.id_bits:,} states of one thread: explore less at once")
             if self.count + _search.MOST_MOVES >= len(self.states):
                 self._grow()
@@ -160,10 +163,7 @@ class _Exploration:
 
     @property
     def _arrays(self) -> _search.Arrays:
-        table = self.table
-        return _search.Arrays(
-            table.row_of, table.rows.values, table.moves.values, self.states, self.parents, self.slots
-        )
+        return _search.Arrays(*self.table.arrays, self.states, self.parents, self.slots)
 
     def _grow(self) -> None:
         if self.count >= self.limit:
@@ -182,7 +182,7 @@ class _Exploration:
             leak=self._path(leak) if leak >= 0 else None,
             broken=self._path(broken) if broken >= 0 else None,
             stuck=None if self.leaks else self._stuck(),
-            places=len(self.table.threads),
+            places=self.table.places,
         )
 
     def _stuck(self) -> Path | None:
@@ -198,17 +198,17 @@ class _Exploration:
             keys.append(int(self.states[index]))
             index = int(self.parents[index])
         keys.reverse()
+        thread, shared = self.model.start()
+        threads = [thread] * self.model.threads
         first_is = 0  # which thread the state calls the first
         steps = []
         for before, after in pairwise(keys):
-            mover, move, swap = self._step(before, after)
-            steps.append(Happened(mover ^ first_is, move, self._unpack(before)[0], self._unpack(after)[0]))
+            place, move, swap = self._step(before, after, threads[::-1] if first_is else threads)
+            steps.append(Happened(place ^ first_is, move, self._unpack(before)[0], self._unpack(after)[0]))
+            threads[place ^ first_is] = move.after
             first_is ^= swap
-        contents, shared, *numbers = self._unpack(keys[-1])
-        threads = [self.table.threads[number] for number in numbers[: self.model.threads]]
-        if first_is:
-            shared, threads = swapped(shared), threads[::-1]
-        return Path(tuple(steps), tuple(threads), shared, contents)
+        contents, shared, *_ = self._unpack(keys[-1])
+        return Path(tuple(steps), tuple(threads), swapped(shared) if first_is else shared, contents)
 
     def _unpack(self, key: int) -> tuple[int, int, int, int]:
         contents, shared = key & (1 << self.shape.bits) - 1, key >> self.shape.bits & 0xFF
@@ -218,16 +218,18 @@ class _Exploration:
     def _pack(self, contents: int, shared: int, first: int, second: int) -> int:
         return contents | (shared | (first | second << self.shape.id_bits) << SHARED_BITS) << self.shape.bits
 
-    def _step(self, before: int, after: int) -> "tuple[int, Move, int]":
-        """Return who moved, how, and whether the state after it calls the threads the other way round."""
+    def _step(self, before: int, after: int, threads: list[Any]) -> "tuple[int, Move, int]":
+        """Return who moved, how, and whether the state after it calls the threads the other way round.
+
+        :param threads: What the threads are before it, in the order in which that state calls them.
+        """
         contents, shared, *numbers = self._unpack(before)
-        for mover in range(self.model.threads):
+        for mover, thread in enumerate(threads):
             own = shared if mover == 0 else swapped(shared)
-            other = numbers[1 - mover]
-            others = 0
+            other, others = numbers[1 - mover], 0
             if self.model.threads > 1:
-                others = self.model.view(self.table.threads[other], swapped(own)).adds
-            for move in self.model.moves(self.table.threads[numbers[mover]], own):
+                others = self.model.view(threads[1 - mover], swapped(own)).adds
+            for move in self.model.moves(thread, own):
                 now = contents & ~move.clears | others
                 now = self.model.layout.fold(now) if move.folds else now
                 now |= self.model.view(move.after, move.shared).adds
@@ -240,3 +242,8 @@ class _Exploration:
                 if self.shape.symmetric and after == crossed:
                     return mover, move, 1
         raise AssertionError("a state that no move of its parent leads to")
+
+
+def _reduced(table: Table) -> Quotient:
+    table.close()
+    return Quotient(table)

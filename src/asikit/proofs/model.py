@@ -54,7 +54,6 @@ from asikit.protocol import (
     TaskState,
 )
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
-from asikit.protocol.expressions import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -162,8 +161,13 @@ class World:
 
     def _from_untrusted(self, thread: Thread, shared: int) -> "Iterator[Move]":
         asked = bool(shared & OWN_IPI)
-        for entry in self.entries_from_user if thread.mode is Mode.USER else (H.VM_EXIT,):
-            yield from self._begin(thread, shared, entry, owed=asked and entry is not H.SYSCALL_ENTRY)
+        if thread.mode is Mode.GUEST:  # the interrupt stays pending, for the host to take
+            yield from self._begin(thread, shared, H.VM_EXIT, owed=asked)
+            return
+        for entry in self.entries_from_user:
+            yield from self._begin(thread, shared, entry)
+            if asked and entry is not H.SYSCALL_ENTRY:
+                yield from self._begin(thread, shared & ~OWN_IPI, entry, owed=True)
 
     def _in_transition(self, thread: Thread, shared: int) -> "Iterator[Move]":
         core, behind = core_of(shared)
@@ -212,8 +216,14 @@ class World:
 
     def _nested(self, thread: Thread, shared: int) -> "Iterator[Move]":
         if self._may_nest(thread):
+            pending = bool(shared & OWN_IPI) and self._takes_interrupts(thread, shared)
             for happening in self.nested_happenings:
-                yield self._interrupt(thread, shared, happening)
+                yield self._interrupt(thread, shared, happening)._replace(owed=pending)
+
+    def _takes_interrupts(self, thread: Thread, shared: int) -> bool:
+        """Whether kernel code runs with interrupts on: transitions have them off but while they wait."""
+        ordinary = not in_transition(thread) and not self.protocol.in_handler(thread.state)
+        return ordinary or self.spins(thread, shared)
 
     def _may_nest(self, thread: Thread) -> bool:
         return sum(frame.program in MASKED for frame in thread.state.frames) < self.nesting
@@ -310,15 +320,14 @@ class World:
             reach = mapped if self.gadgets_anywhere or not in_transition(thread) else NOBODY
             return View(self._data(reach), self._training(self._may_not_steer(reach)))
         party = Party.OTHER if shared & OWN_BEHIND else thread.mode.party
-        hidden = self._may_not_learn(party)
-        reach = party
+        hidden = self._may_not_learn(party) & ~party  # its own mm's data are no secret of another's
         leak = ""
         if Capability.DEFERRED in self.capabilities and mapped & hidden:
             leak = f"untrusted code reads what its page tables map: {_labels(mapped & hidden)}"
         samples = self._data(hidden) if Capability.SAMPLE in self.capabilities else 0
         trains = self._training(party) if Capability.TRAIN in self.capabilities else 0
-        steers = self._training(self._may_not_steer(reach))
-        return View(self._data(reach) | trains, samples | steers, leak)
+        steers = self._training(self._may_not_steer(party) & ~party)
+        return View(self._data(party) | trains, samples | steers, leak)
 
     def _trusts(self, mode: Mode) -> bool:
         """Whether a mode's code is as good as the kernel's: no class is there to protect from it."""
@@ -327,10 +336,11 @@ class World:
 
     def mapped(self, thread: Thread, shared: int) -> Party:
         """Return whose sensitive data the present page tables map."""
-        own = Party.OTHER if shared & OWN_BEHIND else Party.USER
+        behind = bool(shared & OWN_BEHIND)
+        own = Party.OTHER if behind else Party.USER
         cpu = thread.state.cpu
         if thread.mode is Mode.GUEST:  # the guest's own page tables, over the nested ones
-            return Party.GUEST
+            return Party.OTHER if behind else Party.GUEST
         if cpu.cr3 == Space.UNRESTRICTED:
             return own if cpu.user_cr3 else EVERYBODY
         if not self.unmapped:
@@ -357,14 +367,15 @@ class World:
         """Return parties with one standing for those between whom the threat model makes no difference.
 
         Where a process and its guest trust one another, both must not see the kernel's data and not see other mm's, and
-        nobody who must not see the one's may see the other's: two tags are enough.
+        nobody who must not see the one's may see the other's: two tags are enough. Unless another mm's code runs beside
+        them, which may see its own data.
         """
-        if not self.trusting:
+        if not self.trusting or not self.core_scheduling:
             return parties
         own = Party.USER if parties & FOLDED else NOBODY
         return own | (Party.OTHER if parties & ~FOLDED else NOBODY)
 
-    # What is nobody else's business.
+    # Who waits.
 
     def spins(self, thread: Thread, shared: int) -> bool:
         """Whether a thread waits for another one."""
@@ -375,26 +386,6 @@ class World:
             return self.protocol.step(core, thread.state, 0).status is Status.BLOCKED
         except MisuseError:
             return False
-
-    def is_private(self, thread: Thread, shared: int) -> bool:
-        """Whether all that may happen next to a thread is no business of the sibling's, nor of the structures'.
-
-        Then the order of its moves and the sibling's is all the same, and exploring only its own first loses nothing
-        (partial-order reduction: such moves are independent of the sibling's and change nothing that is observed, and
-        as programs go forward and handlers are bounded, they cannot go on for ever).
-        """
-        if self.threads == 1 or thread.broken or not in_transition(thread) or not self.gadgets_anywhere:
-            return False
-        name, pc = thread.state.frames[-1]
-        op = self.protocol.programs[name].ops[pc]
-        if any(used.scope in {Scope.OWN, Scope.SIBLING} for used in op.reads | op.writes) or op.asks is not None:
-            return False
-        cpu = thread.state.cpu
-        return all(
-            (move.shared, move.folds, move.after.mode, move.after.broken) == (shared, False, thread.mode, "")
-            and (move.after.state.cpu.cr3, move.after.state.cpu.user_cr3) == (cpu.cr3, cpu.user_cr3)
-            for move in self.moves(thread, shared)
-        )
 
 
 def _labels(parties: Party) -> str:

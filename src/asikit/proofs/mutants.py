@@ -37,14 +37,12 @@ class Mutant:
         family: `stun`, `order`, `flush`, `taint`, `interrupt`, `kernel` (what the rest of the kernel owes), or
             `published` (bugs of the public patches).
         edit: makes the mutant of a model; a model that has no such element stays as it is.
-        guests: with two threads it takes guests besides processes to tell it from the protocol.
     """
 
     name: str
     says: str
     family: str
     edit: "Edit"
-    guests: bool = False
 
 
 def mutant(name: str) -> Mutant:
@@ -406,7 +404,6 @@ _PUBLISHED = (
         "with SMT, asi_exit flushes the predictors only if this thread's taints ask for it",
         "published",
         _protocol(_exit_asks_own_taints),
-        guests=True,
     ),
     Mutant(
         "kvm-policy-assigns",

@@ -15,7 +15,7 @@ from asikit.protocol import AsiClass, Happening, Space
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
 from asikit.protocol.expressions import ALWAYS, And, Const, Field, Guard, Scope
 from asikit.protocol.operations import Assign, ProgramOp
-from asikit.protocol.vocabulary import CR3, DEPTH, FIELDS, NONE, TARGET
+from asikit.protocol.vocabulary import CR3, DEPTH, FIELDS, NONE, STUN_IPI, TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +108,9 @@ class Relation:
         elif place == USER:
             for entry in world.entries_from_user:
                 yield from self._begins(USER, entry)
+                if entry is not H.SYSCALL_ENTRY:
+                    for command in self._begins(USER, entry, STUN_IPI.differs(0)):
+                        yield replace(command, sets=(*command.sets, Assign(STUN_IPI, Const(0))))
         elif place == GUEST:
             yield from self._begins(GUEST, H.VM_EXIT)
         elif place == NO_HANDLER:

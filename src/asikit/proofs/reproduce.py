@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from asikit.kernel import DeadlockError, InvariantError, Machine, MachineConfig
 from asikit.mm import GFP_KERNEL, MapFlags, Prot
-from asikit.proofs._attacker import KERNEL, LINE, Attacker, Learnt, Secret, assumed, must_not_learn
+from asikit.proofs._attacker import GUEST, KERNEL, LINE, Attacker, Learnt, Secret, assumed, must_not_learn
 from asikit.proofs._director import Director, StoryOver
 from asikit.protocol import AsiClass, MisuseError
 
@@ -35,7 +35,7 @@ ATTACKER, VICTIM = "the process", "another process"
 _MEMORY = 16 << 20
 _NEVER = 1 << 60
 _PAGE = 4096
-_CONTENT = {KERNEL: b"K", ATTACKER: b"P", VICTIM: b"V"}
+_CONTENT = {KERNEL: b"K", ATTACKER: b"P", VICTIM: b"V", GUEST + ATTACKER: b"p", GUEST + VICTIM: b"v"}
 _CHANGED = b"!"
 
 
@@ -89,7 +89,8 @@ def reproduce(world: "World", candidate: "Mutant | None", found: "Counterexample
 def _outcome(world: "World", found: "Counterexample") -> tuple[str, str, int]:
     """Return how a story ends on the machine: kind, sentence, and steps that could not be followed."""
     plain = _Stage(world, found).run("")
-    for owner in _CONTENT:
+    guests = AsiClass.KVM in world.config.classes
+    for owner in (each for each in _CONTENT if guests or not each.startswith(GUEST)):
         other = _Stage(world, found).run(owner)
         leak = _difference(world, owner, plain.learnt, other.learnt)
         if leak:
@@ -175,16 +176,19 @@ class _Stage:
             self._turning, self._content = address, content[KERNEL]
         self._director.secret = address
         yield Secret(KERNEL, kernel.layout.phys(address), (address,))
-        for owner, mm in mms.items():
+        for name, mm in mms.items():
+            owners = [name]
             if AsiClass.KVM in kernel.protocol.config.classes:
                 kernel.domains.init(kernel.contexts.of(mm), AsiClass.KVM)
-            vaddr = mm.mmap(_PAGE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
-            mm.handle_mm_fault(vaddr, write=True)
-            found = mm.translate(vaddr)
-            assert found is not None  # noqa: S101 - it was just mapped
-            paddr = found[0] * _PAGE
-            kernel.physical.write(paddr, content[owner])
-            yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))
+                owners.append(GUEST + name)  # a guest's memory is its process'
+            for owner in owners:
+                vaddr = mm.mmap(_PAGE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
+                mm.handle_mm_fault(vaddr, write=True)
+                found = mm.translate(vaddr)
+                assert found is not None  # noqa: S101 - it was just mapped
+                paddr = found[0] * _PAGE
+                kernel.physical.write(paddr, content[owner])
+                yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))
 
     def _connect(self, attacker: Attacker, mms: "dict[str, MmStruct]") -> None:
         """Let the director have the machine, and each hardware thread of the story a task."""

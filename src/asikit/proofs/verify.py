@@ -1,7 +1,7 @@
 """Verdicts: a mitigation, or a mutant of it, put through exploration."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,6 @@ from asikit.proofs.costs import CostWorld
 from asikit.proofs.errors import TooLargeError, VerifyError
 from asikit.proofs.hardware import ALL_CAPABILITIES, ASSUMPTIONS, Capability
 from asikit.proofs.model import World
-from asikit.proofs.mutants import CATALOGUE, Mutant, has_element
 from asikit.proofs.relation import Relation
 from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, tell
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from asikit.proofs.explore import Explored
+    from asikit.proofs.mutants import Mutant
 
     Progress = Callable[[int], None]
 
@@ -148,46 +148,6 @@ class Verification:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class MutantRow:
-    """What became of a mutant.
-
-    Attributes:
-        mutant: which.
-        verdict: REFUTED if any of the two is.
-        without_smt: with one thread to a core; None if that was not asked for.
-        with_smt: with two; None if that was not needed.
-        refuted: the verification that refuted it.
-        states: states that were reached, in all.
-    """
-
-    mutant: Mutant
-    verdict: Verdict
-    without_smt: Verdict | None
-    with_smt: Verdict | None
-    refuted: Verification | None
-    states: int = field(default=0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON values."""
-        found = self.refuted.counterexample if self.refuted is not None else None
-        machine = self.refuted.machine if self.refuted is not None else None
-        return {
-            "mutant": self.mutant.name,
-            "says": self.mutant.says,
-            "family": self.mutant.family,
-            "verdict": str(self.verdict),
-            "without_smt": _text(self.without_smt),
-            "with_smt": _text(self.with_smt),
-            "kind": None if found is None else found.kind,
-            "steps": None if found is None else len(found.steps),
-            "states": self.states,
-            "counterexample": None if found is None else found.to_dict(),
-            "leaks_on_machine": None if machine is None else machine.leaks,
-            "on_machine": None if machine is None else machine.to_dict(),
-        }
-
-
 def world_for(
     mitigation: str = "asi",
     *,
@@ -201,7 +161,7 @@ def world_for(
     :param mitigation: One of MITIGATIONS.
     :param threads: Hardware threads of the core, 1 or 2.
     :param nesting: Handlers that may be open inside one another on each thread; 0 is no NMIs at all.
-    :param classes: The classes of untrusted domains; by default processes and guests, with two threads processes only.
+    :param classes: The classes of untrusted domains; by default processes and guests.
     :param capabilities: What the attacker can do.
     :raises VerifyError: There is no such mitigation, the blanket mitigation is asked for with two threads, or idle
         domains are.
@@ -213,9 +173,7 @@ def world_for(
             raise VerifyError("the blanket mitigation switches SMT off: use --threads 1")
         protocol = Protocol(blanket_config())
         return World(protocol, nesting=nesting, capabilities=capabilities, gadgets_anywhere=False)
-    if classes is None:
-        classes = (AsiClass.USERSPACE,) if threads > 1 else BOTH
-    config = ProtocolConfig(classes=frozenset(classes), smt=threads > 1)
+    config = ProtocolConfig(classes=frozenset(BOTH if classes is None else classes), smt=threads > 1)
     if AsiClass.IDLE in config.classes:
         raise VerifyError("idle domains are not covered: which mm an idle thread keeps is not modelled")
     return World(Protocol(config), threads=threads, nesting=nesting, capabilities=capabilities, trusting=threads > 1)
@@ -223,7 +181,7 @@ def world_for(
 
 def verify(
     world: World,
-    mutant: Mutant | None = None,
+    mutant: "Mutant | None" = None,
     *,
     costs: bool = False,
     on_machine: bool = False,
@@ -268,7 +226,7 @@ def _costs_hold(world: World) -> bool | None:
     return explore(CostWorld(world)).broken is None if world.nesting <= 1 else None
 
 
-def prove(world: World, mutant: Mutant | None = None, *, smtlib: "TextIO | None" = None) -> Verification:
+def prove(world: World, mutant: "Mutant | None" = None, *, smtlib: "TextIO | None" = None) -> Verification:
     """Prove a model, or a mutant of it, by induction: for schedules of any length, with handlers one deep.
 
     What cannot be proved so is UNKNOWN, not refuted: the invariant may be too weak for it.
@@ -302,48 +260,7 @@ def prove(world: World, mutant: Mutant | None = None, *, smtlib: "TextIO | None"
     )
 
 
-def verify_mutants(
-    names: "Iterable[Mutant]" = CATALOGUE,
-    *,
-    threads: int | None = None,
-    nesting: int = 1,
-    on_machine: bool = False,
-    progress: "Callable[[Mutant], None] | None" = None,
-) -> "Iterator[MutantRow]":
-    """Yield what becomes of mutants of ASI: with one thread first, and if that refutes it not, with two.
-
-    :param threads: Only with so many threads.
-    :param on_machine: Run counterexamples on the machine too.
-    :param progress: Called before each mutant.
-    """
-    worlds = [world_for(threads=count, nesting=nesting) for count in ((1, 2) if threads is None else (threads,))]
-    for candidate in names:
-        if progress is not None:
-            progress(candidate)
-        yield _row(candidate, worlds, on_machine=on_machine)
-
-
-def _row(candidate: Mutant, worlds: list[World], *, on_machine: bool) -> MutantRow:
-    verdicts: dict[int, Verdict] = {}
-    refuted, states = None, 0
-    for each in worlds:
-        wide = candidate.guests and each.threads > 1
-        world = world_for(threads=each.threads, nesting=each.nesting, classes=BOTH) if wide else each
-        if not has_element(world, candidate):
-            # The model as it is: its own verdict is not this row's to find.
-            verdicts[world.threads] = Verdict.PROVED
-            continue
-        verification = verify(world, candidate, on_machine=on_machine)
-        verdicts[world.threads] = verification.verdict
-        states += verification.states
-        if verification.verdict is Verdict.REFUTED:
-            refuted = verification
-            break
-    worst = max(verdicts.values(), key=[Verdict.PROVED, Verdict.UNKNOWN, Verdict.REFUTED].index)
-    return MutantRow(candidate, worst, verdicts.get(1), verdicts.get(2), refuted, states)
-
-
-def _blank(world: World, mutant: Mutant | None, method: str) -> Verification:
+def _blank(world: World, mutant: "Mutant | None", method: str) -> Verification:
     asi = world.config.asi
     kernel = ASSUMED_OF_THE_KERNEL if asi else ()
     return Verification(
@@ -372,7 +289,3 @@ def _properties(explored: "Explored") -> "Iterator[Property]":
     yield Property("T1", T1, explored.leak is None)
     yield Property("no deadlock", NO_DEADLOCK, explored.stuck is None if whole else None)
     yield Property("retry ends", RETRY_ENDS, explored.broken is None if whole else None)
-
-
-def _text(verdict: Verdict | None) -> str | None:
-    return None if verdict is None else str(verdict)

@@ -73,7 +73,7 @@ def mutants_report(rows: "Sequence[MutantRow]") -> "RenderableType":
         machine = row.refuted.machine if row.refuted is not None else None
         if machine is not None:
             what += f"; {_AND_MACHINE[machine.leaks]}"
-        table.add_row(row.mutant.name, _cell(row.without_smt), _cell(row.with_smt), steps, what)
+        table.add_row(row.mutant, _cell(row.without_smt), _cell(row.with_smt), steps, what)
     refuted = sum(row.refuted is not None for row in rows)
     return Group(
         table,
