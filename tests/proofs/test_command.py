@@ -111,7 +111,8 @@ def test_list() -> None:
     """The catalogue, a line each."""
     done = run("--list-mutants")
     assert done.returncode == 0
-    assert done.stdout.startswith("no-stun ")
+    assert done.stdout.startswith("Mutants\n  no-stun ")
+    assert "\nAlternatives\n" in done.stdout
 
 
 @pytest.mark.parametrize(

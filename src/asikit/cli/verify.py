@@ -23,7 +23,9 @@ _PROGRESS_STEP = 100_000
 
 @click.command()
 @click.option("--mitigation", metavar="asi|blanket", default="asi", show_default=True, help="What to verify.")
-@click.option("--mutant", metavar="NAME|all", help="With one element removed or moved; `all` is the whole catalogue.")
+@click.option(
+    "--mutant", metavar="NAME|all", help="With one element removed or moved (--list-mutants); `all` is every mutant."
+)
 @click.option(
     "--threads",
     type=click.IntRange(1, 2),
@@ -64,7 +66,7 @@ _PROGRESS_STEP = 100_000
 )
 @click.option("--equivalence", is_flag=True, help="Compare ASI with the blanket mitigation, situation by situation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.verify/1).")
-@click.option("--list-mutants", is_flag=True, help="List the catalogue of mutants, and stop.")
+@click.option("--list-mutants", is_flag=True, help="List mutants and alternatives, and stop.")
 @click.pass_context
 def command(  # noqa: PLR0913  (an option each)
     context: click.Context,
@@ -221,11 +223,13 @@ def _known(option: str, text: str, known: "dict[str, _Value]") -> "list[_Value]"
 
 
 def _list_mutants() -> None:
-    from asikit.proofs import CATALOGUE  # noqa: PLC0415
+    from asikit.proofs import ALTERNATIVES, CATALOGUE  # noqa: PLC0415
 
-    width = max(len(mutant.name) for mutant in CATALOGUE)
-    for mutant in CATALOGUE:
-        click.echo(f"{mutant.name:<{width}}  {mutant.says}")
+    width = max(len(mutant.name) for mutant in (*CATALOGUE, *ALTERNATIVES))
+    for title, mutants in (("Mutants", CATALOGUE), ("Alternatives", ALTERNATIVES)):
+        click.echo(title)
+        for mutant in mutants:
+            click.echo(f"  {mutant.name:<{width}}  {mutant.says}")
 
 
 def _states_progress() -> "Callable[[int], None]":

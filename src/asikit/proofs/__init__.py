@@ -13,7 +13,7 @@ from asikit.proofs.equivalence import SITUATIONS, Comparison, Situation, compare
 from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
 from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
 from asikit.proofs.model import World
-from asikit.proofs.mutants import CATALOGUE, Mutant, has_element, mutant
+from asikit.proofs.mutants import ALTERNATIVES, CATALOGUE, Mutant, has_element, mutant
 from asikit.proofs.necessity import MutantRow, verify_mutants
 from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, StoryStep
@@ -31,6 +31,7 @@ from asikit.proofs.verify import (
 )
 
 __all__ = [
+    "ALTERNATIVES",
     "ASSUMPTIONS",
     "BOTH",
     "CATALOGUE",

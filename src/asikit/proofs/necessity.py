@@ -25,6 +25,7 @@ class MutantRow:
 
     Attributes:
         mutant: its name.
+        variant: as `Mutant.variant`.
         says: what is changed, one line.
         family: as `Mutant.family`.
         verdict: REFUTED if any of the two is.
@@ -35,6 +36,7 @@ class MutantRow:
     """
 
     mutant: str
+    variant: str
     says: str
     family: str
     verdict: Verdict
@@ -49,6 +51,7 @@ class MutantRow:
         machine = self.refuted.machine if self.refuted is not None else None
         return {
             "mutant": self.mutant,
+            "variant": self.variant or None,
             "says": self.says,
             "family": self.family,
             "verdict": str(self.verdict),
@@ -106,7 +109,17 @@ def _row(name: str, *, counts: tuple[int, ...], nesting: int, on_machine: bool) 
             refuted = verification
             break
     worst = max(verdicts.values(), key=[Verdict.PROVED, Verdict.UNKNOWN, Verdict.REFUTED].index)
-    return MutantRow(name, candidate.says, candidate.family, worst, verdicts.get(1), verdicts.get(2), refuted, states)
+    return MutantRow(
+        name,
+        candidate.variant,
+        candidate.says,
+        candidate.family,
+        worst,
+        verdicts.get(1),
+        verdicts.get(2),
+        refuted,
+        states,
+    )
 
 
 def _text(verdict: Verdict | None) -> str | None:

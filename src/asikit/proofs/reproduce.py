@@ -77,10 +77,11 @@ def reproduce(world: "World", candidate: "Mutant | None", found: "Counterexample
     :param world: The model as it is, without the mutant.
     :param candidate: The mutant; without one there is no control.
     """
-    kind, says, missed = _outcome(world if candidate is None else candidate.edit(world), found)
+    base = world if candidate is None else candidate.base(world)
+    kind, says, missed = _outcome(base if candidate is None else candidate.edit(base), found)
     if not kind or candidate is None:
         return Reproduction(leaks=bool(kind), kind=kind, says=says, missed=missed)
-    control, control_says, _ = _outcome(world, found)
+    control, control_says, _ = _outcome(base, found)
     if control:
         return Reproduction(None, kind, f"the unchanged protocol does so too: {control_says}", missed)
     return Reproduction(leaks=True, kind=kind, says=says, missed=missed)

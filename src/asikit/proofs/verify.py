@@ -72,6 +72,7 @@ class Verification:
     Attributes:
         mitigation: `asi` or `blanket`.
         mutant: what was changed, None if nothing.
+        variant: what was changed besides, before: the alternative of which it is a mutant.
         threads: hardware threads.
         nesting: handlers inside one another, on each thread.
         classes: the classes of untrusted domains.
@@ -105,6 +106,7 @@ class Verification:
     properties: tuple[Property, ...] = ()
     counterexample: Counterexample | None = None
     machine: Reproduction | None = None
+    variant: str = ""
     reason: str = ""
     assumptions: tuple[str, ...] = ASSUMPTIONS
     not_proved: tuple[str, ...] = NOT_PROVED
@@ -126,6 +128,7 @@ class Verification:
         return {
             "mitigation": self.mitigation,
             "mutant": self.mutant,
+            "variant": self.variant or None,
             "threads": self.threads,
             "nesting": self.nesting,
             "classes": list(self.classes),
@@ -195,7 +198,7 @@ def verify(
     """
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
 
-    changed = world if mutant is None else mutant.edit(world)
+    changed = world if mutant is None else mutant.edit(mutant.base(world))
     blank = _blank(changed, mutant, "explore")
     began = time.perf_counter()
     try:
@@ -236,7 +239,7 @@ def prove(world: World, mutant: "Mutant | None" = None, *, smtlib: "TextIO | Non
     """
     from asikit.proofs.induction import Induction  # noqa: PLC0415  (z3 is slow to import)
 
-    changed = world if mutant is None else mutant.edit(world)
+    changed = world if mutant is None else mutant.edit(mutant.base(world))
     began = time.perf_counter()
     induction = Induction(Relation(changed))
     if smtlib is not None:
@@ -266,6 +269,7 @@ def _blank(world: World, mutant: "Mutant | None", method: str) -> Verification:
     return Verification(
         mitigation="asi" if asi else "blanket",
         mutant=None if mutant is None else mutant.name,
+        variant="" if mutant is None else mutant.variant,
         threads=world.threads,
         nesting=world.nesting,
         classes=tuple(asi_class.name.lower() for asi_class in sorted(world.config.classes)),

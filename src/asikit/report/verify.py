@@ -73,12 +73,18 @@ def mutants_report(rows: "Sequence[MutantRow]") -> "RenderableType":
         machine = row.refuted.machine if row.refuted is not None else None
         if machine is not None:
             what += f"; {_AND_MACHINE[machine.leaks]}"
-        table.add_row(row.mutant, _cell(row.without_smt), _cell(row.with_smt), steps, what)
+        table.add_row(
+            f"{row.mutant}{' *' if row.variant else ''}", _cell(row.without_smt), _cell(row.with_smt), steps, what
+        )
     refuted = sum(row.refuted is not None for row in rows)
     return Group(
         table,
         Text(f"{refuted} of {len(rows)} mutants are refuted. `asi verify --mutant NAME` tells one's counterexample."),
         Text(f"{sum(_breaks_machine(row) for row in rows)} of them break the model machine too."),
+        *(
+            _wrapped("* ", f"a mutant of {variant}, by which it comes to matter (asi verify --mutant {variant})")
+            for variant in sorted({row.variant for row in rows if row.variant})
+        ),
     )
 
 
@@ -100,7 +106,8 @@ def equivalence_report(comparisons: "Sequence[Comparison]") -> "RenderableType":
 
 
 def _title(result: "Verification") -> str:
-    what = result.mitigation if result.mutant is None else f"{result.mitigation} with {result.mutant}"
+    changes = " and ".join(each for each in (result.variant, result.mutant) if each)
+    what = f"{result.mitigation} with {changes}" if changes else result.mitigation
     return f"{what}, {_count(result.threads, 'hardware thread')}, domains: {', '.join(result.classes)}"
 
 
