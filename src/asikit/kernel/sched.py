@@ -257,7 +257,7 @@ class Scheduler:
         for observer in kernel.observers:
             observer.mm_switch(cpu.number, context.id)
         cpu.touched.clear()
-        space = Space(cpu.thread.cpu.cr3)  # the unrestricted one, unless the protocol has it that a switch need not exit
+        space = Space(cpu.thread.cpu.cr3)  # the unrestricted one, if the protocol has it that a switch exits
         cpu.hw.write_cr3(kernel.asi.cr3(cpu, space, noflush=not flush and space is Space.UNRESTRICTED))
         if flush:
             for pcid in kernel.asi.user_pcids(asid):  # `invalidate_user_asid()`

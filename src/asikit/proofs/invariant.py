@@ -120,7 +120,8 @@ class Invariant:
     def one_of(self, variable: Any, places: "list[Place]", level: int) -> Any:  # noqa: ANN401
         """Return the formula that a place variable is one of some places."""
         ranges = self.regions.ranges(places, level)
-        return z3.Or([z3.And(variable >= first, variable <= last) for first, last in ranges])
+        within = [z3.And(variable >= first, variable <= last) for first, last in ranges]
+        return z3.Or(within) if within else z3.BoolVal(val=False)  # an empty disjunction is no SMT-LIB
 
     def _depth(self, variable: Any, level: int) -> Any:  # noqa: ANN401
         total = z3.BitVecVal(0, WIDTH)

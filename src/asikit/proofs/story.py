@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asikit.proofs.hardware import NOBODY, Party
-from asikit.proofs.threads import Mode, swapped
+from asikit.proofs.threads import OWN_BEHIND, Mode, swapped
 from asikit.protocol import AsiClass, Happening
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ def _conclusion(world: "World", kind: str, path: "Path") -> str:
         view = world.view(thread, shared[who])
         found = view.forbids & path.contents
         if view.leak or found:
-            return view.leak or _leak(world, who, thread, found)
+            return view.leak or _leak(world, who, thread, found, behind=bool(shared[who] & OWN_BEHIND))
     raise AssertionError("a path to a leak ends where nothing leaks")
 
 
-def _leak(world: "World", who: int, thread: "Thread", found: int) -> str:
+def _leak(world: "World", who: int, thread: "Thread", found: int, *, behind: bool) -> str:
     parties = {name: value for name, value in world.layout.unpack(found).items() if value}
     holds = {structure.name: structure.holds for structure in world.layout.structures}
     name = next(iter(parties))
@@ -199,5 +199,6 @@ def _leak(world: "World", who: int, thread: "Thread", found: int) -> str:
     thread_text = f"thread {who}" if world.threads > 1 else "the CPU"
     if holds[name] == "data":
         reader = "user mode" if thread.mode is Mode.USER else "the guest"
+        reader += " of another process" if behind else ""
         return f"{reader} on {thread_text} reads data of {whose} from the {name}"
     return f"code with secrets in reach on {thread_text} follows the {name} that {whose} trained, and transmits them"

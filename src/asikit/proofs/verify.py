@@ -283,9 +283,11 @@ def _blank(world: World, mutant: "Mutant | None", method: str) -> Verification:
 
 def _findings(world: World, explored: "Explored") -> "Iterator[Counterexample]":
     """Yield what was found, the worst first."""
+    from asikit.proofs._ordering import with_fewest_switches  # noqa: PLC0415  (imports numba)
+
     for kind, path in (("leak", explored.leak), ("deadlock", explored.stuck), ("broken rule", explored.broken)):
         if path is not None:
-            yield tell(world, kind, path)
+            yield tell(world, kind, with_fewest_switches(world, path) if world.threads > 1 else path)
 
 
 def _properties(explored: "Explored") -> "Iterator[Property]":

@@ -121,7 +121,9 @@ def _method(result: "Verification") -> str:
 def _counterexample(found: "Counterexample") -> "list[RenderableType]":
     title = f"Counterexample: a {found.kind}, in {_count(len(found.steps), 'step')}"
     lines = [_wrapped(f"{number:>4}. ", line) for number, line in enumerate(found.story, 1)]
-    return [Text(title, style="bold"), *lines, Text(f"   => {found.conclusion}", style="bold")]
+    end = _wrapped("   => ", found.conclusion)
+    end.stylize("bold")
+    return [Text(title, style="bold"), *lines, end]
 
 
 def _on_machine(machine: "Reproduction") -> str:
