@@ -4,16 +4,19 @@ from collections.abc import Mapping
 
 import pytest
 
-from asikit.leaks import Verdict, cells, matrix
+from asikit.leaks import Finding, Verdict, cells, matrix
 
 Matrix = Mapping[tuple[str, str, str], Verdict]
 """Verdicts by vulnerability, vector and mitigation."""
 
 
 @pytest.fixture(scope="session")
-def verdicts() -> Matrix:
+def findings() -> tuple[Finding, ...]:
     """Attack every vulnerability from every position, with each of the default mitigations."""
-    wanted = cells(("none", "linux", "blanket", "asi"))
-    return {
-        (found.cell.vulnerability, found.cell.vector, found.cell.mitigation): found.verdict for found in matrix(wanted)
-    }
+    return tuple(matrix(cells(("none", "linux", "blanket", "asi"))))
+
+
+@pytest.fixture(scope="session")
+def verdicts(findings: tuple[Finding, ...]) -> Matrix:
+    """Tell what became of each attack."""
+    return {(found.cell.vulnerability, found.cell.vector, found.cell.mitigation): found.verdict for found in findings}

@@ -88,10 +88,28 @@ def test_a_finding_is_saved_as_a_scenario(tmp_path: Path, capsys: pytest.Capture
     assert SECRETS[0].hex() in capsys.readouterr().out
 
 
+def test_a_scenario_finds_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of one's own is found from any folder, whatever it is called."""
+    folder = tmp_path / 'it\'s """\\mine'
+    folder.mkdir()
+    (folder / "tomorrow.toml").write_text(_SAMPLED, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    finding = attack(Cell("tomorrow.toml", "user_kernel", "zen3-5600x", "asi"))
+    Path("finding.py").write_text(scenario_text(finding), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    scenario = load_scenario(folder / "finding.py")
+    scenario.run(Machine(scenario.config))
+    assert SECRETS[0].hex() in capsys.readouterr().out
+
+
 def test_nothing_is_saved_when_nothing_was_run() -> None:
-    """A vulnerability that cannot be expressed has no scenario."""
+    """A vulnerability that cannot be expressed has no scenario, nor has a sibling that there is not."""
     with pytest.raises(LeakError, match="nothing to save"):
         scenario_text(attack(Cell("itlb", "-", "generic", "none")))
+    with pytest.raises(LeakError, match=r"no attack was run \(zen-1200 has no sibling threads\)"):
+        scenario_text(attack(Cell("div0", "cross_thread", "zen-1200", "none")))
 
 
 def test_cells_are_rows_of_columns() -> None:

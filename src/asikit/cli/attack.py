@@ -59,7 +59,8 @@ def command(  # noqa: PLR0913  (an option each)
 
         console().print(attack_names())
         return
-    columns = mitigation_names() if mitigations == _ALL else tuple(dict.fromkeys(mitigations.split(",")))
+    names = [name.strip() for name in mitigations.split(",")]
+    columns = mitigation_names() if _ALL in names else tuple(dict.fromkeys(names))
     wanted = cells(columns, cpu=_model(cpu), vulnerability=vulnerability, vector=vector)
     if (why or save is not None) and len(wanted) != 1:
         raise click.UsageError(
@@ -113,7 +114,7 @@ def _save(finding: "Finding", path: str) -> None:
 
 def _show(findings: "list[Finding]", *, why: bool, as_json: bool) -> None:
     if as_json:
-        write_json("attack", {"rows": [found.to_dict() for found in findings]})
+        write_json("attack", {"rows": [found.to_dict(story=why) for found in findings]})
         return
     from asikit.report.attack import attack_reason, attack_report  # noqa: PLC0415
 

@@ -6,13 +6,14 @@ attack(Cell("mds", "user_kernel", "skylake-6600u", "asi")).verdict
 """
 
 from asikit.leaks.errors import LeakError
-from asikit.leaks.lab import Observation
+from asikit.leaks.evidence import Observation
 from asikit.leaks.matrix import NO_VECTOR, cells, cpu_for, matrix
 from asikit.leaks.mitigations import Mitigation, mitigation, mitigation_names
+from asikit.leaks.reading import load_vulnerability, vulnerability_names
 from asikit.leaks.saving import scenario_text
 from asikit.leaks.vectors import Vector
 from asikit.leaks.verdict import SECRETS, Cell, Difference, Finding, Verdict, attack, machine_config, put_on
-from asikit.leaks.vulnerability import Vulnerability, Way, load_vulnerability, vulnerability_names
+from asikit.leaks.vulnerability import Vulnerability, Way
 
 __all__ = [
     "NO_VECTOR",

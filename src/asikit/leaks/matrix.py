@@ -1,15 +1,17 @@
 """The leak matrix: every vulnerability from every position against every mitigation, on several processes."""
 
+import signal
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
 from os import sched_getaffinity
 from typing import TYPE_CHECKING
 
 from asikit.leaks.mitigations import mitigation
+from asikit.leaks.reading import load_vulnerability, vulnerability_names
 from asikit.leaks.vectors import Vector, vector_named
 from asikit.leaks.verdict import Cell, Finding, attack
-from asikit.leaks.vulnerability import load_vulnerability, vulnerability_names
 from asikit.x86 import cpu_names, load_cpu
 
 if TYPE_CHECKING:
@@ -75,8 +77,23 @@ def matrix(wanted: "Sequence[Cell]") -> "Iterator[Finding]":
     if workers < 2:  # noqa: PLR2004 - one is this process
         yield from map(_attack, wanted)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_attack, wanted, chunksize=_FEW)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        with _without_interrupts():
+            findings = pool.map(_attack, wanted, chunksize=_FEW)
+        yield from findings
+    finally:  # of what is interrupted the rest is not wanted any more
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> "Iterator[None]":
+    """Start processes that Ctrl-C does not reach: it is this process' to end them, and each would say so at length."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def _attack(cell: Cell) -> Finding:

@@ -1,5 +1,6 @@
 """A finding as a scenario for `asi run`, which shows the attack and what the attacker sees."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.leaks.errors import LeakError
@@ -10,8 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["scenario_text"]
 
-_TEXT = '''"""{title}: run it with one secret, then with the other, and compare what is printed."""
+_TEXT = '''"""An attack: run it with one secret, then with the other, and compare what is printed."""
 
+# {verdict}: {reason}
 from asikit import Machine
 from asikit.leaks import Cell, Observation, machine_config, put_on
 
@@ -37,12 +39,18 @@ def scenario_text(finding: "Finding") -> str:
     if not finding.way_number:
         raise LeakError(f"there is nothing to save: no attack was run ({finding.reason})")
     return _TEXT.format(
-        title=f"{cell.vulnerability}, {cell.vector}, on {cell.cpu} with {cell.mitigation}",
-        vulnerability=cell.vulnerability,
+        verdict=finding.verdict,
+        reason=finding.reason,
+        vulnerability=_findable(cell.vulnerability),
         vector=cell.vector,
-        cpu=cell.cpu,
+        cpu=_findable(cell.cpu),
         mitigation=cell.mitigation,
         secret=SECRETS[0].hex(),
         other=SECRETS[1].hex(),
         way_number=finding.way_number,
     )
+
+
+def _findable(name: str) -> str:
+    """Return a name as it is, and a file's so that the scenario finds it from any folder."""
+    return str(Path(name).absolute()) if name.endswith(".toml") else name

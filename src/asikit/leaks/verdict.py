@@ -1,6 +1,9 @@
-"""The verdict: two runs of one machine that differ in nothing but the secret, and whether the attacker can tell."""
+"""The verdict: two runs of one machine that differ in nothing but the secret, and whether the attacker can tell.
 
-from contextlib import suppress
+No leak is said only of an attack that took place: the victim came to where the processor can go wrong, the attacker
+looked afterwards, and both came to their end. Of any other it is unknown.
+"""
+
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
@@ -9,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from asikit.kernel import DeadlockError, Machine, MachineConfig
-from asikit.leaks.lab import Lab, Observation
+from asikit.leaks.lab import Lab
 from asikit.leaks.mitigations import mitigation
-from asikit.leaks.vectors import Play, Vector, play, vector_named
-from asikit.leaks.vulnerability import load_vulnerability
+from asikit.leaks.programs import Play, interleaver, play
+from asikit.leaks.reading import load_vulnerability
+from asikit.leaks.vectors import Vector, vector_named
 from asikit.x86 import load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from asikit.leaks.evidence import Observation
     from asikit.leaks.mitigations import Setup
     from asikit.leaks.vulnerability import Vulnerability, Way
     from asikit.mm import Request
@@ -28,8 +33,8 @@ __all__ = ["SECRETS", "Cell", "Difference", "Finding", "Verdict", "attack", "mac
 SECRETS: Final = (bytes.fromhex("5ec2e7a1b2c3d4e5"), bytes.fromhex("a13d185e4d3c2b1a"))
 """The two secrets: each byte of one is the complement of the other's, so that any that gets out tells them apart."""
 _MEMORY: Final = 16 << 20
-_LIMIT: Final = 6000
-"""Logical time of all CPUs together after which an attack is over; undisturbed ones end long before."""
+_LIMIT: Final = 24_000
+"""Logical time of all CPUs together after which an attack is given up; those that get anywhere need half of it."""
 
 
 class Verdict(StrEnum):
@@ -70,8 +75,9 @@ class Finding:
 
     :ivar reason: Why, in one line.
     :ivar difference: What the attacker can tell the secrets apart by, for LEAK.
-    :ivar way: The mechanism that it is about; `way_number` its place, from 1, among those that suit the vector.
-    :ivar story: What the processor did transiently in the first run, and what the attacker saw.
+    :ivar way: The mechanism that it is about; `way_number` its place in the vulnerability's file, from 1, or 0 if no
+        attack was run.
+    :ivar story: What the processor did transiently in the first run, and what the attacker saw; of a leak up to there.
     """
 
     cell: Cell
@@ -82,8 +88,8 @@ class Finding:
     way_number: int = 0
     story: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as a row of `asikit.attack/1`."""
+    def to_dict(self, *, story: bool = False) -> dict[str, Any]:
+        """Return it as a row of `asikit.attack/1`; `story` adds what happened, step by step."""
         cell = self.cell
         row: dict[str, Any] = {
             "vulnerability": cell.vulnerability,
@@ -101,6 +107,8 @@ class Finding:
                 "source": found.source,
                 "values": list(found.values),
             }
+        if story:
+            row |= {"mechanism": self.way, "story": list(self.story)}
         return row
 
 
@@ -110,28 +118,34 @@ def attack(cell: Cell) -> Finding:
     :raises LeakError: A name of the cell is that of nothing. :raises CpuModelError: The same, of the CPU.
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
-    chosen = mitigation(cell.mitigation)
+    mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
     if vulnerability.not_expressible:
         return Finding(cell, Verdict.UNKNOWN, vulnerability.not_expressible)
     vector = vector_named(cell.vector)
     if not vulnerability.concerns(cpu):
         return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} does not have it")
-    ways = [way for way in vulnerability.on(cpu) if vector.suits(way, cpu)]
+    ways = [way for way in vulnerability.on(cpu) if vector.concerns(way, cpu)]
     if not ways:
         return Finding(cell, Verdict.NO_LEAK, "there is no such attack: nothing of it works from there")
     findings = []
-    for number, way in enumerate(ways, 1):
-        model = model_for(cpu, vulnerability, way)
-        if vector.wants_siblings and model.threads == 1:
-            findings.append(Finding(cell, Verdict.NO_LEAK, f"{cpu.name} has no sibling threads"))
-            continue
-        setup = chosen.build(model, vector.wants_siblings)
-        one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
-        found = replace(_compared(cell, way, one, other), way_number=number)
-        if found.verdict is Verdict.LEAK:
-            return found
-        findings.append(found)
-    return findings[0]
+    for way in ways:
+        if vector.suits(way, cpu):
+            found = _attacked(cell, vulnerability, way, cpu)
+            if found.verdict is Verdict.LEAK:
+                return found
+            findings.append(found)
+    if not findings:
+        return Finding(cell, Verdict.UNKNOWN, "there is no attack program of its mechanism from there")
+    return next((found for found in findings if found.verdict is Verdict.UNKNOWN), findings[0])
+
+
+def _attacked(cell: Cell, vulnerability: "Vulnerability", way: "Way", cpu: "CpuModel") -> Finding:
+    vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
+    if vector.wants_siblings and model.threads == 1:
+        return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} has no sibling threads")
+    setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
+    one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
+    return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
 
 
 def model_for(cpu: "CpuModel", vulnerability: "Vulnerability", way: "Way") -> "CpuModel":
@@ -149,19 +163,34 @@ def model_for(cpu: "CpuModel", vulnerability: "Vulnerability", way: "Way") -> "C
 def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
     vulnerability: "Vulnerability", way: "Way", model: "CpuModel", setup: "Setup", vector: Vector, secret: bytes
 ) -> Lab:
-    machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=vector.interleaver())
+    machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=interleaver(vector))
     lab = _prepare(machine, vulnerability, way, model, setup)
     play(vector, Play(machine, lab, secret))
-    with suppress(DeadlockError):  # a mutant whose stunned sibling nobody releases; what was seen until then counts
+    try:
         machine.run(_LIMIT)
+    except DeadlockError as error:  # a mutant whose stunned sibling nobody releases; what was seen until then counts
+        lab.evidence.unfinished = str(error)
+    else:
+        lab.evidence.unfinished = lab.evidence.unfinished or _unfinished(machine)
     machine.close()
     return lab
 
 
+def _unfinished(machine: Machine) -> str:
+    """Return which of an attack's programs has not ended as it should; empty if all have."""
+    for process in machine.processes:
+        if process.status is None:
+            return f"{process.name} does not come to its end"
+        if process.status:
+            return f"{process.name} ended with {process.exit_code}"
+    return ""
+
+
 def machine_config(cell: Cell) -> MachineConfig:
     """Return the machine that a cell needs, for a scenario: its `CONFIG`. Raises as `attack`."""
-    vector = vector_named(cell.vector)
-    return _config(mitigation(cell.mitigation).build(load_cpu(cell.cpu), vector.wants_siblings), vector)
+    vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
+    model = next((model_for(cpu, vulnerability, way) for way in vulnerability.ways), cpu)
+    return _config(mitigation(cell.mitigation).build(model, vector.wants_siblings), vector)
 
 
 def put_on(
@@ -172,11 +201,11 @@ def put_on(
     :param way_number: As in `Finding`. :param tell: Is given what the attacker sees. Raises as `attack`.
     """
     vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
-    way = [way for way in vulnerability.on(cpu) if vector.suits(way, cpu)][way_number - 1]
+    way = vulnerability.ways[way_number - 1]
     model = model_for(cpu, vulnerability, way)
     setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
     machine.kernel.protocol = machine.kernel.asi.protocol = setup.protocol
-    machine.kernel.interleaver = vector.interleaver()
+    machine.kernel.interleaver = interleaver(vector)
     lab = _prepare(machine, vulnerability, way, model, setup)
     lab.tell = tell
     play(vector, Play(machine, lab, secret))
@@ -224,13 +253,15 @@ def _compared(cell: Cell, way: "Way", one: Lab, other: Lab) -> Finding:
         if left != right:
             found = _difference(number, left, right)
             reason = f"{found.step}: {found.source} differs: {found.values[0]} or {found.values[1]}"
-            return Finding(cell, Verdict.LEAK, reason, found, said, story=story)
-    if not one.log:
-        return Finding(cell, Verdict.NO_LEAK, "the attacker gets nothing to look at", None, said, story=story)
+            upto = one.told[number - 1] if left is not None else len(story)
+            return Finding(cell, Verdict.LEAK, reason, found, said, story=story[:upto])
+    missing = one.evidence.missing(way) or other.evidence.missing(way)
+    if missing:
+        return Finding(cell, Verdict.UNKNOWN, missing, None, said, story=story)
     return Finding(cell, Verdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
 
 
-def _difference(number: int, left: Observation | None, right: Observation | None) -> Difference:
+def _difference(number: int, left: "Observation | None", right: "Observation | None") -> Difference:
     seen = left or right
     assert seen is not None  # noqa: S101 - they differ, so there is one
     ours, theirs = (() if each is None else each.value for each in (left, right))

@@ -17,6 +17,7 @@ from asikit.leaks import (
     mitigation_names,
     vulnerability_names,
 )
+from asikit.x86 import load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,7 +57,8 @@ def attack_report(findings: "Sequence[Finding]") -> "RenderableType":
 def _block(name: str, cpu: str, block: "list[Finding]", room: int) -> list[Text]:
     if block[0].cell.vector == NO_VECTOR:
         return _wrapped(f"{name}: unknown, as ", block[0].reason)
-    lines = [Text(f"{name} on {cpu}", style="bold")]
+    has_it = load_vulnerability(name).concerns(load_cpu(cpu))
+    lines = _bold(f"{name} on {cpu}{'' if has_it else ', which does not have it'}")
     for vector, row in groupby(block, key=lambda found: found.cell.vector):
         cells = "".join(f"{_WORDS[found.verdict]:<{room}}" for found in row)
         lines.append(Text(f"  {vector:<{_FIRST - 2}}{cells}".rstrip()))
@@ -67,20 +69,27 @@ def attack_reason(finding: "Finding") -> "RenderableType":
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
     title = f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
-    lines = [Text(title, style="bold"), *_wrapped("", load_vulnerability(cell.vulnerability).title)]
+    lines = [*_bold(title), *_wrapped("", load_vulnerability(cell.vulnerability).title)]
     lines += _wrapped("", f"{cell.mitigation}: {mitigation(cell.mitigation).says}")
     if finding.way:
         lines += [Text(f"mechanism: {finding.way}")]
     if finding.story:
         lines += [Text(), Text("What happened, with the first secret", style="bold")]
-        steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
-        for number, (step, times) in enumerate(steps[:_MOST_LINES], 1):
-            again = f" ({times} times)" if times > 1 else ""
-            lines += _wrapped(f"{number:>3}. ", shorten(step, 4 * WIDTH, placeholder=" ...") + again)
-        if len(steps) > _MOST_LINES:
-            lines.append(Text(f"     and {len(steps) - _MOST_LINES} more"))
+        lines += _steps(finding)
     lines += [Text(), *_wrapped("=> ", finding.reason)]
     return Group(*lines)
+
+
+def _steps(finding: "Finding") -> list[Text]:
+    """Return what happened: of a leak the last steps, which lead to it, else the first."""
+    steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
+    left_out = max(0, len(steps) - _MOST_LINES)
+    skipped = left_out if finding.verdict is Verdict.LEAK else 0
+    lines = [Text(f"     {skipped} steps, and then")] if skipped else []
+    for number, (step, times) in enumerate(steps[skipped : skipped + _MOST_LINES], skipped + 1):
+        again = f" ({times} times)" if times > 1 else ""
+        lines += _wrapped(f"{number:>3}. ", shorten(step, 4 * WIDTH, placeholder=" ...") + again)
+    return lines if skipped == left_out else [*lines, Text(f"     and {left_out} more")]
 
 
 def attack_names() -> "RenderableType":
@@ -93,6 +102,10 @@ def attack_names() -> "RenderableType":
     for name in mitigation_names():
         lines += _wrapped(f"  {name:<24}", mitigation(name).says)
     return Group(*lines)
+
+
+def _bold(title: str) -> "list[Text]":
+    return [Text(line, style="bold") for line in _lines("", title)]
 
 
 def _wrapped(label: str, text: str) -> "list[Text]":

@@ -96,6 +96,10 @@ class Bug(StrEnum):
     ITLB = "itlb"
     REPTAR_ETC = "reptar_etc"
     TSA = "tsa"
+    ITS = "its"
+    ITS_GUEST_HOST = "its_guest_host"
+    """ITS without what the kernel calls ITS_NATIVE_ONLY."""
+    VMSCAPE = "vmscape"
 
 
 _PROTOCOL_BUGS = {
