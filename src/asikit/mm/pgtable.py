@@ -308,7 +308,7 @@ class PageTables:
                     if self.free is not None:
                         self.free(below)
                     freed += 1
-            vaddr += span
+            vaddr += span * (1 if value else self._empty(address))
         return freed
 
     def copy_pgd_entries(self, source: int, target: int, first: int = KERNEL_PGD_BOUNDARY, last: int = ENTRIES) -> None:
