@@ -2,7 +2,7 @@
 
 It knows nothing of sensitivity. It executes the transitions that `asikit.protocol` defines, on the processor of
 `asikit.x86` and the memory of `asikit.mm`, and decides nothing about their order. `machine` is what a scenario sees;
-`kernel` has all parts together.
+`kernel` has all parts together, `execution` runs their code.
 """
 
 from asikit.kernel.config import MachineConfig, Mapped

@@ -56,10 +56,11 @@ class Cpuid:
 
 @dataclass(frozen=True, slots=True)
 class Hypercall:
-    """VMMCALL."""
+    """VMMCALL; `handler` is what KVM does for it in process context, for a call that this KVM has not of itself."""
 
     number: int
     arguments: tuple[int, ...]
+    handler: "Callable[[], int] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,13 @@ class Guest:
         value = self._thread.ask(Cpuid(leaf))
         return value if isinstance(value, tuple) else (0, 0, 0, 0)
 
-    def hypercall(self, number: int, *arguments: int) -> int:
-        """Call the hypervisor; returns minus an error for calls that KVM does not have (KVM_ENOSYS is 1000)."""
-        value = self._thread.ask(Hypercall(number, arguments))
+    def hypercall(self, number: int, *arguments: int, handler: "Callable[[], int] | None" = None) -> int:
+        """Call the hypervisor; returns minus an error for calls that KVM does not have (KVM_ENOSYS is 1000).
+
+        :param handler: Kernel code that does the call's work and returns its result: in process context, so it may
+            sleep, and reach the VMM's memory, as those of KVM's handlers do that read or write the guest's.
+        """
+        value = self._thread.ask(Hypercall(number, arguments, handler))
         return value if isinstance(value, int) else 0
 
     def outb(self, port: int, value: int) -> None:

@@ -1,26 +1,20 @@
-"""The modelled kernel: what its parts share, and the points at which something may come between two steps.
+"""The modelled kernel: its parts, and what they share.
 
-Every task is a greenlet, and so is each CPU's idle loop; exactly one runs at any instant, on `Kernel.cpu`. All code of
-kernel and programs passes *points* (`Kernel.point`, each access, each micro-operation). At a point interrupts and NMIs
-are delivered, as nested calls on the running greenlet's stack, and the CPU may hand over to another one's greenlet.
-`Kernel.run` is the hub: greenlets come back to it only when the run is over, a task has ended, or something is wrong.
+Each part has a module of its own and knows the kernel, through which it finds the others. How code runs, and what may
+come between two of its steps, is `asikit.kernel.execution`.
 """
 
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
-
-from greenlet import GreenletExit, getcurrent, greenlet
+from typing import TYPE_CHECKING
 
 from asikit.kernel.asi import AsiDriver
 from asikit.kernel.context import KernelContext, Mutex
 from asikit.kernel.entry import Entry
-from asikit.kernel.errors import DeadlockError, MachineError
+from asikit.kernel.execution import Execution
 from asikit.kernel.fault import PageFaults
-from asikit.kernel.interleave import FOREVER, Act
-from asikit.kernel.interrupts import LOCAL_TIMER_VECTOR, Interrupts
+from asikit.kernel.interrupts import Interrupts
 from asikit.kernel.memory import CurrentMemory
-from asikit.kernel.percpu import CpuContext, Wait
 from asikit.kernel.report import Report, Tally, TlbCounts
 from asikit.kernel.sched import Scheduler
 from asikit.kernel.smp import Shootdown, Smp
@@ -35,10 +29,11 @@ if TYPE_CHECKING:
 
     from asikit.kernel.config import MachineConfig
     from asikit.kernel.domains import DomainTables
-    from asikit.kernel.interleave import Action, Interleaver
+    from asikit.kernel.interleave import Interleaver
     from asikit.kernel.invariants import InvariantChecker
     from asikit.kernel.memory_context import MemoryContexts
     from asikit.kernel.observer import Observer
+    from asikit.kernel.percpu import CpuContext
     from asikit.kernel.speculation import Speculation
     from asikit.kernel.userland import Userland
     from asikit.mm import (
@@ -76,6 +71,9 @@ class Kernel:
     :ivar physical: Physical memory, for looking at it; kernel code uses `access`.
     :ivar access: Memory as the running CPU's kernel code sees it.
     :ivar cpus: All CPUs; `cpu` is the running one and `current` its task.
+    :ivar execution: Runs the machine's code. Its methods `point`, `at_point`, `micro_op_point`, `can_run`, `wait_for`,
+        `stall`, `check_alive`, `crash`, `run` and `close` are the kernel's too: every part calls them.
+    :ivar interleaver: Who decides which CPU goes on, and what comes in between.
     :ivar tables: Editor of page tables; `allocator`, `direct_map`, `slab`, `vmalloc`, `stacks`, `percpu`, `page_cache`,
         `ephmap` and `services` are memory management's.
     :ivar contexts: Address spaces and their life; `domains` their restricted page tables.
@@ -136,6 +134,12 @@ class Kernel:
         self.out_of_memory: Callable[[Task], None] = _kill
         self.at_report: list[Callable[[], None]] = []
         self.text = KernelText(layout)
+        self.execution = execution = Execution(self)
+        # Bound, not wrapped: some are called at every step, and another call would show.
+        self.point, self.at_point, self.micro_op_point = execution.point, execution.at_point, execution.micro_op_point
+        self.can_run, self.wait_for, self.stall = execution.can_run, execution.wait_for, execution.stall
+        self.check_alive, self.crash = execution.check_alive, execution.crash
+        self.run, self.close = execution.run, execution.close
         self.access = CurrentMemory(self)
         self.context = KernelContext(self)
         self.asi = AsiDriver(self, protocol)
@@ -148,10 +152,7 @@ class Kernel:
         self.flusher = Shootdown(self)
         self._results: defaultdict[str, list[bytes]] = defaultdict(list)
         self._next_pid = 1
-        self._hub: greenlet | None = None
         self._dead_stacks: list[Stack] = []
-        self._dead = False
-        self._limit: int | None = None
         for cpu in self.cpus:
             cpu.next_tick = config.timer_period
 
@@ -159,140 +160,6 @@ class Kernel:
     def current(self) -> Task:
         """The running CPU's task."""
         return self.cpu.task
-
-    # Points.
-
-    def point(self, name: str) -> None:
-        """Pass a point: time goes on, and something may come in between."""
-        cpu = self.cpu
-        cpu.clock += 1
-        if cpu.clock >= cpu.due:
-            self.at_point(cpu, name)
-
-    tick = point
-
-    def micro_op_point(self, cpu: CpuContext, path: str) -> None:
-        """Pass a point between two micro-operations: no time goes by."""
-        cpu.slice_end -= 1
-        if cpu.clock >= cpu.slice_end or self.interleaver.every_point or cpu.hw.apic.nmi_pending:
-            self.at_point(cpu, path)
-
-    def at_point(self, cpu: CpuContext, name: str) -> None:
-        """Do what is due at a point that the running CPU passes."""
-        self.check_alive()
-        if not self.running:
-            cpu.due = FOREVER
-            return
-        if self._limit is not None and sum(each.time for each in self.cpus) >= self._limit:
-            self._to_hub()
-        interleaver = self.interleaver
-        if interleaver.every_point:
-            for action in interleaver.at(name, cpu.number):
-                self._act(cpu, action)
-        if not cpu.uncounted and cpu.time >= cpu.next_tick:
-            self._timer(cpu)
-        self.interrupts.deliver(cpu)
-        cpu = self.cpu  # a task preempted in user mode may go on elsewhere
-        if cpu.clock >= cpu.slice_end:
-            self.stall()
-            cpu = self.cpu
-            cpu.slice_end = cpu.clock + interleaver.slice(cpu.number)
-            if self.interrupts.deliverable(cpu) and not cpu.in_guest:
-                self.interrupts.deliver(cpu)
-                cpu = self.cpu
-        self._reckon(cpu)
-
-    def _reckon(self, cpu: CpuContext) -> None:
-        """Work out when a CPU has to be looked at next."""
-        if self.interleaver.every_point:
-            cpu.due = 0
-            return
-        due = cpu.slice_end
-        if not cpu.uncounted:
-            due = min(due, cpu.next_tick + cpu.lost)
-        cpu.due = due
-
-    def _timer(self, cpu: CpuContext) -> None:
-        period = self.config.timer_period
-        cpu.next_tick += period * (1 + (cpu.time - cpu.next_tick) // period)
-        self.interrupts.post(cpu, LOCAL_TIMER_VECTOR)
-
-    def _act(self, cpu: CpuContext, action: "Action") -> None:
-        target = cpu if action.cpu is None else self.cpus[action.cpu]
-        if action.act is Act.NMI:
-            self.interrupts.post_nmi(target)
-        elif action.act is Act.INTERRUPT:
-            self.interrupts.post(target, self.config.device_vector)
-        elif target is not cpu and self.can_run(target):
-            self._switch_cpu(cpu, target)
-
-    # Handing over.
-
-    def can_run(self, cpu: CpuContext) -> bool:
-        """Return whether a CPU would get anywhere if it went on."""
-        waiting = cpu.waiting
-        return waiting is None or waiting.ready() or self._takes_interrupt(cpu)
-
-    def _takes_interrupt(self, cpu: CpuContext) -> bool:
-        apic = cpu.hw.apic
-        if apic.nmi_pending:
-            return True
-        # Before untrusted code a CPU spins with interrupts on, though its flag says off.
-        return apic.pending is not None and (cpu.hw.interrupts_enabled or self._resuming(cpu))
-
-    @staticmethod
-    def _resuming(cpu: CpuContext) -> bool:
-        return cpu.waiting is not None and cpu.waiting.interruptible
-
-    def _switch_cpu(self, cpu: CpuContext, target: CpuContext) -> None:
-        """Let another CPU's greenlet go on; returns when somebody lets this one go on."""
-        cpu.suspended = getcurrent()
-        self.cpu = target
-        target.suspended.switch()
-        self.check_alive()
-
-    def wait_for(
-        self,
-        cpu: CpuContext,
-        what: str,
-        ready: "Callable[[], bool]",
-        *,
-        interruptible: bool = False,
-        idle: bool = False,
-    ) -> None:
-        """Let others run, because this CPU cannot go on until `ready`; it may come back earlier, so ask in a loop.
-
-        Ends the run if nobody can run: it is over if there are no tasks left, else a deadlock.
-        """
-        cpu.waiting = Wait(what, ready, interruptible=interruptible, idle=idle)
-        others = [other.number for other in self.cpus if other is not cpu and self.can_run(other)]
-        if others:
-            self._switch_cpu(cpu, self.cpus[self.interleaver.choose(cpu.number, others)])
-        elif not self.can_run(cpu):
-            if self.tasks:
-                self.crash(DeadlockError(self._who_waits()))
-            self._to_hub()
-        cpu.waiting = None
-
-    def _who_waits(self) -> str:
-        """Return who waits for what."""
-        parts = [
-            f"{task} waits for {task.waits_for}" for task in self.tasks.values() if task.status is TaskStatus.BLOCKED
-        ]
-        parts += [
-            f"cpu {cpu.number} ({cpu.task}) waits for {cpu.waiting.what}"
-            for cpu in self.cpus
-            if cpu.waiting is not None and not cpu.waiting.idle
-        ]
-        parts += [f"{task} waits for a CPU" for cpu in self.cpus for task in cpu.runqueue]
-        return "nothing can run any more: " + "; ".join(parts)
-
-    def stall(self) -> None:
-        """Let another CPU go on while this one's instruction takes its time: no interrupt comes before it is done."""
-        cpu = self.cpu
-        others = [other.number for other in self.cpus if other is not cpu and self.can_run(other)]
-        if others:
-            self._switch_cpu(cpu, self.cpus[self.interleaver.choose(cpu.number, others)])
 
     # Interrupts on and off.
 
@@ -303,7 +170,7 @@ class Kernel:
         try:
             yield
         finally:
-            if enabled and not self._dead:
+            if enabled and not self.execution.given_up:
                 self.irq_enable()
 
     def irq_enable(self) -> None:
@@ -344,19 +211,13 @@ class Kernel:
         task.allowed = frozenset({where}) if pinned else None
         task.kernel_stack = stack
         task.stack = (stack.base, stack.top)
-        task.greenlet = greenlet(lambda: self._task_main(task), self._parent())
+        task.greenlet = self.execution.new_greenlet(lambda: self._task_main(task))
         self.tasks[pid] = task
         return task
 
     def start(self, task: Task) -> None:
         """Let a new task run: `wake_up_new_task()`."""
         self.sched.wake(task)
-
-    def _parent(self) -> greenlet:
-        """Return the greenlet that tasks' greenlets fall back to: the hub's, which is the scenario's own."""
-        if self._hub is not None:
-            return self._hub
-        return getcurrent()
 
     def _task_main(self, task: Task) -> None:
         """What is at the bottom of a task's stack."""
@@ -383,103 +244,6 @@ class Kernel:
             self._dead_stacks.append(task.kernel_stack)
         self.sched.finish(task)
 
-    # The run.
-
-    def run(self, limit: int | None = None) -> None:
-        """Run until all tasks have ended, or until `limit` units of logical time, of all CPUs together, have passed.
-
-        Raises DeadlockError, InvariantError, KernelOopsError, and what scenarios' programs raise.
-        """
-        if self._dead:
-            raise MachineError("this machine's run has ended in an error; make another machine")
-        self._hub = getcurrent()
-        self._limit = None if limit is None else sum(cpu.time for cpu in self.cpus) + limit
-        self.running = True
-        self._done = False
-        self._start_idle()
-        for cpu in self.cpus:
-            cpu.due = 0
-            if cpu.time >= cpu.next_tick:  # what set the scenario up ran without a timer
-                cpu.next_tick = cpu.time + self.config.timer_period
-        try:
-            while not self._done:
-                self.cpu.suspended.switch()
-        except BaseException as error:
-            for late in self._kill_all():  # what a program raises on its way out must not hide the error that there is
-                error.add_note(f"while it was unwound: {late!r}")
-            raise
-        finally:
-            self.running = False
-        self.stopped = bool(self.tasks)
-        if not self.stopped:
-            self._stop_idle()
-
-    def _start_idle(self) -> None:
-        for cpu in self.cpus:
-            if cpu.idle.greenlet is None:
-                cpu.idle.greenlet = greenlet(lambda cpu=cpu: self.sched.idle(cpu), self._hub)
-                if cpu.task is cpu.idle:
-                    cpu.suspended = cpu.idle.greenlet
-
-    def _stop_idle(self) -> None:
-        """Let go of the idle loops' greenlets, which would keep the machine in memory for ever."""
-        for cpu in self.cpus:
-            idle, cpu.idle.greenlet, cpu.waiting = cpu.idle.greenlet, None, None
-            self._dead = True
-            if idle is not None:
-                idle.throw(GreenletExit)
-            self._dead = False
-            cpu.idle.calls.clear()
-            self.cpu = cpu
-            if cpu.thread.task.target:  # what is set up before the next run is no code of a critical section
-                self.asi.leave_idle()
-        self.cpu = self.cpus[0]
-        self.cpu.hw.interrupts_enabled = True
-
-    def _kill_all(self) -> list[Exception]:
-        """Unwind every greenlet, so that nothing of the machine stays behind; returns what they raised meanwhile."""
-        raised: list[Exception] = []
-        self._dead = True
-        for cpu in self.cpus:
-            cpu.due = 0  # kernel code that is being unwound gets no further than its next access
-        tasks = [*self.tasks.values(), *(cpu.idle for cpu in self.cpus)]
-        greenlets = [task.greenlet for task in tasks] + [cpu.suspended for cpu in self.cpus]
-        for each in greenlets:
-            if each is not None and not each.dead and each is not getcurrent():
-                try:
-                    each.throw(GreenletExit)
-                except Exception as late:  # noqa: BLE001 - whatever a program raises; the others go on unwinding
-                    raised.append(late)
-        return raised
-
-    def close(self) -> None:
-        """Unwind all tasks of a machine that is not to go on."""
-        if not self._dead:
-            for late in self._kill_all():
-                raise late
-
-    def check_alive(self) -> None:
-        """After another greenlet ran: raise GreenletExit if the machine was given up meanwhile."""
-        if self._dead:
-            raise GreenletExit
-
-    def _to_hub(self) -> None:
-        """Leave the run, from the running greenlet; it goes on with the next run."""
-        self._done = True
-        self.cpu.suspended = getcurrent()
-        assert self._hub is not None  # noqa: S101 - a greenlet of ours runs, so there is a hub
-        self._hub.switch()
-        self.check_alive()
-
-    def crash(self, error: BaseException) -> NoReturn:
-        """End the run with an error, past whatever the current program would catch."""
-        hub = self._hub
-        if hub is None or hub is getcurrent() or not self.running:
-            raise error
-        error.__traceback__ = None
-        hub.throw(error)
-        raise GreenletExit
-
     # What happens, for observers and reports.
 
     @contextmanager
@@ -500,7 +264,7 @@ class Kernel:
         """Return the function that allocates, for sensitivity policies."""
         return next((call.name for call in reversed(self.current.calls) if call.name not in _ALLOCATORS), "")
 
-    def touch(self, cpu: CpuContext, access: Access, vaddr: int, size: int) -> None:
+    def touch(self, cpu: "CpuContext", access: Access, vaddr: int, size: int) -> None:
         """Tell observers of an access, if it is the first of its kind to its page since the last crossing."""
         if cpu.asi_only or cpu.uncounted or not self.observers:
             return
@@ -514,7 +278,7 @@ class Kernel:
             for observer in self.observers:
                 observer.touch(cpu.number, access, address, paddr)
 
-    def translate(self, cpu: CpuContext, vaddr: int, access: Access = Access.READ) -> int:
+    def translate(self, cpu: "CpuContext", vaddr: int, access: Access = Access.READ) -> int:
         """Return the physical address behind an address in the loaded mm's unrestricted space; -1 if there is none."""
         mode = cpu.hw.mode._replace(ac=True, user=False)
         try:

@@ -270,8 +270,8 @@ class Vcpu:
                 return False
             case Cpuid(leaf):
                 self._kvm_emulate_cpuid(leaf)
-            case Hypercall(number, _):
-                self._kvm_emulate_hypercall(number)
+            case Hypercall():
+                self._kvm_emulate_hypercall(request)
             case PortIn() | PortOut():
                 return self._kvm_fast_pio(request)
             case _:
@@ -317,9 +317,12 @@ class Vcpu:
         self._finish_instruction((struct.rax, struct.rbx, struct.rcx, struct.rdx))
 
     @kernel_function("kvm_emulate_hypercall", module="kvm")
-    def _kvm_emulate_hypercall(self, number: int) -> None:
-        """VMMCALL: this KVM has but the hypercall that does nothing."""
-        self._struct.rax = (0 if number == _VAPIC_POLL_IRQ else -_KVM_ENOSYS) & _REGISTER
+    def _kvm_emulate_hypercall(self, request: Hypercall) -> None:
+        """VMMCALL: of itself this KVM has but the hypercall that does nothing."""
+        result = 0 if request.number == _VAPIC_POLL_IRQ else -_KVM_ENOSYS
+        if request.handler is not None:
+            result = request.handler()
+        self._struct.rax = result & _REGISTER
         rax = self._struct.rax
         self._finish_instruction(rax - (1 << 64) if rax >> 63 else rax)
 

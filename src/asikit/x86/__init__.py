@@ -1,9 +1,9 @@
 """A processor: physical memory, paging, TLB, control registers, cores with two hardware threads, and what they share.
 
-The manual is the Intel SDM; volume and section are cited where a rule stands. `paging` translates, `tlb` caches, `cpu`
-puts both behind loads, stores and privileged instructions, `core` puts CPUs together. `structures` are what code leaves
-behind in a core, recorded only if asked for; `model` reads what a CPU has of them from `data/cpus`. Nothing here knows
-of a kernel.
+The manual is the Intel SDM; volume and section are cited where a rule stands. `paging` translates, `tlb` caches, `mmu`
+puts both behind loads, stores and fetches, `cpu` adds control registers and privileged instructions, `core` puts CPUs
+together. `structures` are what code leaves behind in a core, recorded only if asked for; `model` reads what a CPU has
+of them from `data/cpus`. Nothing here knows of a kernel.
 """
 
 from asikit.x86.apic import ApicBus, LocalApic
