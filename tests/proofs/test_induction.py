@@ -10,7 +10,18 @@ import cvc5
 import pytest
 import z3  # type: ignore[import-untyped]  # ships none
 
-from asikit.proofs import Mode, Thread, Verdict, VerifyError, World, mutant, prove, world_for
+from asikit.proofs import (
+    CATALOGUE,
+    Mode,
+    Thread,
+    Verdict,
+    VerifyError,
+    World,
+    has_element,
+    mutant,
+    prove,
+    world_for,
+)
 from asikit.proofs._table import Table
 from asikit.proofs.explore import _Exploration
 from asikit.proofs.induction import Induction, _terms
@@ -202,7 +213,7 @@ def test_proved(threads: int) -> None:
     assert len(result.invariant) > 25
     assert {item.name: item.holds for item in result.properties} == {
         "T1": True,
-        "no deadlock": None,
+        "no deadlock": True,
         "retry ends": True,
     }
 
@@ -212,6 +223,14 @@ def test_two_classes_on_two_threads() -> None:
     world = world_for(threads=2, classes=(AsiClass.USERSPACE, AsiClass.KVM))
     assert prove(world).verdict is Verdict.PROVED
     assert prove(replace(world, nesting=0), mutant("exit-asks-own-taints")).verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("name", ["no-release", "no-stun-interrupt", "untrusted-kept-in-nested-entries"])
+def test_deadlocks_are_not_proved(name: str) -> None:
+    """Without what ends a wait, the invariant that says so is not kept."""
+    result = prove(world_for(threads=2), mutant(name))
+    assert result.verdict is Verdict.UNKNOWN
+    assert {item.name: item.holds for item in result.properties}["no deadlock"] is None
 
 
 MUTANTS = {
@@ -269,3 +288,17 @@ def test_what_is_not_covered() -> None:
         prove(world_for(threads=1, nesting=2))
     with pytest.raises(VerifyError, match="induction is for ASI"):
         prove(world_for("blanket", threads=1))
+    with pytest.raises(VerifyError, match="takes the shootdown for granted"):
+        prove(world_for(threads=1), mutant("no-shootdown"))
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CATALOGUE])
+def test_no_mutant_is_proved(name: str) -> None:
+    """What one thread refutes by exploring, or what does not even exist without SMT, induction does not prove."""
+    world, candidate = world_for(threads=1), mutant(name)
+    if not has_element(world, candidate) or candidate.family == "stun":
+        world = world_for(threads=2)
+    try:
+        assert prove(world, candidate).verdict is Verdict.UNKNOWN
+    except VerifyError:
+        assert candidate.variant or name == "no-shootdown"

@@ -226,6 +226,9 @@ class Induction:
             "the start satisfies the invariant", (), tuple(self.invariant.clauses(self.start())), assumes=False
         )
         yield Obligation("the invariant implies T1", (), (Clause("T1", "nothing leaks", z3.Not(self.leaks())),))
+        if self.relation.waiting:
+            one, other = (z3.Or([self.possible(each, who) for each in self.relation.waiting]) for who in (0, 1))
+            yield Obligation("one thread waits", (one,), (Clause("no deadlock", "the other does not", z3.Not(other)),))
         for name, formula in self._interesting():
             yield Obligation(f"the invariant allows {name}", (formula,), None)
         for command in self.relation.commands:

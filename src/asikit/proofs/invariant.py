@@ -393,6 +393,20 @@ class Invariant:
                 z3.Implies(h.either_in(self.regions.after_in_exit("wait_for_sibling")), secured),
             ),
         )
+        yield Clause(
+            "told",
+            "while h waits for k to leave untrusted code that it runs, the interrupt that makes k leave is on its way",
+            z3.Implies(
+                z3.And(h.either_in(self.regions.before("asi_exit.wait_for_sibling")), k.untrusted),
+                k.box["stun_ipi"] != 0,
+            ),
+        )
+        holding = [*self.regions.exiting, *self.regions.enter_after_cr3]
+        yield Clause(
+            "released",
+            "k is stunned only while h is unrestricted, in asi_exit, or in __asi_enter and has not released it yet",
+            z3.Implies(k.box["stunned"] != 0, z3.Or(z3.Not(h.restricted), h.either_in(holding))),
+        )
         leaving = [place for place in self.regions.before("*") if self.regions.path(place).endswith("leave_untrusted")]
         entry = [place for place in leaving if place.level == 0 and place.program in self.regions.from_untrusted]
         own = h.box["untrusted"] != 0

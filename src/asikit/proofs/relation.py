@@ -80,6 +80,8 @@ class Relation:
         config = self.world.config
         if not config.asi or config.pti or config.noflush or self.world.nesting > 1 or AsiClass.IDLE in config.classes:
             raise VerifyError("induction is for ASI with handlers one deep, without PTI, NOFLUSH and idle domains")
+        if not self.world.shootdown:
+            raise VerifyError("induction takes the shootdown for granted (K2): explore what happens without it")
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -95,6 +97,16 @@ class Relation:
     def commands(self) -> tuple[Command, ...]:
         """All commands."""
         return tuple(command for place in self.places for command in self.commands_at(place))
+
+    @cached_property
+    def waiting(self) -> tuple[Command, ...]:
+        """Where a thread may wait for its sibling, and when it does: commands that go nowhere."""
+        ops = ((place, self.op(place)) for place in self.places)
+        return tuple(
+            Command(f"waits at {op.path}", place, place, op.when & ~op.waits)
+            for place, op in ops
+            if op is not None and op.waits is not ALWAYS
+        )
 
     def op(self, place: Place) -> ProgramOp | None:
         """Return the micro-operation at a place, None at a resting place."""
