@@ -119,6 +119,10 @@ def test_list() -> None:
     ("words", "message"),
     [
         (("--mutant", "no-stunt"), "no mutant 'no-stunt'; the nearest is \"no-stun\" (asi verify --list-mutants)"),
+        (
+            ("--mitigation", "blanket", "--mutant", "no-verw"),
+            "no-verw is a mutant of ASI: use it with --mitigation asi",
+        ),
         (("--mitigation", "blankt"), "no mitigation 'blankt': there are asi and blanket"),
         (
             ("--mitigation", "blanket", "--threads", "2"),

@@ -22,7 +22,7 @@ from asikit.proofs._edits import (
     without,
     without_guest_data,
 )
-from asikit.proofs.errors import UnknownMutantError
+from asikit.proofs.errors import UnknownMutantError, VerifyError
 from asikit.protocol import AsiClass, Happening, Taint
 from asikit.protocol.expressions import ALWAYS
 
@@ -56,7 +56,12 @@ class Mutant:
     variant: str = ""
 
     def base(self, world: "World") -> "World":
-        """Return the model that it is a mutant of: the given one, or its variant."""
+        """Return the model that it is a mutant of: the given one, or its variant.
+
+        Raises VerifyError for a model of the blanket mitigation, which has no such elements.
+        """
+        if not world.config.asi:
+            raise VerifyError(f"{self.name} is a mutant of ASI: use it with --mitigation asi")
         return mutant(self.variant).edit(world) if self.variant else world
 
 
