@@ -1,7 +1,9 @@
 """One attack: what its verdict rests on."""
 
+from importlib import import_module
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from asikit.kernel import Machine, load_scenario
@@ -17,8 +19,9 @@ from asikit.leaks import (
     scenario_text,
     vulnerability_names,
 )
-from asikit.x86 import load_cpu
+from asikit.x86 import Bug, CpuModel, cpu_names, load_cpu
 
+_MATRIX = import_module("asikit.leaks.matrix")
 _SAMPLED = """
 title = "tomorrow's"
 cpus = ["zen3-5600x"]
@@ -117,3 +120,46 @@ def test_cells_are_rows_of_columns() -> None:
     found = cells(("none", "asi"), vulnerability="meltdown")
     assert [(cell.vector, cell.mitigation) for cell in found][:2] == [("user_kernel", "none"), ("user_kernel", "asi")]
     assert "guest_host" not in {cell.vector for cell in found}
+
+
+TRIED_ON = {
+    "bhi": "cascade-lake-4210r",
+    "div0": "zen-1200",
+    "ibrs_scope": "cascade-lake-4210r",
+    "its": "cascade-lake-4210r",
+    "pbrsb": "cascade-lake-4210r",
+    "reptar_etc": "ice-lake-10351g1",
+    "rfds": "generic",
+    "srso": "zen2-7452",
+    "tsa": "zen3-5600x",
+    "zenbleed": "zen2-7452",
+}
+"""Where a vulnerability is tried that is not tried on `skylake-6600u`."""
+
+
+def test_what_is_tried_on_which_cpu() -> None:
+    """The rows of the matrix stay on the models that they are on."""
+    tried = {name: cpu_for(load_vulnerability(name)) for name in vulnerability_names()}
+    assert {name: cpu for name, cpu in tried.items() if cpu != "skylake-6600u"} == TRIED_ON
+
+
+def test_more_bugs_of_one_model_move_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that gets every bug there is takes over only what no model before it in the order has."""
+    before = {name: cpu_for(load_vulnerability(name)) for name in vulnerability_names()}
+
+    def load(name: str) -> CpuModel:
+        model = load_cpu(name)
+        return msgspec.structs.replace(model, bugs=frozenset(Bug)) if name == "zen2-7452" else model
+
+    monkeypatch.setattr(_MATRIX, "load_cpu", load)
+    after = {name: cpu_for(load_vulnerability(name)) for name in vulnerability_names()}
+    assert {name for name in before if after[name] != before[name]} == {"div0", "rfds", "tsa"}
+
+
+def test_a_model_that_is_new_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shipped without a preference is taken for what no other model has."""
+    names = (*cpu_names(), "a-new-one")
+    monkeypatch.setattr(_MATRIX, "cpu_names", lambda: names)
+    order = _MATRIX._order.__wrapped__()
+    assert set(order) == set(names)
+    assert order.index("a-new-one") > order.index("zen-1200")

@@ -21,8 +21,10 @@ NEEDED = [
     ("asi-no-predictor-flush", "spectre_v2", "user_kernel"),
     ("asi-no-predictor-flush", "retbleed", "guest_host"),
     ("asi-no-predictor-flush", "spectre_v2_user", "user_user"),
+    ("asi-no-predictor-flush", "vmscape", "guest_user"),
     ("asi-no-buffer-flush", "mds", "user_kernel"),
     ("asi-no-buffer-flush", "l1tf", "guest_host"),
+    ("asi-no-buffer-flush", "mds", "guest_user"),
     ("asi-no-unmapping", "meltdown", "user_kernel"),
     ("asi-no-unmapping", "mds", "cross_thread"),
     ("asi-no-unmapping", "mds", "guest_host"),
@@ -47,9 +49,25 @@ def test_without_siblings_the_stun_is_not_missed(mitigation: str) -> None:
 
 def test_one_more_flush_stops_injection() -> None:
     """The experiment of theorem.md: a data flush on the way to unrestricted takes the attacker's values along."""
-    for vector in ("user_kernel", "cross_thread"):
+    for vector in ("user_kernel", "guest_host", "cross_thread"):
         assert attack(Cell("lvi", vector, _CPU, "asi")).verdict is Verdict.LEAK
         assert attack(Cell("lvi", vector, _CPU, "asi-exit-flush")).verdict is Verdict.NO_LEAK
+
+
+def test_a_vmm_is_guarded_by_the_flush_of_its_own_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guest taught goes when its VMM's domain is entered (prevent_control of its policy), not when ASI exits."""
+    asi = mitigations.mitigation("asi")
+    for path, verdict in (
+        ("__asi_enter.flush_control", Verdict.LEAK),
+        ("asi_exit.flush_control", Verdict.NO_LEAK),
+    ):
+
+        def build(cpu: "CpuModel", smt: bool, path: str = path) -> mitigations.Setup:  # noqa: FBT001 - as it has it
+            setup = asi.build(cpu, smt)
+            return replace(setup, protocol=setup.protocol.without(path))
+
+        monkeypatch.setattr(mitigations, "_ALL", (mitigations.Mitigation("without", "", build),))
+        assert attack(Cell("vmscape", "guest_user", _CPU, "without")).verdict is verdict
 
 
 ORDERS = [

@@ -6,7 +6,7 @@ import pytest
 
 from asikit.kernel import SegmentationFault
 from asikit.leaks import Cell, Verdict, attack, cells
-from asikit.leaks.lab import Lab
+from asikit.leaks.attacker import Attacker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ LACKING = [
     ('mechanism = "inject"\nstructures = ["load_port"]\nsteered = true', "user_user", "no load of the victim's faults"),
     (
         'mechanism = "inject"\nstructures = ["load_port"]\nsteered = true',
-        "guest_host",
+        "guest_user",
         "no load of the victim's faults",
     ),
     (
@@ -86,10 +86,10 @@ def test_an_attack_that_is_cut_short_is_unknown(monkeypatch: pytest.MonkeyPatch)
     )
     monkeypatch.undo()
 
-    def die(_lab: Lab) -> None:
+    def die(_attacker: Attacker) -> None:
         raise SegmentationFault(0, 11)
 
-    monkeypatch.setattr(Lab, "before", die)
+    monkeypatch.setattr(Attacker, "before", die)
     found = attack(Cell("mds", "user_kernel", _CPU, "asi"))
     assert (found.verdict, found.reason) == (
         Verdict.UNKNOWN,
@@ -99,7 +99,7 @@ def test_an_attack_that_is_cut_short_is_unknown(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_attacker_that_does_not_look_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal observations are none if there are none."""
-    monkeypatch.setattr(Lab, "after", lambda *_: None)
+    monkeypatch.setattr(Attacker, "after", lambda *_: None)
     found = attack(Cell("mds", "user_kernel", _CPU, "none"))
     assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "the attacker never came to look at what it had prepared")
 
@@ -114,7 +114,9 @@ def test_a_victim_that_starves_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("structure", ["store_buffer", "load_port", "fill_buffer", "l1d", "vector_registers"])
-@pytest.mark.parametrize("vector", ["user_kernel", "user_user", "guest_host", "guest_guest", "cross_thread", "nmi"])
+@pytest.mark.parametrize(
+    "vector", ["user_kernel", "user_user", "guest_host", "guest_guest", "guest_user", "cross_thread", "nmi"]
+)
 def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_path: "Path") -> None:
     """A victim loads its secret, stores it and computes with it: each structure alone is worth sampling."""
     name = _file(tmp_path, f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "data"')

@@ -7,6 +7,8 @@ import pytest
 
 from asikit.leaks import Cell, Verdict, attack, mitigations
 from asikit.leaks.measures import Measure
+from asikit.protocol import EffectKind, Happening
+from asikit.x86 import load_cpu
 
 if TYPE_CHECKING:
     from asikit.x86 import CpuModel
@@ -40,6 +42,43 @@ def test_a_measure_is_what_stops_it(
     monkeypatch.setattr(mitigations, "_ALL", (linux, mitigations.Mitigation("without", "", build)))
     assert attack(Cell(vulnerability, vector, cpu, "linux")).verdict is Verdict.NO_LEAK
     assert attack(Cell(vulnerability, vector, cpu, "without")).verdict is Verdict.LEAK
+
+
+_FLUSH = "return_user.ibpb_after_guest"
+
+
+def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux without the IBPB before a VMM's user mode leaks, whatever else it does."""
+    linux = mitigations.mitigation("linux")
+
+    def build(model: "CpuModel", smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
+        setup = linux.build(model, smt)
+        return replace(setup, protocol=setup.protocol.without(_FLUSH))
+
+    monkeypatch.setattr(mitigations, "_ALL", (linux, mitigations.Mitigation("without", "", build)))
+    for cpu in ("broadwell-e5-2640v4", "cascade-lake-4210r", "zen-1200", "zen3-5600x"):
+        assert attack(Cell("vmscape", "guest_user", cpu, "linux")).verdict is Verdict.NO_LEAK
+        assert attack(Cell("vmscape", "guest_user", cpu, "without")).verdict is Verdict.LEAK
+
+
+def test_only_the_first_return_after_a_guest_flushes() -> None:
+    """A CPU that has run no guest since its last return to user mode flushes nothing for VMSCAPE's sake."""
+    protocol = mitigations.mitigation("linux").build(load_cpu("zen3-5600x"), False).protocol
+    call, guest = (Happening.SYSCALL_ENTRY,), (Happening.VM_ENTRY, Happening.VM_EXIT)
+    state, flushes = protocol.initial(), []
+    for happenings in (call, (*call, *guest, *guest), call, (*call, Happening.CONTEXT_SWITCH)):
+        for happening in (*happenings, Happening.RETURN_USER):
+            outcome = protocol.happen(state, happening)
+            state = outcome.state
+        flushes.append(sum(effect.kind is EffectKind.IBPB for effect in outcome.effects))
+    assert flushes == [0, 1, 0, 0]
+
+
+def test_a_processor_that_has_it_not_flushes_nothing_for_it() -> None:
+    """The flush is VMSCAPE's alone."""
+    for cpu, has_it in (("skylake-6600u", True), ("ice-lake-6354", False)):
+        setup = mitigations.mitigation("linux").build(load_cpu(cpu), False)
+        assert ("ibpb_after_guest" in setup.protocol.describe(Happening.RETURN_USER)) is has_it
 
 
 def test_each_measure_is_needed() -> None:

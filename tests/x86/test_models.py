@@ -47,9 +47,9 @@ NO_KEY_LIKE_IT = (
 )
 NO_SUCH_BUG = (
     'my.toml: bugs: "l1tff" is not one of bhi, contention, div0, gds, ibrs_scope, itlb, its, its_guest_host, l1tf,'
-    " lvi, mds, meltdown, mmio, pbrsb, reptar_etc, retbleed, rfds, sls_misc, spectre_v1, spectre_v2, spectre_v2_user,"
-    " srbds, srso, ssb, swapgs, taa, topstack, tsa, v3a_lazyfp, vmscape, vrs_l1des, zenbleed; the nearest is"
-    ' "l1tf"'
+    " lvi, mds, meltdown, mmio, mmio_sbds, pbrsb, reptar_etc, retbleed, rfds, sls_misc, spectre_v1, spectre_v2,"
+    " spectre_v2_user, srbds, srso, ssb, swapgs, taa, topstack, tsa, v3a_lazyfp, vmscape, vrs_l1des, zenbleed; the"
+    ' nearest is "l1tf"'
 )
 NO_SUCH_PRIMITIVE = (
     'my.toml: structures.divider.cleared_by: "dumy_divide" is not one of bhb_clear, dummy_divide, ibpb, l1d_flush,'
@@ -116,6 +116,15 @@ def test_models_are_consistent(name: str) -> None:
 def test_bugs_are_the_kernels(name: str) -> None:
     """What the kernel knows by family and model; nothing of it is missing, and nothing is there besides."""
     assert load_cpu(name).bugs & LISTED == BLACKLIST[name]
+
+
+def test_shared_buffers_leak_on_client_parts() -> None:
+    """Intel's list of affected processors: SBDR and SBDS on the two client parts, DRPW alone on the servers."""
+    assert {name for name in SHIPPED if Bug.MMIO_SBDS in load_cpu(name).bugs} == {"skylake-6600u", "ice-lake-10351g1"}
+    for name in SHIPPED:
+        bugs = load_cpu(name).bugs
+        assert (Bug.MMIO_SBDS not in bugs) or (Bug.MMIO in bugs)
+        assert (Bug.ITS_GUEST_HOST not in bugs) or (Bug.ITS in bugs)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -91,21 +91,21 @@ class _Watch:
 
         :param compute: Executes instructions, of a process or of a guest.
         """
-        lab, number, moved, victim_at = self._on.lab, 0, 0, 0
+        attacker, number, moved, victim_at = self._on.attacker, 0, 0, 0
         while not self.done:
             number += 1
-            lab.before()
+            attacker.before()
             if self.key is not None:
-                lab.leave_pointer(self.key)
+                attacker.leave_pointer(self.key)
             self._on.machine.kernel.stall()
             # Interrupts, and with them a stun, come before the look: after it, `before` would flush what tells.
             if number % _SLOWNESS == 0:
                 compute(1)
-            lab.after(f"beside the victim, {number}")
+            attacker.after(f"beside the victim, {number}")
             if self._pair.passed[1] != victim_at:
                 moved, victim_at = number, self._pair.passed[1]
             elif number - moved > _PATIENCE:
-                lab.evidence.unfinished = "the victim gets nowhere beside the attacker"
+                self._on.lab.evidence.unfinished = "the victim gets nowhere beside the attacker"
                 return
 
 

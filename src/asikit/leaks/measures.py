@@ -107,6 +107,8 @@ _HAPPENINGS: dict[str, tuple[Happening, ...]] = {
     "user_return": (Happening.RETURN_USER,),
     "task_switch": (Happening.CONTEXT_SWITCH,),
 }
+_AFTER_GUESTS = "user_return_after_vm_exit"
+"""The first return to user mode after a VM exit: of all returns only those that have a guest behind them."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,13 @@ class Hardening:
     """What a kernel does on one processor.
 
     :ivar flushes: Primitives at happenings, in order.
+    :ivar after_guests: Primitives at the first return to user mode after a VM exit on that CPU.
     :ivar measures: What becomes different.
     :ivar hidden: Structures that a vulnerability cannot reach any more.
     """
 
     flushes: tuple[tuple[Happening, EffectKind], ...] = ()
+    after_guests: tuple[EffectKind, ...] = ()
     measures: frozenset[Measure] = frozenset()
     hidden: frozenset[tuple[Bug, str]] = frozenset()
 
@@ -126,6 +130,7 @@ class Hardening:
 def linux_hardening(cpu: "CpuModel") -> Hardening:
     """Return what Linux does by default on a processor, with SMT off where that is a mitigation."""
     flushes: list[tuple[Happening, EffectKind]] = []
+    after_guests: list[EffectKind] = []
     measures: set[Measure] = set()
     hidden: set[tuple[Bug, str]] = set()
     for entry in _read("mitigations")["work"]:
@@ -140,8 +145,14 @@ def linux_hardening(cpu: "CpuModel") -> Hardening:
         if extra.holds(cpu):
             measures |= set(extra.does)
             hidden |= {(extra.vulnerability, str(name)) for name in extra.hides}
-            flushes += _at(extra.at, extra.flushes)
-    return Hardening(tuple(dict.fromkeys(flushes)), frozenset(measures), frozenset(hidden))
+            flushes += _at((place for place in extra.at if place != _AFTER_GUESTS), extra.flushes)
+            after_guests += extra.flushes if _AFTER_GUESTS in extra.at else ()
+    return Hardening(
+        flushes=tuple(dict.fromkeys(flushes)),
+        after_guests=tuple(dict.fromkeys(after_guests)),
+        measures=frozenset(measures),
+        hidden=frozenset(hidden),
+    )
 
 
 def _fences(names: set[str], at: "Iterable[str]") -> set[Measure]:

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 from asikit.errors import nearest
 from asikit.leaks.errors import LeakError
 from asikit.leaks.measures import Hardening, Measure, linux_hardening
-from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, ProtocolError, blanket_config
+from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, ProtocolError, Taint, blanket_config
 from asikit.protocol.edits import with_transition
+from asikit.protocol.operations import Assign, MicroOp, Request
 from asikit.protocol.switching import flush_ops
+from asikit.protocol.vocabulary import TAINT, TAINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.protocol import EffectKind, Transition
+    from asikit.protocol.operations import Transitions
     from asikit.x86 import CpuModel
 
     Build = Callable[["CpuModel", bool], "Setup"]
@@ -102,6 +105,7 @@ def _linux(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` ha
     for happening in dict.fromkeys(happening for happening, _ in hardening.flushes):
         kinds = tuple(kind for where, kind in hardening.flushes if where is happening)
         transitions = with_transition(transitions, _flushing(transitions[happening], kinds))
+    transitions = _flushing_after_guests(transitions, hardening.after_guests)
     return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in hardening.measures, hardening)
 
 
@@ -111,6 +115,25 @@ def _flushing(transition: "Transition", kinds: "tuple[EffectKind, ...]") -> "Tra
     if transition.name in {Happening.RETURN_USER, Happening.VM_ENTRY}:
         return replace(transition, ops=(*ops[:-1], *flush_ops(kinds), ops[-1]))
     return replace(transition, ops=(*ops, *flush_ops(kinds)))
+
+
+def _flushing_after_guests(transitions: "Transitions", kinds: "tuple[EffectKind, ...]") -> "Transitions":
+    """Return transitions with flushes at the first return to user mode after a VM exit, and at no other.
+
+    The mark between the two is Linux's per-CPU `x86_ibpb_exit_to_user` (arch_exit_to_user_mode_prepare(), before PTI's
+    switch of page tables; vcpu_enter_guest() sets it). Without ASI nothing else uses the taints, which are a CPU's too.
+    """
+    if not kinds:
+        return transitions
+    mark = TAINT[Taint.GUEST_CONTROL]
+    exit_, return_ = transitions[Happening.VM_EXIT], transitions[Happening.RETURN_USER]
+    set_mark = MicroOp(name="mark_guest", why="a guest has trained", sets=(Assign(TAINTS, TAINTS | mark),))
+    flush = (
+        *(MicroOp(name=f"{kind}_after_guest", when=TAINTS.has(mark), asks=Request(kind)) for kind in kinds),
+        MicroOp(name="clear_mark", when=TAINTS.has(mark), sets=(Assign(TAINTS, TAINTS.clear(mark)),)),
+    )
+    transitions = with_transition(transitions, replace(exit_, ops=(*exit_.ops, set_mark)))
+    return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
 
 
 def _without(*paths: str) -> "Build":

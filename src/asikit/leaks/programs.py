@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.kernel import Observer, RoundRobin
 from asikit.leaks.beside import Alternating, cross_thread, sibling_guest, sibling_user
-from asikit.leaks.lab import GUEST_SECRET
+from asikit.leaks.places import GUEST_SECRET
 from asikit.leaks.vectors import Vector
 from asikit.leaks.victims import PAGE, WORD, Play, Work
 from asikit.leaks.vulnerability import Mechanism, Party
@@ -24,6 +24,10 @@ ROUNDS: Final = 3
 _WORKS: Final = (Work.IDLE, Work.FAULTS, Work.SECRET)
 """What the kernel does in an attacker's rounds: in the first the attacker learns which branches there are."""
 _GUEST_MEMORY: Final = 1 << 16
+_HYPERCALL: Final = 9
+"""KVM_HC_CLOCK_PAIRING (include/uapi/linux/kvm_para.h): one for which KVM reaches the guest's memory."""
+_PORT: Final = 0x70
+"""Of the device that a VMM emulates."""
 _ORDER: Final = 9
 """Of a pageblock."""
 _MOST_STEPS: Final = 80
@@ -42,7 +46,7 @@ def interleaver(vector: Vector) -> "Interleaver":
 
 def _user_kernel(on: Play, gfp: "Gfp" = GFP_USER) -> None:
     """From a process to the kernel; memory that is allocated as user data is sensitive, other is not."""
-    lab, key = on.lab, on.kernel_secret(gfp)
+    key = on.kernel_secret(gfp)
 
     @on.machine.process(name="attacker")
     def attacker(user: "User") -> None:
@@ -50,10 +54,10 @@ def _user_kernel(on: Play, gfp: "Gfp" = GFP_USER) -> None:
         for number, work in enumerate(_WORKS, 1):
             pages = user.mmap(2 * PAGE)  # before anything is left that the return from it flushes
             user.store(pointer, key.to_bytes(WORD, "little"))
-            lab.leave_pointer(key)
-            lab.before()
+            on.attacker.leave_pointer(key)
+            on.attacker.before()
             on.call_for_work(key, work, pages)
-            lab.after(f"after system call {number}", key)
+            on.attacker.after(f"after system call {number}", key)
 
 
 def _nonsensitive(on: Play) -> None:
@@ -70,9 +74,9 @@ def _user_user(on: Play) -> None:
     @on.machine.process(name="attacker", cpu=0, pinned=True)
     def attacker(user: "User") -> None:
         for number in range(ROUNDS):
-            lab.before()
+            on.attacker.before()
             user.sched_yield()
-            lab.after(f"after the other process ran, {number + 1}")
+            on.attacker.after(f"after the other process ran, {number + 1}")
         done.append(True)
 
     @on.machine.process(name="victim", cpu=0, pinned=True)
@@ -93,33 +97,43 @@ def _sandbox(on: Play) -> None:
     def process(user: "User") -> None:
         address = user.mmap(PAGE)
         user.store(address, on.secret)
-        lab.handle(user.load(address, WORD))
+        on.handle(user.load(address, WORD))
         for number in range(ROUNDS):
             if lab.secret_paddr is not None:
-                lab.overwrite(lab.secret_paddr, on.secret)
+                on.overwrite(lab.secret_paddr, on.secret)
             user.store(address, bytes(WORD))
-            lab.after(f"in the sandbox, {number + 1}")
+            on.attacker.after(f"in the sandbox, {number + 1}")
 
 
 def _guest_host(on: Play) -> None:
-    """From a guest to the host's kernel; an interrupt's handler, in which no load may fault, is what runs there."""
-    lab, machine, key = on.lab, on.machine, on.kernel_secret()
+    """From a guest to the host's kernel: an interrupt's handler, and a hypercall's, in which loads may fault."""
+    machine, key = on.machine, on.kernel_secret()
     works: list[Work] = []
+    missing: list[int] = []
     machine.on_interrupt(lambda _cpu, _vector: on.use_key(key, works[-1]))
 
+    def handler() -> int:
+        on.use_key(key, works[-1], missing[0])
+        return 0
+
     def attacker(guest: "Guest") -> None:
-        for number, work in enumerate((Work.IDLE, Work.SECRET, Work.SECRET), 1):
+        for number, work in enumerate(_WORKS, 1):
             works.append(work)
             guest.store(0, key.to_bytes(WORD, "little"))
-            lab.leave_pointer(key)
-            lab.before()
-            machine.inject_interrupt(0)
-            guest.compute(2)
-            lab.after(f"after VM exit {number}")
+            on.attacker.leave_pointer(key)
+            on.attacker.before()
+            if work is Work.FAULTS:
+                guest.hypercall(_HYPERCALL, handler=handler)
+            else:
+                machine.inject_interrupt(0)
+                guest.compute(2)
+            on.attacker.after(f"after VM exit {number}")
 
     @machine.process(name="vmm")
     def vmm(user: "User") -> None:
-        vcpu = user.create_vm(_GUEST_MEMORY).vcpu(attacker)
+        vm = user.create_vm(_GUEST_MEMORY)
+        missing.append(vm.address + PAGE)  # memory of the guest's that nobody has touched yet
+        vcpu = vm.vcpu(attacker)
         while not vcpu.run().halted:
             pass
 
@@ -131,9 +145,9 @@ def _guest_guest(on: Play) -> None:
 
     def attacker(guest: "Guest") -> None:
         for number in range(ROUNDS):
-            lab.before()
+            on.attacker.before()
             guest.halt()
-            lab.after(f"after the other guest ran, {number + 1}")
+            on.attacker.after(f"after the other guest ran, {number + 1}")
         done.append(True)
 
     def victim(guest: "Guest") -> None:
@@ -141,7 +155,7 @@ def _guest_guest(on: Play) -> None:
         while not done:
             on.use(GUEST_SECRET, guest.load, guest.store)
             lab.pointer = GUEST_SECRET
-            lab.user_function(Party.GUEST)
+            on.processor.user_function(Party.GUEST)
             lab.pointer = None
             guest.halt()
 
@@ -153,6 +167,26 @@ def _guest_guest(on: Play) -> None:
             while not done:
                 vcpu.run()
                 user.sched_yield()
+
+
+def _guest_user(on: Play) -> None:
+    """From a guest to its own VMM, which emulates a device for it, and has a secret that is not the guest's."""
+    lab = on.lab
+
+    def attacker(guest: "Guest") -> None:
+        for number in range(ROUNDS):
+            on.attacker.before()
+            guest.outb(_PORT, number)
+            on.attacker.after(f"after its VMM ran, {number + 1}")
+
+    @on.machine.process(name="vmm")
+    def vmm(user: "User") -> None:
+        address = user.mmap(PAGE)
+        user.store(address, on.secret)
+        lab.register = address
+        vcpu = user.create_vm(_GUEST_MEMORY).vcpu(attacker)
+        while not vcpu.run().halted:
+            on.use_own_secret(user, address)
 
 
 class _NmiAfter(Observer):
@@ -184,11 +218,11 @@ def _nmi(on: Play) -> None:
     @machine.process(name="attacker")
     def attacker(user: "User") -> None:
         for number in range(_MOST_STEPS):
-            lab.before()
+            on.attacker.before()
             nmi.armed = True
             on.system_call(lambda: machine.kernel.access.load(key, WORD))
             user.compute(1)
-            lab.after(f"after system call {number + 1}")
+            on.attacker.after(f"after system call {number + 1}")
             if nmi.armed:
                 return  # an NMI has come after every step
         lab.evidence.unfinished = f"{_MOST_STEPS} system calls are too few for an NMI after every step"
@@ -215,10 +249,10 @@ def _flip(on: Play) -> None:
                 stage.append("used")
                 while len(stage) == 1:
                     user.compute(1)
-            lab.before()
+            on.attacker.before()
             if lab.way.mechanism is Mechanism.STEER:
                 on.system_call(on.branches)
-            lab.after(f"{'after' if number >= ROUNDS else 'before'} the change, {number + 1}", key)
+            on.attacker.after(f"{'after' if number >= ROUNDS else 'before'} the change, {number + 1}", key)
 
     @on.machine.process(name="victim", cpu=1, pinned=True)
     def victim(user: "User") -> None:
@@ -234,6 +268,7 @@ _PROGRAMS: "Final[dict[Vector, Callable[[Play], None]]]" = {
     Vector.GUEST_HOST: _guest_host,
     Vector.GUEST_GUEST: _guest_guest,
     Vector.CROSS_THREAD: cross_thread,
+    Vector.GUEST_USER: _guest_user,
     Vector.SIBLING_USER: sibling_user,
     Vector.SIBLING_GUEST: sibling_guest,
     Vector.CROSS_CORE: cross_thread,

@@ -31,7 +31,7 @@ _MAPPINGS: Final = {
 
 def contradiction(way: "Way") -> str:
     """Return what a way lacks for its mechanism, or has and cannot have; empty if it is sound."""
-    return _parties(way) or _CHECKS[way.mechanism](way) or _foreign(way)
+    return _parties(way) or _bugs(way) or _CHECKS[way.mechanism](way) or _foreign(way)
 
 
 def _parties(way: "Way") -> str:
@@ -40,6 +40,11 @@ def _parties(way: "Way") -> str:
     if not way.attackers or not way.victims:
         return "victims and attackers: name at least one of each, or leave the key out for all"
     return ""
+
+
+def _bugs(way: "Way") -> str:
+    both = next((bug for bug in way.any_bug if bug in way.no_bug), None)
+    return f"any_bug and no_bug: {both} is in both, so no processor has it in this way" if both is not None else ""
 
 
 def _foreign(way: "Way") -> str:

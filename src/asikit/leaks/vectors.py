@@ -23,6 +23,8 @@ class Vector(StrEnum):
     GUEST_GUEST = "guest_guest"
     CROSS_THREAD = "cross_thread"
     """The victim runs on the sibling hyperthread: the kernel if it can be a victim, else another process."""
+    GUEST_USER = "guest_user"
+    """A guest and its own VMM: the victim is the process that runs it, in user mode between two KVM_RUNs."""
     SIBLING_USER = "sibling_user"
     """The victim is another process on the sibling hyperthread, of what can have the kernel as victim too."""
     SIBLING_GUEST = "sibling_guest"
@@ -52,6 +54,7 @@ class Vector(StrEnum):
             Vector.GUEST_HOST: guest and kernel,
             Vector.GUEST_GUEST: guest and Party.GUEST in way.victims,
             Vector.CROSS_THREAD: user and (kernel or process),
+            Vector.GUEST_USER: guest and process,
             Vector.SIBLING_USER: user and kernel and process,
             Vector.SIBLING_GUEST: guest and kernel,
             Vector.CROSS_CORE: user and (kernel or process) and way.crosses_cores(cpu),

@@ -1,12 +1,15 @@
 """What victims do for an attack, whatever the position: the kernel's work with a secret, and a process' own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from asikit.leaks.lab import CHECKS
-from asikit.leaks.vulnerability import Party
+from asikit.leaks.attacker import Attacker
+from asikit.leaks.places import CHECKS, branch_of
+from asikit.leaks.processor import Processor
+from asikit.leaks.vulnerability import Holds, Mechanism, Party
 from asikit.mm import GFP_USER
+from asikit.x86 import Training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +47,20 @@ class Play:
     """One attack on one machine.
 
     :ivar secret: Eight bytes that the attacker must not learn.
+    :ivar processor: What the processor does transiently in the victim.
+    :ivar attacker: What the attacker does besides running.
     """
 
     machine: "Machine"
     lab: "Lab"
     secret: bytes
+    processor: Processor = field(init=False)
+    attacker: Attacker = field(init=False)
     _copies: int = 0
+
+    def __post_init__(self) -> None:
+        self.processor = Processor(self.lab)
+        self.attacker = Attacker(self.lab)
 
     def kernel_secret(self, gfp: "Gfp" = GFP_USER) -> int:
         """Put the secret where the kernel has it; returns its address, which the attacker knows and aims at."""
@@ -95,7 +106,7 @@ class Play:
 
         :param function: What it calls. After its first call it is predicted rightly, until somebody teaches it anew.
         """
-        self.lab.check_index(check)
+        self.processor.check_index(check)
         self._descend(function, DEPTH)
 
     def _descend(self, function: str, depth: int) -> None:
@@ -109,11 +120,50 @@ class Play:
         value = load(address, WORD)
         self._copies += 1
         store(address + self._copies * _LINE % PAGE, value)
-        self.lab.handle(value)
+        self.handle(value)
 
     def use_own_secret(self, user: "User", address: int) -> None:
         """User code that works with its own secret."""
         self.use(address, user.load, user.store)
         self.lab.pointer = address
-        self.lab.user_function(Party.USER)
+        self.processor.user_function(Party.USER)
         self.lab.pointer = None
+
+    def handle(self, secret: bytes) -> None:
+        """Compute with a secret that was loaded: vector registers, a division, a branch that depends."""
+        lab, hw, recorder = self.lab, self.lab.hw, self.lab.recorder
+        lab.story.append(f"cpu {hw.number}, {hw.owner}, uses the secret")
+        recorder.vector(hw.thread, hw.owner, secret)
+        recorder.divide(hw.thread, hw.owner, int.from_bytes(secret[:WORD], "little"))
+        if lab.way.holds is Holds.RANDOM:
+            recorder.special(hw.thread, hw.owner, secret)
+        if lab.way.holds is Holds.ADDRESSES:
+            branch = branch_of(secret)
+            recorder.branch(hw.thread, hw.owner, branch, branch + 0x1000)
+        newest = next((entry for entry in recorder.load_port.visible(hw.thread) if entry.value[:4] == secret[:4]), None)
+        if newest is not None and newest.paddr is not None:
+            lab.secret_paddr = newest.paddr
+        if self._is_exposed(secret):
+            lab.evidence.chance()
+
+    def _is_exposed(self, secret: bytes) -> bool:
+        """Tell whether a secret that was just used is where an attack of this way looks for it."""
+        lab, recorder = self.lab, self.lab.recorder
+        match lab.way.mechanism:
+            case Mechanism.TERMINAL:
+                return lab.secret_paddr is not None and recorder.l1d.line(lab.secret_paddr) is not None
+            case Mechanism.SAMPLE:
+                left = branch_of(secret)
+                return any(
+                    entry.source == left if isinstance(entry, Training) else secret[:WORD] in entry.value
+                    for structure in recorder.structures
+                    if structure.name in lab.way.structures
+                    for entry in structure.visible(lab.hw.thread)
+                )
+            case _:
+                return False
+
+    def overwrite(self, paddr: int, old: bytes) -> None:
+        """Take note that a store of the victim's is about to hide what was in memory."""
+        self.lab.stale[paddr] = old
+        self.lab.evidence.chance()

@@ -98,7 +98,10 @@ class Bug(StrEnum):
     TSA = "tsa"
     ITS = "its"
     ITS_GUEST_HOST = "its_guest_host"
-    """ITS without what the kernel calls ITS_NATIVE_ONLY."""
+    """ITS from a guest to its host as well: without what the kernel calls ITS_NATIVE_ONLY."""
+    MMIO_SBDS = "mmio_sbds"
+    """MMIO with SBDR and SBDS, of buffers that all cores share, and not DRPW alone. The kernel's MMIO_SBDS marks those
+    of them that SRBDS does not concern besides (arch/x86/kernel/cpu/common.c); Intel's list has them all."""
     VMSCAPE = "vmscape"
 
 

@@ -123,6 +123,33 @@ def test_devices_answer() -> None:
 
 
 @both
+def test_a_hypercall_of_a_scenarios_own(*, asi: bool) -> None:
+    """Its handler runs in the VMM's thread, in process context: it may reach what the VMM has not touched yet."""
+    seen: list[object] = []
+    where: list[int] = []
+
+    def vmm(user: "User") -> None:
+        def handler() -> int:
+            assert user._kernel.current.comm == "vmm"
+            seen.append(user._kernel.uaccess.from_user(where[0], 8))
+            return -22
+
+        def guest(guest: "Guest") -> None:
+            guest.store(PAGE, b"written")
+            seen.append(guest.hypercall(9, handler=handler))
+            seen.append(guest.load(PAGE, 7))
+
+        vm = user.create_vm(3 * PAGE)
+        where.append(vm.address + 2 * PAGE)
+        vcpu = vm.vcpu(guest)
+        while not vcpu.run().halted:
+            pass
+
+    run(vmm, asi=asi)
+    assert seen == [bytes(8), -22, b"written"]
+
+
+@both
 def test_guest_follows_changes_of_the_vmms_memory(*, asi: bool) -> None:
     """After munmap KVM_RUN fails with EFAULT; after a new mapping and after fork the guest sees what its VMM sees."""
     seen: list[object] = []

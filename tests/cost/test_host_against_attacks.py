@@ -1,0 +1,79 @@
+"""What `asi host` says that ASI does about a vulnerability, against attacks on the machine."""
+
+from functools import cache
+
+import pytest
+
+from asikit.cost.host import By, _mechanisms
+from asikit.leaks import Cell, Finding, Verdict, cells, matrix
+
+FILES = {
+    "meltdown": ("meltdown",),
+    "spectre_v1": ("spectre_v1", "swapgs"),
+    "spectre_v2": ("spectre_v2", "bhi"),
+    "retbleed": ("retbleed",),
+    "spec_rstack_overflow": ("srso",),
+    "indirect_target_selection": ("its",),
+    "vmscape": ("vmscape",),
+    "spec_store_bypass": ("ssb",),
+    "l1tf": ("l1tf",),
+    "mds": ("mds",),
+    "tsx_async_abort": ("taa",),
+    "mmio_stale_data": ("mmio",),
+    "reg_file_data_sampling": ("rfds",),
+    "tsa": ("tsa",),
+    "gather_data_sampling": ("gds",),
+    "srbds": ("srbds",),
+}
+"""Of each name in sysfs the vulnerabilities that come with the package."""
+DISCLOSE_NOTHING = {"itlb_multihit", "ghostwrite", "old_microcode"}
+WITHOUT = {
+    By.UNMAP: "asi-no-unmapping",
+    By.PREDICTOR: "asi-no-predictor-flush",
+    By.BUFFERS: "asi-no-buffer-flush",
+    By.L1D: "asi-no-buffer-flush",
+}
+NO_STUN = "asi-no-stun"
+COLUMNS = ("none", "asi", NO_STUN, *dict.fromkeys(WITHOUT.values()))
+SIBLINGS = {"cross_thread", "sibling_guest"}
+"""From where the stun protects the kernel."""
+ELSEWHERE = {"nmi", "flip", "nonsensitive", "sibling_user"}
+"""Vectors that are about something else: NMIs, what is sensitive, two processes that no class keeps apart."""
+
+
+@cache
+def leaking(vulnerability: str) -> dict[str, set[str]]:
+    """Return by mitigation the vectors in which a vulnerability leaks."""
+    wanted = [cell for cell in cells(COLUMNS, vulnerability=vulnerability) if cell.vector not in ELSEWHERE]
+    found: dict[str, set[str]] = {name: set() for name in COLUMNS}
+    for finding in map(verdict, wanted):
+        if finding.verdict is Verdict.LEAK:
+            found[finding.cell.mitigation].add(finding.cell.vector)
+    return found
+
+
+def verdict(cell: Cell) -> Finding:
+    """Attack."""
+    (finding,) = matrix([cell])
+    return finding
+
+
+def test_every_name_is_tried() -> None:
+    """But those that disclose nothing."""
+    assert set(_mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_asi_does_about_it(name: str) -> None:
+    """Covered is what leaks without mitigation and not under ASI; each means that is named is one it takes."""
+    mechanism = _mechanisms()[name]
+    found = [leaking(each) for each in FILES[name]]
+    unmitigated = any(each["none"] - SIBLINGS for each in found)
+    left = any(each["asi"] - SIBLINGS for each in found)
+    stopped = any(each["none"] - each["asi"] - SIBLINGS for each in found)
+    assert unmitigated
+    assert (By.NOTHING in mechanism.by) == (not stopped)
+    assert mechanism.partly == (left and stopped)
+    for means in set(mechanism.by) - {By.NOTHING}:
+        assert any(each[WITHOUT[means]] - each["asi"] - SIBLINGS for each in found), f"{means} makes no difference"
+    assert mechanism.cross_thread == any(each[NO_STUN] - each["asi"] for each in found)
