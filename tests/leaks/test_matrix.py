@@ -7,7 +7,19 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from asikit.leaks import SECRETS, Finding, Vector, Verdict
+import pytest
+
+from asikit.leaks import (
+    SECRETS,
+    Finding,
+    Vector,
+    Verdict,
+    cells,
+    load_vulnerability,
+    matrix,
+    vulnerability_names,
+)
+from asikit.x86 import cpu_names, load_cpu
 
 Matrix = Mapping[tuple[str, str, str], Verdict]
 
@@ -50,6 +62,8 @@ _SIBLING_USER = "sibling_user"
 """Both siblings in user mode: no stun comes, and what core scheduling would keep apart leaks as without ASI."""
 NOT_EXPRESSIBLE = {"contention", "itlb", "reptar_etc", "v3a_lazyfp"}
 _DECLARED = "nonsensitive"
+_ALONE = {"user_kernel", "user_user", "guest_host", "guest_guest", "guest_user"}
+"""Vectors within one hardware thread."""
 _NMI = "nmi"
 
 
@@ -95,6 +109,16 @@ def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
     expected = {(vulnerability, vector) for vulnerability, vectors in RESIDUAL.items() for vector in vectors}
     expected = {each for each in expected if each[1] != _SIBLING_USER}
     assert {each for each in _leaks(verdicts, "asi") if each[1] not in {_DECLARED, _SIBLING_USER}} == expected
+
+
+@pytest.mark.parametrize("cpu", cpu_names())
+def test_on_every_processor_the_flushes_are_those_that_its_bugs_call_for(cpu: str) -> None:
+    """Under ASI what leaks on a processor, by the vulnerabilities that it has, is what leaks on any."""
+    having = [name for name in vulnerability_names() if load_vulnerability(name).concerns(load_cpu(cpu))]
+    assert having or cpu == "generic"
+    wanted = [cell for name in having for cell in cells(("asi",), cpu=cpu, vulnerability=name) if cell.vector in _ALONE]
+    leaks = {(found.cell.vulnerability, found.cell.vector) for found in matrix(wanted) if found.verdict is Verdict.LEAK}
+    assert leaks <= {(name, vector) for name, vectors in RESIDUAL.items() for vector in vectors}
 
 
 def test_processes_beside_one_another_need_core_scheduling(verdicts: Matrix) -> None:

@@ -29,11 +29,16 @@ class CpuBug(StrEnum):
     TSA = "tsa"
     DIV0 = "div0"
     BHI = "bhi"
+    VRS_L1DES = "vrs_l1des"
 
 
 DATA_FLUSH_FOR: tuple[tuple[EffectKind, frozenset[CpuBug]], ...] = (
-    (EffectKind.L1D_FLUSH, frozenset({CpuBug.L1TF})),
-    (EffectKind.VERW, frozenset({CpuBug.MDS, CpuBug.TAA, CpuBug.MMIO_STALE_DATA, CpuBug.RFDS, CpuBug.TSA})),
+    # Lines that are evicted from the L1D go through the fill buffers (INTEL-SA-00329), so that takes both.
+    (EffectKind.L1D_FLUSH, frozenset({CpuBug.L1TF, CpuBug.VRS_L1DES})),
+    (
+        EffectKind.VERW,
+        frozenset({CpuBug.MDS, CpuBug.TAA, CpuBug.MMIO_STALE_DATA, CpuBug.RFDS, CpuBug.TSA, CpuBug.VRS_L1DES}),
+    ),
     (EffectKind.DUMMY_DIVIDE, frozenset({CpuBug.DIV0})),
 )
 """What a data flush consists of, and the bugs that call for each part.

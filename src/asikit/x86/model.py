@@ -114,6 +114,7 @@ _PROTOCOL_BUGS = {
     Bug.TSA: CpuBug.TSA,
     Bug.DIV0: CpuBug.DIV0,
     Bug.BHI: CpuBug.BHI,
+    Bug.VRS_L1DES: CpuBug.VRS_L1DES,
 }
 
 
