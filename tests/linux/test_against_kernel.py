@@ -49,7 +49,7 @@ def test_context_switches(asked: "Asked") -> None:
     away = switches & np.isin(asked.events.before, np.unique(asked.events.task[asked.mine]))
     for name, pattern, counted in (("rusage", r"switches (\d+)", away), ("stat", r"ctxt (\d+)", switches)):
         least, most = asked.between(name, counted)
-        assert least >= 50
+        assert least >= 25  # of 50 turns: on two CPUs a byte may be there before its reader has gone to sleep
         assert least <= asked.growth(name, pattern) <= most
 
 
