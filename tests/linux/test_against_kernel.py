@@ -65,7 +65,10 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    assert least <= asked.growth("vmstat", pattern) <= most
+    # The kernel counts a little before the event is recorded: on another CPU an answer may come in between.
+    elsewhere = happened & (asked.events.cpu != asked.events.cpu[first.begin])
+    early, late = (pages[end:][elsewhere[end:]][:1].sum() for end in (first.end, second.end))
+    assert least - early <= asked.growth("vmstat", pattern) <= most + late
 
 
 def test_interrupts(asked: "Asked") -> None:

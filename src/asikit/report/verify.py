@@ -142,7 +142,8 @@ def _list(lines: "Iterable[str]") -> "RenderableType":
 def _wrapped(label: str, text: str) -> Text:
     # A label inside the text, as `H1`, keeps its column too.
     indent = " " * (len(label) + (text.rfind("  ", 0, 5) + 2 if "  " in text[:5] else 0))
-    return Text(fill(text, WIDTH, initial_indent=label, subsequent_indent=indent))
+    wrapped = fill(text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
+    return Text(wrapped)
 
 
 def _plain(*justify: "JustifyMethod", width: int = WIDTH) -> Table:
