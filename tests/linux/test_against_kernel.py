@@ -23,6 +23,7 @@ KINDS_BY_FLAG = (
     (14, {"shmem"}),  # KPF_SWAPBACKED, not anonymous
 )
 """What may be recorded for a frame with a flag of include/uapi/linux/kernel-page-flags.h; the first flag counts."""
+STACK_PAGES = 4
 OTHER_KINDS = {"kernel", "stack", "vmalloc", "page_cache", "percpu"}
 
 
@@ -65,10 +66,10 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    # The kernel counts a little before the event is recorded: on another CPU an answer may come in between.
-    elsewhere = happened & (asked.events.cpu != asked.events.cpu[first.begin])
-    early, late = (pages[end:][elsewhere[end:]][:1].sum() for end in (first.end, second.end))
-    assert least - early <= asked.growth("vmstat", pattern) <= most + late
+    # vmalloc()'s pages have no event (docs/limits.md): the stack of a kernel thread that comes into being meanwhile.
+    stack = STACK_PAGES if kind is EventKind.PAGE_ALLOC else 0
+    unseen = stack + asked.events.trace.meta["lost"]["allocations"]
+    assert least <= asked.growth("vmstat", pattern) <= most + unseen
 
 
 def test_interrupts(asked: "Asked") -> None:
