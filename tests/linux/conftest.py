@@ -60,8 +60,9 @@ def asked(
     folder = tmp_path_factory.mktemp("truth")
     made = run(Recording((compiled(HERE / "truth.c"),), cpus=request.param), folder / "truth.asitrace")
     assert made.done.exit_status == 0
-    # On two CPUs an allocation is lost now and then, and counted as such.
-    assert sum(made.done.lost.values()) <= (made.done.lost["allocations"] if request.param > 1 else 0) <= LOST_AT_MOST
+    # On two CPUs an allocation is lost now and then, and counted as such (docs/limits.md).
+    assert made.done.lost["allocations"] <= (LOST_AT_MOST if request.param > 1 else 0)
+    assert not any(number for kind, number in made.done.lost.items() if kind != "allocations")
     return ask(made.trace, made.out)
 
 

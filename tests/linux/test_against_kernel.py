@@ -66,7 +66,7 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    # vmalloc()'s pages have no event (docs/limits.md): the stack of a kernel thread that comes into being meanwhile.
+    # vmalloc()'s pages have no event (docs/limits.md): as many as a kernel thread's stack may come in between.
     stack = STACK_PAGES if kind is EventKind.PAGE_ALLOC else 0
     unseen = stack + asked.events.trace.meta["lost"]["allocations"]
     assert least <= asked.growth("vmstat", pattern) <= most + unseen
