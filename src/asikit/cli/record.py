@@ -42,6 +42,7 @@ class _Size(_Integer):
 )
 @click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
+@click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
 @click.option(
     "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
 )
@@ -59,6 +60,7 @@ def command(  # noqa: PLR0913  (an option each)
     kernel: Path | None,
     memory: int,
     cpus: int,
+    cpu: str | None,
     include: tuple[Path, ...],
     modules: tuple[str, ...],
     root: Path | None,
@@ -73,7 +75,7 @@ def command(  # noqa: PLR0913  (an option each)
     """
     from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
-    recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout)
+    recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout, cpu)
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
     _report(done, trace)
