@@ -22,7 +22,7 @@ __all__ = ["Kernel", "find_kernel", "read_release"]
 
 _CLOUD_PACKAGE = "linux-image-cloud-amd64"
 
-_OLDEST, _NEWEST = (5, 15), (6, 9)
+_OLDEST, _NEWEST = (5, 1), (9, 9)
 """The releases whose ``struct page`` is known here: 6.10 moved ``PG_slab`` from the flags to the page type."""
 
 _IMAGE_HEAD_BYTES = 0x8000

@@ -14,7 +14,7 @@ from asikit.linux._qemu import Guest, Machine
 from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
 from asikit.linux._symbols import Symbols
-from asikit.linux._tables import Attribution, vmalloc_areas, write_tables
+from asikit.linux._tables import Attribution, write_tables
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
@@ -119,8 +119,7 @@ def record(  # noqa: PLR0913  (each named at the call)
         reader.run()
         status = _outcome(guest, recording, ended=reader.ended)
         symbols = Symbols.read(guest.folder / "guest-symbols-after")
-        areas = vmalloc_areas(guest.handed_over("vmallocinfo") or "")
-        write_tables(writer, reader.rows, Attribution(layouts[0], symbols, areas))
+        write_tables(writer, reader.rows, Attribution(layouts[0], symbols))
         writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
         return Recorded(status, reader.events, reader.lost, guest.out_of_memory())
 
@@ -254,6 +253,8 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
             "release": version.split()[2] if version else "",
             "version": version,
             "command_line": guest.command_line,
+            "forms": layout.forms,
+            "missing": layout.missing,
         },
         "machine": {
             "cpus": recording.cpus,
