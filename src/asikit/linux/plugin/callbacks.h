@@ -3,7 +3,7 @@
 #ifndef ASI_CALLBACKS_H
 #define ASI_CALLBACKS_H
 
-#include "qemu_api.h"
+#include "api.h"
 #include "recorder.h"
 
 /* Kept for the whole run, as the code that QEMU generates points to them. */

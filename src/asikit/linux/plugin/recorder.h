@@ -114,9 +114,12 @@ struct vcpu {
     uint32_t task_id;
     struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
-extern struct vcpu vcpus[MAX_CPUS];
+extern struct vcpu *vcpus; /* of MAX_CPUS */
 extern bool one_cpu;
 extern int n_cpus;
+
+/* recorder.c */
+int recorder_install(int cpus, int argc, char **argv);
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
