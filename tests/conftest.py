@@ -14,6 +14,8 @@ _NEEDS: Final = {
     "needs_cpio": (("cpio",), "cpio"),
     "needs_fio": (("fio",), "fio"),
     "needs_mke2fs": (("mke2fs", "/sbin/mke2fs"), "e2fsprogs"),
+    "needs_apt": (("apt-get",), "apt"),
+    "needs_zstd": (("zstd",), "zstd"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 

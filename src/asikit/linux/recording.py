@@ -50,12 +50,13 @@ class Recording:
     """What is to be recorded.
 
     :param command: The workload: a program of this machine (or of ``root``) and its arguments.
-    :param kernel: A bzImage; None: one in /boot, else the distribution's cloud kernel.
+    :param kernel: A bzImage; None: the newest on this machine, else Debian's cloud kernel.
     :param include: Files and folders that the workload needs in the guest, under their own paths.
     :param modules: Kernel modules to load before the workload, with what they depend on.
     :param root: A folder that becomes the guest's root file system (ext4 on virtio) instead of an initramfs.
     :param append: More kernel command line.
     :param timeout: Seconds after which the recording is given up.
+    :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
     """
 
     command: tuple[str, ...]
@@ -67,6 +68,7 @@ class Recording:
     root: Path | None = None
     append: str = ""
     timeout: float | None = None
+    module_folder: Path | None = None
 
 
 @dataclass(slots=True)
@@ -147,7 +149,7 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
         raise RecordError("--include and --root exclude each other; put the files into the root")
     files = Initramfs()
     workload = list(_add_workload(recording, files))
-    kernel = find_kernel(recording.kernel, say)
+    kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
     words = [*_add_modules(recording, kernel, files), *workload]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
