@@ -26,7 +26,8 @@ _PIECE_BYTES = 1 << 16
 _TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 no_hash_pointers quiet"
-"""``mitigations=off``: ASI takes the place of the kernel's own; ``init_on_alloc=0``: as the published measurements."""
+"""``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
+the kernel's own; ``init_on_alloc=0``: as the published measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,11 @@ class Machine:
 
     @property
     def command_line(self) -> str:
-        """The kernel's command line."""
-        return f"{_COMMAND_LINE} {self.append}".strip()
+        """The kernel's command line. ``kaslr``, which no kernel knows, takes back our ``nokaslr``."""
+        ours = _COMMAND_LINE.split()
+        if "kaslr" in self.append.split():
+            ours.remove("nokaslr")
+        return f"{' '.join(ours)} {self.append}".strip()
 
 
 class Guest:
