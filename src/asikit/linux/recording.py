@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs, find_busybox, workload_files
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import Guest, Machine
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
 from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
 from asikit.linux._symbols import Symbols
@@ -57,6 +57,7 @@ class Recording:
     :param append: More kernel command line.
     :param timeout: Seconds after which the recording is given up.
     :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
+    :param cpu: The guest's CPU model, as QEMU's ``-cpu`` takes it: a name, then ``+feature`` and ``-feature`` after commas.
     """
 
     command: tuple[str, ...]
@@ -69,6 +70,7 @@ class Recording:
     append: str = ""
     timeout: float | None = None
     module_folder: Path | None = None
+    cpu: str | None = None
 
 
 @dataclass(slots=True)
@@ -158,7 +160,9 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
     if recording.root is not None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
         image = root_image(recording.root, folder / "root.ext4", say=say)
-    machine = Machine(kernel.image, recording.memory_bytes, recording.cpus, recording.append, image)
+    machine = Machine(
+        kernel.image, recording.memory_bytes, recording.cpus, recording.append, image, recording.cpu or DEFAULT_CPU
+    )
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
     return Guest(machine, archive, built.plugin if recorded else None)
@@ -241,6 +245,8 @@ def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
         advice = "; give it more memory (--memory)" if "memory" in panic.lower() else ""
         raise RecordError(f"the guest's kernel panicked: {panic}{advice}")
     status = guest.handed_over("status")
+    if qemu_status and recording.cpu is not None and not guest.console:
+        raise RecordError(f"--cpu {recording.cpu}: {guest.qemu_error()}; what there is: qemu-system-x86_64 -cpu help")
     if status is None or not ended:
         cause = f"QEMU: {guest.qemu_error()}" if qemu_status else "it was powered off or reset from inside"
         raise RecordError(f"the guest ended before the workload did; {cause}")
@@ -262,7 +268,7 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
             "cpus": recording.cpus,
             "memory_bytes": recording.memory_bytes,
             "threads_per_core": 1,
-            "cpu_model": "QEMU max",
+            "cpu_model": f"QEMU {guest.cpu}",
             "emulator": guest.emulator(),
         },
         "workload": {"command": list(recording.command), "exit_status": status},
