@@ -29,8 +29,9 @@ def types(  # noqa: PLR0913  one each for what has changed
     first = made.struct(STRUCT, "", 16, [(compound, word, 0), *more])
     second = made.struct(STRUCT, "", 16, [("lru", word, 0), ("mapping", word, 128)])
     in_page = [] if slab else [("slab_cache", word, 64 * 2)]
+    memcg = [] if slab else [("mem_cgroup", word, 64 * 7)]
     choice = made.struct(UNION, "", 24, [("", first, 0), ("", second, 0), *in_page])
-    made.struct(STRUCT, "page", 64, [("flags", word, 0), ("", choice, 64), ("page_type", word, 64 * 6)])
+    made.struct(STRUCT, "page", 64, [("flags", word, 0), ("", choice, 64), ("page_type", word, 64 * 6), *memcg])
     if slab:
         made.struct(STRUCT, "slab", 64, [("slab_cache", word, 64)])
     made.struct(STRUCT, "folio", 128, [("flags", word, 0), *([("_folio_dtor", word, 64 * 10)] if folio_dtor else [])])
@@ -86,7 +87,7 @@ SETS = {"PG_buddy": 0x4000_0000, "PG_table": 0x1000_0000, "PG_hugetlb": 0x0400_0
         pytest.param(
             types(flags={**FLAGS, "PG_slab": 9}, slab=False, dtor=True, constants={"HUGETLB_PAGE_DTOR": 2}),
             (1 << 9, 0, 0),
-            (0xF000_0200, 0xF000_0000),
+            (0xF000_0400, 0xF000_0000),
             (0, 0, 16, 0xFF, 2),
             id="destructor in struct page",
         ),

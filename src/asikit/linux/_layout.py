@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from asikit.linux._address_space import first_chunk, regions
 from asikit.linux._btf import Btf
 from asikit.linux._memory import KERNEL_MAP, Memory
-from asikit.linux._struct_page import check_slab, page_forms
+from asikit.linux._struct_page import check_slab, check_table, page_forms
 from asikit.linux._symbols import Symbols
 from asikit.linux._trace_events import event_fields, gfp_flags
 from asikit.linux.errors import RecordError
@@ -108,6 +108,7 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
     with memory_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
         memory = Memory(view, symbols, iomem.read_text(encoding="ascii") if iomem.exists() else "")
         check_slab(memory, symbols, btf, pages.values)
+        check_table(memory, symbols, btf, pages.values, _loaded_mm(symbols, btf, memory, cpus))
         gates = dict(_gates(symbols, memory))
         switch_hook, areas = _switch(symbols), _areas(symbols, btf, memory)
         values = {
@@ -204,6 +205,13 @@ def _percpu(symbols: Symbols, btf: Btf) -> dict[str, int]:
         "current_task": _current(symbols, btf)[1],
         "loaded_mm": symbols["cpu_tlbstate"] + btf.offset("tlb_state.loaded_mm"),
     }
+
+
+def _loaded_mm(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> int:
+    """Give an mm that a CPU has loaded: that of the workload, which is about to begin."""
+    at = _percpu(symbols, btf)["loaded_mm"]
+    loaded = (memory.word((offset + at) % 2**64) for offset in memory.words(symbols["__per_cpu_offset"], cpus))
+    return next((mm for mm in loaded if mm != symbols["init_mm"]), symbols["init_mm"])
 
 
 def _irq_stack_symbol(symbols: Symbols, btf: Btf) -> int:

@@ -67,6 +67,21 @@ class Memory:
         """Give the four bytes at an address of the kernel image, which is mapped as one piece."""
         return int.from_bytes(self._at(self._of_image(address), 4), "little")
 
+    def page_table(self, pgd: int) -> int | None:
+        """Give the frame of a lowest-level page table that maps user memory, None if there is none.
+
+        :param pgd: Kernel address of the highest level.
+        """
+        table, level = self._physical(pgd), self.levels - 1
+        while level:
+            entries = struct.unpack("<512Q", self._at(table, 4096))
+            below = entries[: 256 if level == self.levels - 1 else 512]  # the upper half of the highest is the kernel's
+            following = next((entry for entry in below if entry & _PRESENT and not entry & _LARGE), None)
+            if following is None:
+                return None
+            table, level = following & _FRAME, level - 1
+        return table >> _PAGE_SHIFT
+
     def _of_image(self, address: int) -> int:
         return address - KERNEL_MAP + self.phys_base
 

@@ -29,8 +29,8 @@ _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 
 """``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
 the kernel's own; ``init_on_alloc=0``: as the published measurements."""
 
-DEFAULT_CPU = "max,la57=off"
-"""QEMU's ``-cpu``, where the user names none."""
+DEFAULT_CPU = "max"
+"""QEMU's ``-cpu``, where the user names none: with five levels of page tables, where the kernel can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """In which form this kernel keeps what it knows of a page: ``struct page`` (include/linux/mm_types.h, page-flags.h).
 
 Each fact has had several forms. They are looked for by member and enumerator, the newest first, with the kernel commit
-that brought it. What is decided is checked in memory afterwards: see :func:`check_slab`.
+that brought it. What is decided is checked in memory afterwards, on pages of which it is known what they are.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asikit.linux._memory import Memory
     from asikit.linux._symbols import Symbols
 
-__all__ = ["PageForms", "check_slab", "page_forms"]
+__all__ = ["PageForms", "check_slab", "check_table", "page_forms"]
 
 _PAGE_SHIFT = 12
 _VMEMMAP_BYTES = 1 << 40
@@ -57,7 +57,7 @@ def page_forms(btf: "Btf") -> PageForms:
     """
     compound = btf.first("page.compound_info", "page.compound_head")  # the former by the mask series for HVO, in 7.1
     cache = btf.first("slab.slab_cache", "page.slab_cache")  # struct slab: d122019bf061 (5.17)
-    slab, buddy, table = _slab(btf), _typed(btf, "buddy", 0x80), _typed(btf, "table", 0x200)
+    slab, buddy, table = _slab(btf), _typed(btf, "buddy", 0x80), _table(btf)
     hugetlb = _hugetlb(btf)
     values = {
         "page_size": btf.size("page"),
@@ -113,6 +113,11 @@ def _typed(btf: "Btf", name: str, macro: int) -> _Mark:
     return _Mark(f"page type {macro:#x}", 0xF000_0000 | macro, 0xF000_0000)  # a cleared bit: 6e292b9be7f4 (4.18)
 
 
+def _table(btf: "Btf") -> _Mark:
+    older = btf.has("page.mem_cgroup")  # PG_kmemcg had that bit until 18b2db3b0385 (5.11)
+    return _typed(btf, "table", 0x400 if older else 0x200)
+
+
 def _slab(btf: "Btf") -> _Mark:
     bit = btf.enumerator("pageflags", "PG_slab")
     if bit is not None:
@@ -157,6 +162,24 @@ def check_slab(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[st
         "this kernel's struct page is not understood: no slab cache's description lies in a slab page; "
         "give another with --kernel"
     )
+
+
+def check_table(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[str, int], mm: int) -> None:
+    """Look whether page tables are marked as the forms say.
+
+    :param mm: Address of the ``mm_struct`` of a process.
+    :raises RecordError: They are not: ``struct page`` would be misread.
+    """
+    frame = memory.page_table(memory.word(mm + btf.offset("mm_struct.pgd")))
+    if frame is None:
+        raise RecordError("the guest's first process has no page table; this is a fault of the recorder")
+    page = memory.word(symbols["vmemmap_base"]) + frame * values["page_size"]
+    kind = memory.number(page + values["page_type"])
+    if kind & values["type_table_mask"] != values["type_table_value"]:
+        raise RecordError(
+            f"this kernel's struct page is not understood: a page table has the page type {kind:#x}; "
+            "give another with --kernel"
+        )
 
 
 def _cache_of(memory: "Memory", vmemmap: int, frame: int, btf: "Btf", values: dict[str, int]) -> bytes | None:

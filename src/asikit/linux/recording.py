@@ -57,7 +57,7 @@ class Recording:
     :param append: More kernel command line.
     :param timeout: Seconds after which the recording is given up.
     :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
-    :param cpu: The guest's CPU model, as QEMU's ``-cpu`` takes it: a name, then ``+feature`` and ``-feature`` after commas.
+    :param cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
     """
 
     command: tuple[str, ...]
