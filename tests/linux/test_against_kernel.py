@@ -23,7 +23,6 @@ KINDS_BY_FLAG = (
     (14, {"shmem"}),  # KPF_SWAPBACKED, not anonymous
 )
 """What may be recorded for a frame with a flag of include/uapi/linux/kernel-page-flags.h; the first flag counts."""
-STACK_PAGES = 4
 OTHER_KINDS = {"kernel", "stack", "vmalloc", "page_cache", "percpu"}
 
 
@@ -37,8 +36,14 @@ def test_system_calls(asked: "Asked") -> None:
 
 
 def test_page_faults(asked: "Asked") -> None:
-    """The kernel's count of the task's page faults (ru_minflt) is that of the recorded ones, in both modes."""
+    """The kernel's count of the task's page faults (ru_minflt) is that of the recorded ones, in both modes.
+
+    It does not count those that it does not want to handle, in a copy with page faults disabled; since 665575cff098
+    (6.15) write() begins with one.
+    """
     faults = asked.mine & asked.events.is_kind(EventKind.ENTRY_EXCEPTION, EventKind.NESTED_EXCEPTION, arg=PAGE_FAULT)
+    for event in np.flatnonzero(faults & asked.events.is_kind(EventKind.NESTED_EXCEPTION)):
+        faults[event] = "atomic" not in asked.events.stack_names(int(asked.events.stack[event]))[0]
     least, most = asked.between("rusage", faults)
     assert least >= 300
     assert least <= asked.growth("rusage", r"minflt (\d+)") <= most
@@ -66,10 +71,7 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    # vmalloc()'s pages have no event (docs/limits.md): as many as a kernel thread's stack may come in between.
-    stack = STACK_PAGES if kind is EventKind.PAGE_ALLOC else 0
-    unseen = stack + asked.events.trace.meta["lost"]["allocations"]
-    assert least <= asked.growth("vmstat", pattern) <= most + unseen
+    assert least <= asked.growth("vmstat", pattern) <= most
 
 
 def test_interrupts(asked: "Asked") -> None:
