@@ -1,4 +1,4 @@
-# Each target does all of its own set-up: `make demo` and `make test` need Python 3.11 to 3.13, make and a C compiler.
+# Each target does all of its own set-up: `make demo` and `make test` need Python 3.11 to 3.14, make and a C compiler.
 
 # The Python that .venv is made from: the first one that is new enough and not too new.
 PYTHON ?= $(shell tools/find-python)
