@@ -124,11 +124,11 @@ def _printed(lines: tuple[str, ...]) -> list[tuple[int, int, int, list[str]]]:
     last: dict[int, list[str]] = {}
     stack: list[str] = []
     for line in lines:
-        event = re.search(r"\[(\d+)\].* mm_page_alloc: page=\S+ pfn=0x([0-9a-f]+) order=(\d+)", line)
+        event = re.search(r"\[(\d+)\].* mm_page_alloc: page=\S+ pfn=(\w+) order=(\d+)", line)
         begin = re.search(r"\[(\d+)\].* <stack trace>", line)
         if event is not None:
             last[int(event[1])] = []
-            printed.append((int(event[1]), int(event[2], 16), int(event[3]), last[int(event[1])]))
+            printed.append((int(event[1]), int(event[2], 0), int(event[3]), last[int(event[1])]))
         elif begin is not None:
             stack = last[int(begin[1])]
         elif line.startswith(" => "):

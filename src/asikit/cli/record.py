@@ -52,6 +52,7 @@ class _Size(_Integer):
 )
 @click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
+@click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
 @click.option(
     "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
 )
@@ -70,6 +71,7 @@ def command(  # noqa: PLR0913  (an option each)
     module_folder: Path | None,
     memory: int,
     cpus: int,
+    cpu: str | None,
     include: tuple[Path, ...],
     modules: tuple[str, ...],
     root: Path | None,
@@ -84,7 +86,19 @@ def command(  # noqa: PLR0913  (an option each)
     """
     from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
-    recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout, module_folder)
+    recording = Recording(
+        workload,
+        kernel=kernel,
+        memory_bytes=memory,
+        cpus=cpus,
+        include=include,
+        modules=modules,
+        root=root,
+        append=append,
+        timeout=timeout,
+        module_folder=module_folder,
+        cpu=cpu,
+    )
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
     _report(done, trace)

@@ -70,7 +70,8 @@ class Region(StrEnum):
     VMEMMAP = "vmemmap"
     PERCPU = "percpu"
     KERNEL_IMAGE = "kernel_image"
-    MODULES = "modules"  # also the text that the BPF compiler makes
+    MODULES = "modules"  # in version 1 also BPF programs
+    BPF = "bpf"  # the text of BPF programs that the kernel compiled (JIT)
     FIXMAP = "fixmap"
     CPU_ENTRY_AREA = "cpu_entry_area"
     ESPFIX = "espfix"
@@ -87,6 +88,7 @@ class PageKind(StrEnum):
     PAGE_TABLE = "page_table"
     SLAB = "slab"
     STACK = "stack"
+    HUGETLB = "hugetlb"  # of hugetlbfs, in use or in a pool
     RESERVED = "reserved"
     KERNEL = "kernel"  # allocated by the kernel for itself, no finer kind known
     VMALLOC = "vmalloc"

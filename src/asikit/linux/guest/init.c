@@ -211,6 +211,7 @@ int main(void)
     if (send_kernel) {
         send_file("kallsyms", "/proc/kallsyms");
         send_file("btf", "/sys/kernel/btf/vmlinux");
+        send_file("iomem", "/proc/iomem");
         send_file("alloc-format", "/sys/kernel/tracing/events/kmem/mm_page_alloc/format");
         send_file("free-format", "/sys/kernel/tracing/events/kmem/mm_page_free/format");
     }
@@ -227,7 +228,6 @@ int main(void)
     __asm__ volatile(MARK(MARK_END) "nop" ::: "memory");
     report(status);
     send_file("symbols-after", "/proc/kallsyms");
-    send_file("vmallocinfo", "/proc/vmallocinfo");
     tcdrain(out);
     tcdrain(err);
     sync();
