@@ -50,7 +50,7 @@ class _Size(_Integer):
     metavar="DIR",
     help="The kernel's modules: a folder with lib/modules, or a kernel's build tree. [default: those beside it]",
 )
-@click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
+@click.option("--memory", type=_Size(), default="1G", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
 @click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
 @click.option(

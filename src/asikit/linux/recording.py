@@ -22,9 +22,12 @@ from asikit.trace import TraceWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Recorded", "Recording", "record", "run_unrecorded"]
+__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
 
 MiB = 1 << 20
+DEFAULT_MEMORY = 1024 * MiB
+"""With less than 512 MiB Linux switches transparent huge pages off (``hugepage_init()``), as on no real machine."""
+
 _LEAST_MEMORY = 96 * MiB
 """A stock kernel does not get as far as its first message with less."""
 
@@ -62,7 +65,7 @@ class Recording:
 
     command: tuple[str, ...]
     kernel: Path | None = None
-    memory_bytes: int = 512 * MiB
+    memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
     include: tuple[Path, ...] = ()
     modules: tuple[str, ...] = ()
