@@ -69,8 +69,9 @@ def test_inherits(tmp_path: "Path") -> None:
         (
             '[memory.sensitive]\nkinds = ["page_cash"]\n',
             (
-                'mine.toml: memory.sensitive.kinds: "page_cash" is not one of anon, free, kernel, mmio, page_cache, '
-                'page_table, percpu, reserved, shmem, slab, stack, unknown, vmalloc; the nearest is "page_cache"'
+                'mine.toml: memory.sensitive.kinds: "page_cash" is not one of anon, free, hugetlb, kernel, mmio, '
+                "page_cache, page_table, percpu, reserved, shmem, slab, stack, unknown, vmalloc; "
+                'the nearest is "page_cache"'
             ),
         ),
         (
@@ -85,6 +86,17 @@ def test_inherits(tmp_path: "Path") -> None:
             'mine.toml: [regions.modules] has no key "fetsh"; the nearest is "fetch"',
         ),
         ('[mechanism]\npti = "yes"\n', "mine.toml: mechanism.pti: must be true or false, not a string ('yes')"),
+        (
+            '[mechanism]\nexit_on_tlb_flush = ["usr"]\n',
+            (
+                'mine.toml: mechanism.exit_on_tlb_flush: "usr" is not one of kernel, kernel_range, user, user_range; '
+                'the nearest is "user"'
+            ),
+        ),
+        (
+            '[mechanism]\nexit_on_tlb_flush = "user"\n',
+            "mine.toml: mechanism.exit_on_tlb_flush: must be a list, not a string ('user')",
+        ),
         ("[mechanism]\npti = 1\n", "mine.toml: mechanism.pti: must be true or false, not a number (1)"),
         ("[memory.sensitive]\ngfp = 3\n", "mine.toml: memory.sensitive.gfp: must be a list, not a number (3)"),
         ("memory = 3\n", "mine.toml: memory: must be a table, not a number (3)"),

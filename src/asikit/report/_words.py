@@ -22,6 +22,7 @@ REASON_WORDS: "Mapping[str, str]" = MappingProxyType(
     {
         "page_fault": "the kernel touched missing memory, or faulted",
         "context_switch": "the scheduler switched tasks",
+        "switch_mm": "the kernel loaded another mm's page tables",
         "tlb_flush": "the kernel flushed the TLB",
         "user_ret": "a return to user mode",
         "misc": "other",
