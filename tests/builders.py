@@ -191,10 +191,12 @@ class TraceBuilder:
         return self._row("allocations", key, frame=frame, order=order, gfp=gfp, migratetype=migratetype, stack=row)
 
     def stack(self, names: "tuple[str, ...]") -> int:
-        """Give the id of a stack of functions, leaf first; 0 for ()."""
+        """Give the id of a stack of functions, leaf first; 0 for (). An address is one of the unknown symbol."""
         if not names:
             return 0
         parent = self.stack(names[1:])
+        if names[0].startswith("0x"):
+            return self._row("stacks", names, parent=parent, address=int(names[0], 16), symbol=0)
         module, _, name = names[0].rpartition(":")
         known = len(self._rows["symbols"])
         symbol = self._row(

@@ -1,6 +1,6 @@
 """Counts on small traces, worked out by hand from the mechanism."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -122,6 +122,24 @@ def test_no_module_text(tmp_path: "Path") -> None:
         "fetch",
         "modules",
     )
+
+
+@pytest.mark.parametrize(
+    ("under", "memblock"), [("denylist-2025", 0), ("ephmap", 0), ("allowlist-2022", 0), ("no-boot-memory", 1)]
+)
+def test_memory_from_boot(under: str, memblock: int, tmp_path: "Path") -> None:
+    """What boot handed out is mapped or not, by policy; a pool of huge pages that it filled is user memory."""
+    places: dict[str, tuple[dict[str, Any], int]] = {
+        "dentry hash": ({"kind": "reserved"}, memblock),
+        "per-CPU": ({"region": "percpu", "kind": "reserved"}, 0),
+        "struct pages": ({"region": "vmemmap", "kind": "reserved"}, 0),
+        "kernel image": ({"region": "kernel_image", "kind": "reserved"}, 0),
+        "pool": ({"kind": "hugetlb"}, 1),
+        "huge page": ({"kind": "hugetlb", "gfp": GFP_USER}, 1),
+    }
+    for name, (place, exits) in places.items():
+        b = TraceBuilder().return_user().entry_syscall().touch_write(**place).return_user()
+        assert run(b, tmp_path / name, under).exits == exits, name
 
 
 def test_blanket(tmp_path: "Path") -> None:

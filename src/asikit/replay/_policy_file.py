@@ -24,13 +24,11 @@ from asikit.replay.policy import (
     Rules,
     Sensitivity,
 )
-from asikit.trace import TlbFlush
+from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from importlib.resources.abc import Traversable
-
-    from asikit.trace import Region
 
 __all__ = ["load_policy", "shipped_policies"]
 
@@ -168,6 +166,8 @@ def _rules(table: "Mapping[str, list[str]]") -> Rules:
 
 
 def _regions(table: "Mapping[str, Mapping[str, str]]") -> "Mapping[Region, Mapping[Access, Mapped]]":
+    # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
+    table = {Region.BPF: table.get(Region.MODULES, {}), **table}
     return MappingProxyType(
         {
             region: MappingProxyType(

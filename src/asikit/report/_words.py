@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FLUSH_WORDS", "REASON_WORDS"]
+__all__ = ["FLUSH_WORDS", "REASON_WORDS", "REGION_WORDS"]
 
 FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
     {
@@ -18,6 +18,8 @@ FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
         "dummy_divide": "divider clears",
     }
 )
+REGION_WORDS: "Mapping[str, str]" = MappingProxyType({"bpf": "a BPF program"})
+"""Where a touched page is mapped, if the region's own name does not say it."""
 REASON_WORDS: "Mapping[str, str]" = MappingProxyType(
     {
         "page_fault": "the kernel touched missing memory, or faulted",
