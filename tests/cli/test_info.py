@@ -67,6 +67,7 @@ Events: 27
   page allocations                                 1
   page frees                                       1
   TLB flushes                                      1
+    of all kernel addresses                        1
 
 Touches: 6
   A touch is the first read, write or instruction fetch of a page in a round trip.
@@ -101,6 +102,7 @@ def test_json(tmp_path: "Path") -> None:
     assert document["verified"] is True
     assert document["round_trips"] == 5
     assert document["events"]["return_user"] == 3
+    assert document["tlb_flushes"] == {"user": 0, "kernel": 1, "user_range": 0, "kernel_range": 0}
     assert document["rows"]["events"] == 27
     assert document["cpus"] == [{"clock": 140, "cpu": 0, "events": 14}, {"clock": 130, "cpu": 1, "events": 13}]
     assert document["touches"][2] == {"fetch": 0, "kind": "slab", "read": 0, "region": "direct_map", "write": 1}
@@ -142,3 +144,13 @@ def test_verify_finds_what_opening_does_not(tmp_path: "Path") -> None:
     done = subprocess.run([*_ASI, path, "--verify"], capture_output=True, text=True, check=False)
     line = f"asi: error: {path}/events/00000.parquet: row 1: the clock of CPU 0 runs backwards, from 8 to 7\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_what_the_kernel_lacks(tmp_path: "Path") -> None:
+    """What a recorded kernel did not have is said, with what is lost by it; the forms found are in the JSON."""
+    builder = small_trace()
+    forms, missing = {"slab page": "page type PGTY_slab"}, {"vmap_nodes": "stacks are not told apart"}
+    builder.meta["kernel"] = {"release": "7.2", "forms": forms, "missing": missing}
+    trace = builder.write(tmp_path / "small.asitrace")
+    assert "  kernel lacks  vmap_nodes: stacks are not told apart\n" in _info(trace.path)
+    assert json.loads(_info("--json", trace.path))["kernel"] == builder.meta["kernel"]

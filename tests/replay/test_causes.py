@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.replay import ReplayError, load_policy, replay
+from asikit.report.replay import cause_line
 from asikit.trace import EventKind
 from tests.builders import TraceBuilder, small_trace
-from tests.replay.running import GFP_USER, policy, run
+from tests.replay.running import GFP_USER, policy, run, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,38 @@ def test_allocated_by(stack: tuple[str, ...], function: str, tmp_path: "Path") -
     b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER, allocated_by=stack).return_user()
     (cause,) = run(b, tmp_path).causes
     assert cause.allocated_by == function
+
+
+def bpf_program(b: TraceBuilder) -> str:
+    """Put a BPF program into a trace that the kernel has no name for any more; give an address in it."""
+    place = b.place(region="bpf", kind="vmalloc")
+    return f"{b.table('places')['vaddr'][place] + 0x40:#x}"
+
+
+def test_bpf_program(tmp_path: "Path") -> None:
+    """A frame in a BPF program without a name is called so, whether it is fetched, touches or calls."""
+    b = TraceBuilder()
+    program = bpf_program(b)
+    b.entry_syscall().touch_fetch(region="bpf", kind="vmalloc", stack=(program, "__seccomp_filter")).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(program, "__seccomp_filter")).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=("bpf_get_prandom_u32", program)).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=("0xffffffffa0000040", "caller")).return_user()
+    causes = run(b, tmp_path, "no-module-text").causes
+    assert {cause_line(cause) for cause in causes} == {
+        "bpf_prog <- __seccomp_filter: fetch vmalloc in a BPF program",
+        "bpf_prog <- __seccomp_filter: read anon",
+        "bpf_get_prandom_u32 <- bpf_prog: read anon",
+        "? <- caller: read anon",
+    }
+
+
+def test_ephmap_of_a_bpf_program(tmp_path: "Path") -> None:
+    """A policy can name those frames too."""
+    b = TraceBuilder()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(bpf_program(b), "__seccomp_filter")).return_user()
+    text = 'inherits = "denylist-2025"\n[ephmap]\nkinds = ["anon"]\nfunctions = ["bpf_prog*"]\n'
+    result = run(b, tmp_path, load_policy(written(text, tmp_path)))
+    assert (result.exits, result.ephmap_operations) == (0, 1)
 
 
 def test_grouped(tmp_path: "Path") -> None:

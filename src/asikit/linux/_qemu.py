@@ -26,13 +26,14 @@ _PIECE_BYTES = 1 << 16
 _TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
-"""``mitigations=off``: ASI takes the place of the kernel's own; ``init_on_alloc=0``: as the published measurements.
-``tsc=reliable``: QEMU does not say that all CPUs have the same TSC, which they have. Without it Linux takes the HPET on more
-than one CPU, where each ``clock_gettime()`` is a system call.
+"""``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
+the kernel's own; ``init_on_alloc=0``: as the published measurements. ``tsc=reliable``: QEMU does not say that all CPUs have
+the same TSC, which they have; without it Linux takes the HPET on more than one CPU, where each ``clock_gettime()`` is a
+system call.
 """
 
-DEFAULT_CPU = "max,la57=off"
-"""QEMU's ``-cpu``, where the user names none."""
+DEFAULT_CPU = "max"
+"""QEMU's ``-cpu``, where the user names none: with five levels of page tables, where the kernel can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,11 @@ class Machine:
 
     @property
     def command_line(self) -> str:
-        """The kernel's command line."""
-        return f"{_COMMAND_LINE} {self.append}".strip()
+        """The kernel's command line. ``kaslr``, which no kernel knows, takes back our ``nokaslr``."""
+        ours = _COMMAND_LINE.split()
+        if "kaslr" in self.append.split():
+            ours.remove("nokaslr")
+        return f"{' '.join(ours)} {self.append}".strip()
 
 
 class Guest:

@@ -103,8 +103,8 @@ def _causes(tally: "Tally", tables: "SideTables") -> pl.DataFrame:
     tables.check_stacks(sites["stack"].to_numpy())
     function, caller = tables.functions(sites["stack"].to_numpy())
     regions = np.append(tables.region_of_place, np.uint8(len(Region)))
-    nobody = tables.symbols.height
-    symbols = _words(pl.concat([tables.symbols["name"], pl.Series([""])]))
+    nobody = tables.symbol_names.len()
+    symbols = _words(pl.concat([tables.symbol_names, pl.Series([""])]))
     named = pl.DataFrame(
         {
             "reason": _words([reason.value for reason in REASONS]).gather(sites["reason"]),

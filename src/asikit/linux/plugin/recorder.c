@@ -82,18 +82,37 @@ static void hook_handlers(struct qemu_plugin_insn *insn, uint64_t ip, bool retur
         api_on_memory(insn, on_handler_store, NULL);
 }
 
-static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, bool returns)
+/*
+ * Instructions that flush the TLB (SDM volume 3, 4.10.4.1): INVLPG; INVPCID, and writes to CR3 and CR4. In a range flush
+ * the kernel uses INVLPG; with PTI, INVPCID follows it for the user's half.
+ */
+static bool is_flush(const uint8_t *code, size_t size, bool *range)
 {
+    size_t i = size > 1 && (code[0] & 0xf0) == 0x40; /* REX */
+    *range = size >= i + 3 && code[i] == 0x0f && code[i + 1] == 0x01 && (code[i + 2] & 0x38) == 0x38 && code[i + 2] < 0xc0;
+    bool to_cr = size == i + 3 && code[i] == 0x0f && code[i + 1] == 0x22;
+    bool to_cr3_or_4 = to_cr && ((code[i + 2] >> 3 & 7) == 3 || (code[i + 2] >> 3 & 7) == 4);
+    return *range || to_cr3_or_4 || (size >= 5 && !memcmp(code, "\x66\x0f\x38\x82", 4));
+}
+
+static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uint8_t *code, size_t size, bool returns)
+{
+    bool range;
+    if (ip == layout.alloc_iter_start || ip == layout.free_iter_start)
+        api_on_insn(insn, on_event_begin, NULL);
+    if (ip == layout.switch_hook)
+        api_on_insn(insn, on_switch_begin, NULL);
     if (ip == layout.task_hook)
         api_on_insn(insn, on_task_switch, NULL);
     if (returns && in_range(ip, layout.mm_hook_start, layout.mm_hook_end))
         api_on_insn(insn, on_mm_switch, NULL);
-    for (int i = 0; i < layout.n_tlb_user; i++)
-        if (ip == layout.tlb_user[i])
-            api_on_insn(insn, on_tlb_flush, (void *)0);
-    for (int i = 0; i < layout.n_tlb_kernel; i++)
-        if (ip == layout.tlb_kernel[i])
-            api_on_insn(insn, on_tlb_flush, (void *)1);
+    for (int i = 0; i < layout.n_flushers; i++)
+        if (ip == layout.flusher[i].start)
+            api_on_insn(insn, on_flusher_begin, NULL);
+    if (is_flush(code, size, &range)) {
+        struct flush_site site = { ip, range };
+        api_on_insn(insn, on_flush, keep(&site, sizeof site));
+    }
     hook_handlers(insn, ip, returns);
 }
 
@@ -137,7 +156,7 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
         if (vm_exits.n < 16 && qemu_plugin_insn_haddr(insn))
             vm_exits.at[vm_exits.n++] = (const uint8_t *)qemu_plugin_insn_haddr(insn) + size;
     }
-    hook_functions(insn, ip, returns);
+    hook_functions(insn, ip, code, size, returns);
 }
 
 static bool is_vm_exit(const struct qemu_plugin_insn *first)
@@ -216,7 +235,7 @@ static void on_begin(unsigned cpu, void *udata)
         v->epoch = 1;
         v->task_id = NONE;
         seen_grow(v);
-        check_mm(v, i);
+        check_mm(v, i, true);
         uint32_t task = current_task_row(i);
         if (task != NONE)
             emit_event(TASK_SWITCH, i, v->task_id = task, 0, 0);
