@@ -67,8 +67,8 @@ def test_context_switches(asked: "Asked") -> None:
 def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None:
     """The kernel's counts of pages allocated and freed are the sums over the recorded events.
 
-    Pages that alloc_pages_bulk() allocates, for a new stack for example, have no event. If it ran in between, that is in
-    the recording.
+    Pages that alloc_pages_bulk() allocates, for a new stack for example, have no event. If it ran in between, the
+    recording has its touches.
     """
     order = asked.events.table["allocations"]["order"].to_numpy().astype(np.int64)
     happened = asked.events.is_kind(kind)
@@ -77,15 +77,8 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    bulk = 0
-    if kind is EventKind.PAGE_ALLOC:
-        touches = np.flatnonzero(asked.events.is_kind(*TOUCH_KINDS)[first.begin : second.end]) + first.begin
-        stacks, times = np.unique(asked.events.stack[touches], return_counts=True)
-        leaves = (asked.events.stack_names(int(stack))[0] for stack in stacks)
-        bulk = STACK_PAGES * sum(
-            int(number) for leaf, number in zip(leaves, times, strict=True) if "alloc_pages_bulk" in leaf
-        )
-    assert least <= asked.growth("vmstat", pattern) <= most + bulk
+    bulk = STACK_PAGES * asked.touched_by("alloc_pages_bulk", first.begin, second.end)
+    assert least <= asked.growth("vmstat", pattern) <= most + (bulk if kind is EventKind.PAGE_ALLOC else 0)
 
 
 def test_interrupts(asked: "Asked") -> None:
