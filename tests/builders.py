@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from asikit.trace import NO_PAGE, PAGE_BYTES, ROWS_PER_PART, SIDE_TABLES, EventKind, Trace, TraceWriter
+from asikit.trace import NO_PAGE, PAGE_BYTES, ROWS_PER_PART, SIDE_TABLES, EventKind, TlbFlush, Trace, TraceWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,14 +124,16 @@ class TraceBuilder:
         """Append a first instruction fetch; ``place`` as in :meth:`place`."""
         return self.event(EventKind.TOUCH_FETCH, self.place(**place), stack=stack, cpu=cpu)
 
-    def task_switch(self, comm: str, *, pid: int = 1, mm: int = 1, cpu: int = 0) -> "TraceBuilder":
+    def task_switch(
+        self, comm: str, *, pid: int = 1, mm: int = 1, stack: "tuple[str, ...]" = (), cpu: int = 0
+    ) -> "TraceBuilder":
         """Append a switch to a task; the same three words are the same task."""
         task = self._row("tasks", (comm, pid, mm), pid=pid, tgid=pid, comm=comm, mm=mm)
-        return self.event(EventKind.TASK_SWITCH, task, cpu=cpu)
+        return self.event(EventKind.TASK_SWITCH, task, stack=stack, cpu=cpu)
 
-    def mm_switch(self, mm: int, *, cpu: int = 0) -> "TraceBuilder":
+    def mm_switch(self, mm: int, *, stack: "tuple[str, ...]" = (), cpu: int = 0) -> "TraceBuilder":
         """Append a change of the loaded page tables."""
-        return self.event(EventKind.MM_SWITCH, mm, cpu=cpu)
+        return self.event(EventKind.MM_SWITCH, mm, stack=stack, cpu=cpu)
 
     def page_alloc(self, *, stack: "tuple[str, ...]" = (), cpu: int = 0, **allocation: Any) -> "TraceBuilder":  # noqa: ANN401
         """Append a page allocation; ``allocation`` as in :meth:`allocation`."""
@@ -142,9 +144,9 @@ class TraceBuilder:
         """Append the free of an allocation, given by its row."""
         return self.event(EventKind.PAGE_FREE, allocation, stack=stack, cpu=cpu)
 
-    def tlb_flush(self, *, kernel: bool = False, cpu: int = 0) -> "TraceBuilder":
-        """Append a TLB flush, of user addresses unless said otherwise."""
-        return self.event(EventKind.TLB_FLUSH, int(kernel), cpu=cpu)
+    def tlb_flush(self, flush: TlbFlush = TlbFlush.USER, *, cpu: int = 0) -> "TraceBuilder":
+        """Append a TLB flush, a full one of user addresses unless said otherwise."""
+        return self.event(EventKind.TLB_FLUSH, flush, cpu=cpu)
 
     def place(  # noqa: PLR0913  (what a place is)
         self,
@@ -189,10 +191,12 @@ class TraceBuilder:
         return self._row("allocations", key, frame=frame, order=order, gfp=gfp, migratetype=migratetype, stack=row)
 
     def stack(self, names: "tuple[str, ...]") -> int:
-        """Give the id of a stack of functions, leaf first; 0 for ()."""
+        """Give the id of a stack of functions, leaf first; 0 for (). An address is one of the unknown symbol."""
         if not names:
             return 0
         parent = self.stack(names[1:])
+        if names[0].startswith("0x"):
+            return self._row("stacks", names, parent=parent, address=int(names[0], 16), symbol=0)
         module, _, name = names[0].rpartition(":")
         known = len(self._rows["symbols"])
         symbol = self._row(
@@ -242,6 +246,6 @@ def small_trace() -> TraceBuilder:
     b.return_user()
     b.entry_exception(14, cpu=1).nested_interrupt(cpu=1).nested_nmi(cpu=1).nested_return(cpu=1).nested_return(cpu=1)
     b.touch_write(kind="slab", cache="kmalloc-64", stack=("kmalloc_trace",), cpu=1).return_user(iret=True, cpu=1)
-    b.entry_interrupt(cpu=1).tlb_flush(kernel=True, cpu=1).page_free(0, stack=("__free_pages",), cpu=1)
+    b.entry_interrupt(cpu=1).tlb_flush(TlbFlush.KERNEL, cpu=1).page_free(0, stack=("__free_pages",), cpu=1)
     b.vm_entry(cpu=1).vm_exit(0x78, cpu=1).vm_entry(cpu=1)
     return b.entry_nmi().return_user(iret=True)

@@ -67,6 +67,7 @@ Events: 27
   page allocations                                 1
   page frees                                       1
   TLB flushes                                      1
+    of all kernel addresses                        1
 
 Touches: 6
   A touch is the first read, write or instruction fetch of a page in a round trip.
@@ -101,6 +102,7 @@ def test_json(tmp_path: "Path") -> None:
     assert document["verified"] is True
     assert document["round_trips"] == 5
     assert document["events"]["return_user"] == 3
+    assert document["tlb_flushes"] == {"user": 0, "kernel": 1, "user_range": 0, "kernel_range": 0}
     assert document["rows"]["events"] == 27
     assert document["cpus"] == [{"clock": 140, "cpu": 0, "events": 14}, {"clock": 130, "cpu": 1, "events": 13}]
     assert document["touches"][2] == {"fetch": 0, "kind": "slab", "read": 0, "region": "direct_map", "write": 1}

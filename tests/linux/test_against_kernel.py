@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
-PAGE_FAULT = 14
+PAGE_FAULT, STACK_PAGES = 14, 4
+HANDLERS = re.compile(r"=> (trace_event_raw_event|__traceiter)_mm_page_alloc$")
 KINDS_BY_FLAG = (
     (32, {"reserved", "percpu", "vmalloc", "stack"}),  # KPF_RESERVED: memory of before the page allocator
     (10, {"free"}),  # KPF_BUDDY
@@ -23,7 +24,6 @@ KINDS_BY_FLAG = (
     (14, {"shmem"}),  # KPF_SWAPBACKED, not anonymous
 )
 """What may be recorded for a frame with a flag of include/uapi/linux/kernel-page-flags.h; the first flag counts."""
-STACK_PAGES = 4
 OTHER_KINDS = {"kernel", "stack", "vmalloc", "page_cache", "percpu"}
 
 
@@ -37,8 +37,15 @@ def test_system_calls(asked: "Asked") -> None:
 
 
 def test_page_faults(asked: "Asked") -> None:
-    """The kernel's count of the task's page faults (ru_minflt) is that of the recorded ones, in both modes."""
+    """The kernel's count of the task's page faults (ru_minflt) is that of the recorded ones, in both modes.
+
+    It does not count those of accesses with page faults disabled, after which it tries again in another way: write()
+    begins with one since 665575cff098 (6.15), and so does the return to user mode of a task with rseq (7.0).
+    """
     faults = asked.mine & asked.events.is_kind(EventKind.ENTRY_EXCEPTION, EventKind.NESTED_EXCEPTION, arg=PAGE_FAULT)
+    for event in np.flatnonzero(faults & asked.events.is_kind(EventKind.NESTED_EXCEPTION)):
+        leaf = asked.events.stack_names(int(asked.events.stack[event]))[0]
+        faults[event] = leaf not in {"copy_folio_from_iter_atomic", "do_syscall_64"}
     least, most = asked.between("rusage", faults)
     assert least >= 300
     assert least <= asked.growth("rusage", r"minflt (\d+)") <= most
@@ -58,7 +65,11 @@ def test_context_switches(asked: "Asked") -> None:
     ("kind", "pattern"), [(EventKind.PAGE_ALLOC, r"pgalloc_\w+ (\d+)"), (EventKind.PAGE_FREE, r"pgfree (\d+)")]
 )
 def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None:
-    """The kernel's counts of pages allocated and freed are the sums over the recorded events."""
+    """The kernel's counts of pages allocated and freed are the sums over the recorded events.
+
+    Pages that alloc_pages_bulk() allocates, for a new stack for example, have no event. If it ran in between, the
+    recording has its touches.
+    """
     order = asked.events.table["allocations"]["order"].to_numpy().astype(np.int64)
     happened = asked.events.is_kind(kind)
     pages = np.zeros(len(happened), np.int64)
@@ -66,10 +77,8 @@ def test_page_allocations(asked: "Asked", kind: EventKind, pattern: str) -> None
     first, second = asked.named("vmstat")
     least, most = pages[first.end : second.begin].sum(), pages[first.begin : second.end].sum()
     assert least >= 10
-    # vmalloc()'s pages have no event (docs/limits.md): as many as a kernel thread's stack may come in between.
-    stack = STACK_PAGES if kind is EventKind.PAGE_ALLOC else 0
-    unseen = stack + asked.events.trace.meta["lost"]["allocations"]
-    assert least <= asked.growth("vmstat", pattern) <= most + unseen
+    bulk = STACK_PAGES * asked.touched_by("alloc_pages_bulk", first.begin, second.end)
+    assert least <= asked.growth("vmstat", pattern) <= most + (bulk if kind is EventKind.PAGE_ALLOC else 0)
 
 
 def test_interrupts(asked: "Asked") -> None:
@@ -93,7 +102,7 @@ def test_stacks(asked: "Asked") -> None:
     function below the entry; in the recording the entry may stand there again.
     """
     (question,) = asked.named("stacks")
-    told = [entry for entry in _printed(question.lines) if entry[3]]
+    told = _printed(question.lines)
     allocations = asked.events.table["allocations"]
     inside = np.arange(question.begin, question.end)
     happened = inside[asked.events.is_kind(EventKind.PAGE_ALLOC)[inside]]
@@ -108,18 +117,23 @@ def test_stacks(asked: "Asked") -> None:
     ]
     assert len(told) >= 300
     for cpu in {entry[0] for entry in told}:
-        # The kernel's stack begins in the handler of the event itself, which is not the workload's.
-        theirs = [(frame, order, names[1:]) for where, frame, order, names in told if where == cpu]
+        theirs = [(frame, order, names) for where, frame, order, names in told if where == cpu]
         ours = [(frame, order, names) for where, frame, order, names in recorded if where == cpu]
+        # The kernel begins and ends to print a little later and earlier than the marks.
+        first = next(i for i, entry in enumerate(ours) if entry[:2] == theirs[0][:2])
         known = [
             (frame, order, _without_interrupted(names, kernels))
-            for (frame, order, names), (_, _, kernels) in zip(ours, theirs, strict=True)
+            for (frame, order, names), (_, _, kernels) in zip(ours[first:], theirs, strict=False)
         ]
         assert known == theirs
 
 
 def _printed(lines: tuple[str, ...]) -> list[tuple[int, int, int, list[str]]]:
-    """Give CPU, frame, order and stack of each allocation that the kernel printed; the CPUs' lines are mixed."""
+    """Give CPU, frame, order and stack of each allocation that the kernel printed; the CPUs' lines are mixed.
+
+    A stack begins in the handler of the event itself, which is not the workload's. While the kernel begins and ends to
+    print them, an event may be without its stack, or a stack without its event.
+    """
     printed: list[tuple[int, int, int, list[str]]] = []
     last: dict[int, list[str]] = {}
     stack: list[str] = []
@@ -130,10 +144,10 @@ def _printed(lines: tuple[str, ...]) -> list[tuple[int, int, int, list[str]]]:
             last[int(event[1])] = []
             printed.append((int(event[1]), int(event[2], 0), int(event[3]), last[int(event[1])]))
         elif begin is not None:
-            stack = last[int(begin[1])]
-        elif line.startswith(" => "):
+            stack = last.pop(int(begin[1]), [])
+        elif line.startswith(" => ") and not HANDLERS.search(line):
             stack.append(line.removeprefix(" => ").strip())
-    return printed
+    return [entry for entry in printed if entry[3]]
 
 
 def _without_interrupted(names: list[str], kernels: list[str]) -> list[str]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.protocol import (
+    TLB_FLUSHES,
     AsiClass,
+    ConfigError,
     CpuBug,
     CpuFeature,
     Effect,
@@ -174,7 +176,7 @@ def test_context_switches() -> None:
     kthread = lazy.load_task(state, lazy.initial_task())
     back = lazy.load_task(lazy.happen(kthread, H.CONTEXT_SWITCH).state, lazy.save_task(state))
     assert (back, effects) == (state, [])
-    assert last(lazy, H.RETURN_USER, H.SYSCALL_ENTRY, H.MM_SWITCH)[2] == [ExitReason.CONTEXT_SWITCH]
+    assert last(lazy, H.RETURN_USER, H.SYSCALL_ENTRY, H.MM_SWITCH)[2] == [ExitReason.SWITCH_MM]
 
 
 def test_switch_of_mm_squashes_taints() -> None:
@@ -200,11 +202,23 @@ def test_explicit_exits() -> None:
     protocol = Protocol(PUBLISHED)
     assert last(protocol, H.RETURN_USER, H.SYSCALL_ENTRY, H.EXPLICIT_EXIT)[2] == [ExitReason.MISC]
     assert last(protocol, H.RETURN_USER, H.SYSCALL_ENTRY, H.TLB_FLUSH_USER)[2] == [ExitReason.TLB_FLUSH]
-    assert last(protocol, H.RETURN_USER, H.SYSCALL_ENTRY, H.TLB_FLUSH_KERNEL)[1:] == ([], [])
-    assert (
-        last(Protocol(replace(PUBLISHED, exit_on_tlb_flush=False)), H.RETURN_USER, H.SYSCALL_ENTRY, H.TLB_FLUSH_USER)[2]
-        == []
-    )
+    for flush in TLB_FLUSHES[1:]:
+        assert last(protocol, H.RETURN_USER, H.SYSCALL_ENTRY, flush)[1:] == ([], [])
+
+
+@pytest.mark.parametrize("flush", TLB_FLUSHES)
+def test_flushes_exit_as_configured(flush: Happening) -> None:
+    """Each kind of flush exits if the configuration says so, and only then."""
+    for exits in (frozenset(TLB_FLUSHES) - {flush}, frozenset({flush}), frozenset[Happening]()):
+        protocol = Protocol(replace(PUBLISHED, exit_on_tlb_flush=exits))
+        wanted = [ExitReason.TLB_FLUSH] if flush in exits else []
+        assert last(protocol, H.RETURN_USER, H.SYSCALL_ENTRY, flush)[2] == wanted
+
+
+def test_only_flushes_exit_as_flushes() -> None:
+    """A configuration that names something else is refused."""
+    with pytest.raises(ConfigError, match="exit_on_tlb_flush has syscall_entry; it takes only tlb_flush_user, "):
+        replace(PUBLISHED, exit_on_tlb_flush=frozenset({H.SYSCALL_ENTRY}))
 
 
 def test_noflush_keeps_tlb_entries_until_a_flush() -> None:
@@ -218,10 +232,11 @@ def test_noflush_keeps_tlb_entries_until_a_flush() -> None:
     assert writes(H.RETURN_USER) == ["write_cr3(restricted userspace)"]
     assert writes(H.RETURN_USER, *round_trip) == ["write_cr3(restricted userspace, noflush)"]
     assert writes(H.RETURN_USER, H.SYSCALL_ENTRY, H.UNMAPPED_TOUCH) == ["write_cr3(unrestricted, noflush)"]
-    flushed = (H.RETURN_USER, H.SYSCALL_ENTRY, H.TLB_FLUSH_KERNEL)
-    assert writes(*flushed) == ["tlb_flush(restricted userspace)"]
-    assert writes(*flushed, H.UNMAPPED_TOUCH) == ["write_cr3(unrestricted)"]
-    assert writes(*flushed, H.UNMAPPED_TOUCH, H.RETURN_USER) == ["write_cr3(restricted userspace, noflush)"]
+    for flush in TLB_FLUSHES:
+        flushed = (H.RETURN_USER, H.SYSCALL_ENTRY, flush)
+        assert writes(*flushed) == ["tlb_flush(restricted userspace)"]
+        assert writes(*flushed, H.UNMAPPED_TOUCH) == ["write_cr3(unrestricted)"]
+        assert writes(*flushed, H.UNMAPPED_TOUCH, H.RETURN_USER) == ["write_cr3(restricted userspace, noflush)"]
     assert writes(H.RETURN_USER, *round_trip, H.SYSCALL_ENTRY, H.MM_SWITCH, H.RETURN_USER) == [
         "write_cr3(restricted userspace)"
     ]

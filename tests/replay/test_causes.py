@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.replay import ReplayError, load_policy, replay
+from asikit.report.replay import cause_line
 from asikit.trace import EventKind
 from tests.builders import TraceBuilder, small_trace
-from tests.replay.running import GFP_USER, policy, run
+from tests.replay.running import GFP_USER, policy, run, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,38 @@ def test_allocated_by(stack: tuple[str, ...], function: str, tmp_path: "Path") -
     assert cause.allocated_by == function
 
 
+def bpf_program(b: TraceBuilder) -> str:
+    """Put a BPF program into a trace that the kernel has no name for any more; give an address in it."""
+    place = b.place(region="bpf", kind="vmalloc")
+    return f"{b.table('places')['vaddr'][place] + 0x40:#x}"
+
+
+def test_bpf_program(tmp_path: "Path") -> None:
+    """A frame in a BPF program without a name is called so, whether it is fetched, touches or calls."""
+    b = TraceBuilder()
+    program = bpf_program(b)
+    b.entry_syscall().touch_fetch(region="bpf", kind="vmalloc", stack=(program, "__seccomp_filter")).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(program, "__seccomp_filter")).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=("bpf_get_prandom_u32", program)).return_user()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=("0xffffffffa0000040", "caller")).return_user()
+    causes = run(b, tmp_path, "no-module-text").causes
+    assert {cause_line(cause) for cause in causes} == {
+        "bpf_prog <- __seccomp_filter: fetch vmalloc in a BPF program",
+        "bpf_prog <- __seccomp_filter: read anon",
+        "bpf_get_prandom_u32 <- bpf_prog: read anon",
+        "? <- caller: read anon",
+    }
+
+
+def test_ephmap_of_a_bpf_program(tmp_path: "Path") -> None:
+    """A policy can name those frames too."""
+    b = TraceBuilder()
+    b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(bpf_program(b), "__seccomp_filter")).return_user()
+    text = 'inherits = "denylist-2025"\n[ephmap]\nkinds = ["anon"]\nfunctions = ["bpf_prog*"]\n'
+    result = run(b, tmp_path, load_policy(written(text, tmp_path)))
+    assert (result.exits, result.ephmap_operations) == (0, 1)
+
+
 def test_grouped(tmp_path: "Path") -> None:
     """Exits of the same names are one cause whatever their page and stack's tail; most first; shares add up to 1."""
     b = TraceBuilder()
@@ -66,13 +99,48 @@ def test_grouped(tmp_path: "Path") -> None:
     ]
 
 
+def test_stacks_of_a_cause(tmp_path: "Path") -> None:
+    """The JSON form has a cause's stacks from its function outwards, six functions of each, most exits first."""
+    b = TraceBuilder()
+    copy, allocator = (
+        ("copyout", "_copy_to_iter", "copy_page_to_iter"),
+        ("__alloc_pages", "shmem_alloc_folio", "b", "c"),
+    )
+    for number, tail in enumerate((("read", "vfs", "sys", "do", "entry"), ("splice", "sys"), ("splice", "sys"))):
+        b.entry_syscall().touch_read(
+            kind="shmem", gfp=GFP_USER, label=str(number), stack=(*copy, *tail), allocated_by=(*allocator, "d", "e")
+        )
+        b.return_user()
+    (cause,) = run(b, tmp_path).to_dict()["causes"]
+    by = ("shmem_alloc_folio", "b", "c", "d")
+    assert cause["stacks"] == [
+        {"functions": ("_copy_to_iter", "copy_page_to_iter", "splice", "sys"), "allocation": by, "exits": 2},
+        {"functions": ("_copy_to_iter", "copy_page_to_iter", "read", "vfs", "sys", "do"), "allocation": by, "exits": 1},
+    ]
+
+
+def test_stacks_without_names_and_beyond_the_eighth(tmp_path: "Path") -> None:
+    """An exit without a stack has none of its own; of many stacks the eight with the most exits are kept."""
+    b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER).return_user()
+    for number in range(9):
+        for _ in range(2 if number else 1):
+            b.entry_syscall().touch_write(kind="anon", gfp=GFP_USER, stack=("clear", "alloc", f"by_{number}"))
+            b.return_user()
+    many, none = run(b, tmp_path).to_dict()["causes"]
+    assert none["stacks"] == [{"functions": (), "allocation": (), "exits": 1}]
+    assert [stack["functions"][2] for stack in many["stacks"]] == [f"by_{number}" for number in range(1, 9)]
+    assert many["exits"] - sum(stack["exits"] for stack in many["stacks"]) == 1
+
+
 def test_same_name_in_two_modules(tmp_path: "Path") -> None:
     """Functions of the same name are one cause, as names are all that the output says."""
     b = TraceBuilder()
     for module in ("one", "two"):
         b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(f"{module}:f", "g")).return_user()
-    (cause,) = run(b, tmp_path).causes
+    result = run(b, tmp_path)
+    (cause,) = result.causes
     assert (cause.function, cause.exits) == ("f", 2)
+    assert [stack["exits"] for stack in result.to_dict()["causes"][0]["stacks"]] == [2]
 
 
 def test_sums(tmp_path: "Path") -> None:

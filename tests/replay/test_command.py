@@ -69,7 +69,7 @@ def test_side_by_side(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None
 
 def test_all_policies_fit(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
     """Six columns need no more than 120 columns, and no name is cut."""
-    names = "denylist-2025,allowlist-2022,ephmap,no-module-text,blanket,off"
+    names = "denylist-2025,allowlist-2022,no-boot-memory,no-module-text,blanket,off"
     _, out, _ = asi(capsys, trace, "--policy", names)
     assert all(name in out for name in names.split(","))
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 120
@@ -103,6 +103,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = asi(capsys, "--list-policies")
     assert code == 0
     assert "denylist-2025   everything that the kernel allocates for user data is sensitive\n" in out
+    assert "no-boot-memory  the denylist, and memory handed out at boot is not mapped\n" in out
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
             1,
             (
                 'asi: error: no policy "of"; the nearest is "off" (shipped: allowlist-2022, blanket, denylist-2025, '
-                "ephmap, no-module-text, off; a file of your own ends in .toml)\n"
+                "ephmap, no-boot-memory, no-module-text, off; a file of your own ends in .toml)\n"
             ),
         ),
         (["--policy", "no.toml"], 1, "asi: error: no.toml: cannot read the policy: No such file or directory\n"),

@@ -1,11 +1,12 @@
 """Counts on small traces, worked out by hand from the mechanism."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from asikit.protocol import AsiClass
 from asikit.replay import EntryRow, PolicyError, load_policy
+from asikit.trace import TlbFlush
 from tests.builders import TraceBuilder
 from tests.replay.running import GFP_KERNEL, GFP_USER, policy, run, written
 
@@ -30,7 +31,14 @@ def test_denylist(tmp_path: "Path") -> None:
     """Each read of user data exits once, and the return enters: two CR3 writes, one flush of each kind."""
     result = run(reads(5), tmp_path)
     assert (result.round_trips, result.round_trips_without_exit, result.exits) == (5, 0, 5)
-    assert result.exits_by_reason == {"page_fault": 5, "user_ret": 0, "context_switch": 0, "tlb_flush": 0, "misc": 0}
+    assert result.exits_by_reason == {
+        "page_fault": 5,
+        "user_ret": 0,
+        "context_switch": 0,
+        "switch_mm": 0,
+        "tlb_flush": 0,
+        "misc": 0,
+    }
     assert result.flushes == {"ibpb": 5, "rsb_fill": 5, "l1d_flush": 5, "verw": 5}
     assert (result.cr3_writes, result.cr3_writes_noflush, result.tlb_flushes, result.stuns) == (10, 0, 10, 0)
 
@@ -116,6 +124,24 @@ def test_no_module_text(tmp_path: "Path") -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("under", "memblock"), [("denylist-2025", 0), ("ephmap", 0), ("allowlist-2022", 0), ("no-boot-memory", 1)]
+)
+def test_memory_from_boot(under: str, memblock: int, tmp_path: "Path") -> None:
+    """What boot handed out is mapped or not, by policy; a pool of huge pages that it filled is user memory."""
+    places: dict[str, tuple[dict[str, Any], int]] = {
+        "dentry hash": ({"kind": "reserved"}, memblock),
+        "per-CPU": ({"region": "percpu", "kind": "reserved"}, 0),
+        "struct pages": ({"region": "vmemmap", "kind": "reserved"}, 0),
+        "kernel image": ({"region": "kernel_image", "kind": "reserved"}, 0),
+        "pool": ({"kind": "hugetlb"}, 1),
+        "huge page": ({"kind": "hugetlb", "gfp": GFP_USER}, 1),
+    }
+    for name, (place, exits) in places.items():
+        b = TraceBuilder().return_user().entry_syscall().touch_write(**place).return_user()
+        assert run(b, tmp_path / name, under).exits == exits, name
+
+
 def test_blanket(tmp_path: "Path") -> None:
     """Predictors are flushed on each entry, data on each return; PTI writes CR3 on both; nothing exits."""
     result = run(reads(5), tmp_path, "blanket")
@@ -167,25 +193,71 @@ def test_interrupt_that_exits(tmp_path: "Path") -> None:
     assert result.by_entry == (EntryRow("interrupt 236", round_trips=2, exits=1, without_exit=1),)
 
 
-def switching(*, mm: bool) -> TraceBuilder:
-    """A system call during which the CPU goes to another task, and back."""
+def switching(*events: str) -> TraceBuilder:
+    """A system call during which the CPU goes to another task, and back, by the ``task`` and ``mm`` events given."""
     b = TraceBuilder().task_switch("a", pid=1).return_user().entry_syscall(24)
-    if mm:
-        b.mm_switch(2)
-    b.task_switch("b", pid=2)
-    if mm:
-        b.mm_switch(1)
-    return b.task_switch("a", pid=1).return_user()
+    for number, comm in ((2, "b"), (1, "a")):
+        for event in events:
+            stack = ("schedule", f"{event}_{number}")
+            if event == "mm":
+                b.mm_switch(number, stack=stack)
+            else:
+                b.task_switch(comm, pid=number, stack=stack)
+    return b.return_user()
 
 
 @pytest.mark.parametrize(
-    ("mm", "exit_on", "exits"), [(0, "context_switch", 1), (0, "mm_switch", 0), (1, "mm_switch", 1)]
+    ("events", "exit_on", "reasons"),
+    [
+        (("task",), "context_switch", {"context_switch": 1}),
+        (("task",), "mm_switch", {}),
+        (("task", "mm"), "context_switch", {"context_switch": 1}),
+        (("task", "mm"), "mm_switch", {"switch_mm": 1}),
+        # Version 1 of the format: as many exits, where the events say that they are.
+        (("mm", "task"), "context_switch", {"switch_mm": 1}),
+        (("mm", "task"), "mm_switch", {"switch_mm": 1}),
+    ],
 )
-def test_context_switch(mm: int, exit_on: str, exits: int, tmp_path: "Path") -> None:
-    """Every switch exits, or only one that changes the mm, as the policy says."""
+def test_context_switch(events: tuple[str, ...], exit_on: str, reasons: dict[str, int], tmp_path: "Path") -> None:
+    """Every switch exits, or only one that changes the mm, as the policy says; the first event of a switch does."""
     text = f'inherits = "denylist-2025"\n[mechanism]\nexit_on = "{exit_on}"\n'
-    result = run(switching(mm=bool(mm)), tmp_path, load_policy(written(text, tmp_path)))
-    assert result.exits == result.exits_by_reason["context_switch"] == exits
+    result = run(switching(*events), tmp_path, load_policy(written(text, tmp_path)))
+    assert {reason: exits for reason, exits in result.exits_by_reason.items() if exits} == reasons
+    assert result.exits == sum(reasons.values())
+    by_mm = exit_on == "mm_switch" or events[0] == "mm"
+    assert {cause.caller for cause in result.causes} <= {"mm_2" if by_mm else "task_2"}
+
+
+@pytest.mark.parametrize("stack", [("switch_mm_irqs_off", "exec_mmap"), ("switch_mm_irqs_off", "flush_tlb_func")])
+def test_switch_of_mm_alone(stack: tuple[str, str], tmp_path: "Path") -> None:
+    """What loads other page tables without a switch of tasks exits for a reason of its own: exec, the end of an mm."""
+    b = TraceBuilder().return_user().entry_syscall(59).mm_switch(2, stack=stack).return_user()
+    result = run(b, tmp_path)
+    assert result.exits_by_reason["switch_mm"] == result.exits == 1
+    assert [(cause.reason, cause.function, cause.caller) for cause in result.causes] == [("switch_mm", *stack)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "exits"),
+    [
+        (None, {TlbFlush.USER}),
+        ("true", {TlbFlush.USER}),
+        ("false", set()),
+        ("[]", set()),
+        ('["user", "user_range"]', {TlbFlush.USER, TlbFlush.USER_RANGE}),
+        ('["...", "kernel", "kernel_range"]', {TlbFlush.USER, TlbFlush.KERNEL, TlbFlush.KERNEL_RANGE}),
+    ],
+)
+def test_tlb_flushes(asked: str | None, exits: set[TlbFlush], tmp_path: "Path") -> None:
+    """A full flush of user addresses exits, as in the published code, and others as the policy says."""
+    text = 'inherits = "denylist-2025"\n'
+    if asked is not None:
+        text += f"[mechanism]\nexit_on_tlb_flush = {asked}\n"
+    loaded = load_policy(written(text, tmp_path))
+    for flush in TlbFlush:
+        b = TraceBuilder().return_user().entry_syscall(10).tlb_flush(flush).return_user()
+        result = run(b, tmp_path / flush.name, loaded)
+        assert result.exits == result.exits_by_reason["tlb_flush"] == (flush in exits), flush
 
 
 def test_task_state_travels(tmp_path: "Path") -> None:

@@ -15,7 +15,7 @@ from asikit.replay import ALL_CLASSES, ExitOn, MechanismKind, Policy, load_polic
 from asikit.replay._steps import Stepper
 from asikit.replay._table import TransitionTable
 from asikit.replay.sensitivity import Sensitive
-from asikit.trace import EVENT_SCHEMA, EventKind, Trace
+from asikit.trace import EVENT_SCHEMA, EventKind, TlbFlush, Trace
 from tests.builders import small_trace
 from tests.replay.running import both_tallies, policy, tallies_of
 
@@ -31,7 +31,7 @@ SAMPLE_ROWS = 200_000
 @st.composite
 def events(draw: st.DrawFn) -> pl.DataFrame:
     """Any events whatsoever, possible or not, whose args are rows that exist."""
-    limits = {EventKind.TASK_SWITCH: TASKS, EventKind.TLB_FLUSH: 2}
+    limits = {EventKind.TASK_SWITCH: TASKS, EventKind.TLB_FLUSH: len(TlbFlush)}
     limits |= dict.fromkeys((EventKind.TOUCH_READ, EventKind.TOUCH_WRITE, EventKind.TOUCH_FETCH), PLACES)
     rows = []
     for kind in draw(st.lists(st.sampled_from(EventKind), max_size=60)):
@@ -49,7 +49,7 @@ def policies(draw: st.DrawFn) -> Policy:
         load_policy("off").mechanism,
         kind=kind,
         exit_on=draw(st.sampled_from(ExitOn)),
-        exit_on_tlb_flush=draw(st.booleans()),
+        exit_on_tlb_flush=tuple(draw(st.sets(st.sampled_from(TlbFlush)))),
         kvm_exit_on_user_return=draw(st.booleans()),
         kvm_protects_user_data=draw(st.booleans()),
         pti=draw(st.booleans()),

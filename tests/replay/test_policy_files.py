@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def test_shipped() -> None:
     """The policies that the project promises are there, and each says what it is."""
     names = shipped_policies()
-    assert names == ("allowlist-2022", "blanket", "denylist-2025", "ephmap", "no-module-text", "off")
+    assert names == ("allowlist-2022", "blanket", "denylist-2025", "ephmap", "no-boot-memory", "no-module-text", "off")
     assert all(load_policy(name).name == name and load_policy(name).title for name in names)
 
 
@@ -28,8 +28,11 @@ def test_shipped_meaning() -> None:
     assert allowlist.memory.default is Sensitivity.SENSITIVE
     assert ephmap.memory == denylist.memory
     assert ephmap.ephmap.access == (Access.READ,)
-    modules = load_policy("no-module-text").regions[Region.MODULES]
-    assert modules == {Access.READ: Mapped.MAPPED, Access.WRITE: Mapped.MAPPED, Access.FETCH: Mapped.ABSENT}
+    modules, bpf = (load_policy("no-module-text").regions[region] for region in (Region.MODULES, Region.BPF))
+    assert modules == bpf == {Access.READ: Mapped.MAPPED, Access.WRITE: Mapped.MAPPED, Access.FETCH: Mapped.ABSENT}
+    boot = load_policy("no-boot-memory")
+    assert boot.memory.sensitive.unrecorded_kinds == (*denylist.memory.sensitive.unrecorded_kinds, "reserved")
+    assert (boot.mechanism, boot.regions) == (denylist.mechanism, denylist.regions)
     assert load_policy("blanket").mechanism.kind is MechanismKind.BLANKET
     assert load_policy("off").mechanism.kind is MechanismKind.OFF
 
@@ -40,6 +43,22 @@ def test_empty_file(tmp_path: "Path") -> None:
     assert loaded.name == "mine"
     assert loaded.memory.default is Sensitivity.NONSENSITIVE
     assert loaded.mechanism.kind is MechanismKind.ASI
+
+
+@pytest.mark.parametrize(
+    ("regions", "fetch", "read"),
+    [
+        ("", Mapped.MAPPED, Mapped.MAPPED),
+        ('modules = "absent"', Mapped.ABSENT, Mapped.ABSENT),
+        ('modules = { fetch = "absent" }', Mapped.ABSENT, Mapped.MAPPED),
+        ('modules = "absent"\nbpf = "mapped"', Mapped.MAPPED, Mapped.MAPPED),
+        ('bpf = { read = "absent" }', Mapped.MAPPED, Mapped.ABSENT),
+    ],
+)
+def test_bpf_is_as_modules(regions: str, fetch: Mapped, read: Mapped, tmp_path: "Path") -> None:
+    """What a policy says of modules holds for BPF programs, unless it speaks of those."""
+    loaded = load_policy(written(f'inherits = "denylist-2025"\n[regions]\n{regions}\n', tmp_path))
+    assert (loaded.regions[Region.BPF][Access.FETCH], loaded.regions[Region.BPF][Access.READ]) == (fetch, read)
 
 
 def test_inherits(tmp_path: "Path") -> None:
@@ -69,8 +88,9 @@ def test_inherits(tmp_path: "Path") -> None:
         (
             '[memory.sensitive]\nkinds = ["page_cash"]\n',
             (
-                'mine.toml: memory.sensitive.kinds: "page_cash" is not one of anon, free, kernel, mmio, page_cache, '
-                'page_table, percpu, reserved, shmem, slab, stack, unknown, vmalloc; the nearest is "page_cache"'
+                'mine.toml: memory.sensitive.kinds: "page_cash" is not one of anon, free, hugetlb, kernel, mmio, '
+                "page_cache, page_table, percpu, reserved, shmem, slab, stack, unknown, vmalloc; "
+                'the nearest is "page_cache"'
             ),
         ),
         (
@@ -85,6 +105,17 @@ def test_inherits(tmp_path: "Path") -> None:
             'mine.toml: [regions.modules] has no key "fetsh"; the nearest is "fetch"',
         ),
         ('[mechanism]\npti = "yes"\n', "mine.toml: mechanism.pti: must be true or false, not a string ('yes')"),
+        (
+            '[mechanism]\nexit_on_tlb_flush = ["usr"]\n',
+            (
+                'mine.toml: mechanism.exit_on_tlb_flush: "usr" is not one of kernel, kernel_range, user, user_range; '
+                'the nearest is "user"'
+            ),
+        ),
+        (
+            '[mechanism]\nexit_on_tlb_flush = "user"\n',
+            "mine.toml: mechanism.exit_on_tlb_flush: must be a list, not a string ('user')",
+        ),
         ("[mechanism]\npti = 1\n", "mine.toml: mechanism.pti: must be true or false, not a number (1)"),
         ("[memory.sensitive]\ngfp = 3\n", "mine.toml: memory.sensitive.gfp: must be a list, not a number (3)"),
         ("memory = 3\n", "mine.toml: memory: must be a table, not a number (3)"),
@@ -92,7 +123,7 @@ def test_inherits(tmp_path: "Path") -> None:
             'inherits = "denylist-2052"\n',
             (
                 'mine.toml: inherits: no policy "denylist-2052"; the nearest is "denylist-2025" '
-                "(shipped: allowlist-2022, blanket, denylist-2025, ephmap, no-module-text, off; "
+                "(shipped: allowlist-2022, blanket, denylist-2025, ephmap, no-boot-memory, no-module-text, off; "
                 "a file of your own ends in .toml)"
             ),
         ),
@@ -128,5 +159,5 @@ def test_unknown_name() -> None:
         load_policy("epmap")
     assert str(refusal.value) == (
         'no policy "epmap"; the nearest is "ephmap" (shipped: allowlist-2022, blanket, denylist-2025, ephmap, '
-        "no-module-text, off; a file of your own ends in .toml)"
+        "no-boot-memory, no-module-text, off; a file of your own ends in .toml)"
     )

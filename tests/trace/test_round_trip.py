@@ -117,7 +117,7 @@ def test_meta_is_kept(tmp_path: Path) -> None:
         "own": [1, {"a": None}],
         "lost": {"events": 3},
         "format": "asitrace",
-        "version": 1,
+        "version": 2,
     }
 
 

@@ -37,6 +37,12 @@ _EVENT_WORDS = {
     "PAGE_FREE": "page frees",
     "TLB_FLUSH": "TLB flushes",
 }
+_TLB_FLUSH_WORDS = {
+    "USER": "of all user addresses",
+    "KERNEL": "of all kernel addresses",
+    "USER_RANGE": "of pages at user addresses",
+    "KERNEL_RANGE": "of pages at kernel addresses",
+}
 
 
 @click.command()
@@ -75,6 +81,7 @@ def _document(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> dic
         "cpus": [asdict(cpu) for cpu in summary.cpus],
         "round_trips": summary.round_trips,
         "events": {kind.name.lower(): count for kind, count in summary.events.items()},
+        "tlb_flushes": {flush.word: count for flush, count in summary.tlb_flushes.items()},
         "touches": [asdict(touch) for touch in summary.touches],
     }
 
@@ -126,6 +133,9 @@ def _print_events(out: "Console", summary: "TraceSummary") -> None:
     for name, words in _EVENT_WORDS.items():
         if counts[name]:
             out.print(f"  {words:<36}{counts[name]:>14,}")
+    for flush, count in summary.tlb_flushes.items():
+        if count:
+            out.print(f"    {_TLB_FLUSH_WORDS[flush.name]:<34}{count:>14,}")
 
 
 def _print_touches(out: "Console", summary: "TraceSummary") -> None:

@@ -203,6 +203,8 @@ def _memory_management(kernel: Kernel, memblock: Memblock) -> None:
         sensitivity=config.sensitivity,
         allocated_by=kernel.allocated_by,
     )
+    for pfn in memblock.allocated:  # this kernel's boot needs memory for nothing else
+        kernel.allocator.page(pfn).kind = PageKind.PAGE_TABLE
 
     def table() -> int:
         return kernel.allocator.alloc_pages(GFP_PGTABLE_KERNEL, kind=PageKind.PAGE_TABLE)

@@ -55,7 +55,7 @@ class Observer:
         """
 
     def task_switch(self, cpu: int, task: "Task") -> None:
-        """Another task is the CPU's current one."""
+        """The CPU switches to another task: `context_switch()`. The one that it leaves is still current."""
 
     def mm_switch(self, cpu: int, mm: int) -> None:
         """Other page tables are loaded; 0 is init_mm."""
@@ -66,8 +66,11 @@ class Observer:
     def page_free(self, cpu: int, pfn: int, order: int) -> None:
         """Frames were freed."""
 
-    def tlb_flush(self, cpu: int, *, kernel: bool) -> None:
-        """This CPU flushes user addresses of the loaded mm, or kernel addresses (or everything)."""
+    def tlb_flush(self, cpu: int, *, kernel: bool, pages: int | None) -> None:
+        """This CPU flushes user addresses of the loaded mm, or kernel addresses (or everything).
+
+        `pages` is how many, each by INVLPG; None if it is all of them.
+        """
 
     def asi_enter(self, cpu: int, space: "Space") -> None:
         """CR3 selects a restricted address space, which it did not before."""

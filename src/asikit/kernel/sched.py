@@ -206,6 +206,8 @@ class Scheduler:
         """`context_switch()`."""
         kernel = self._kernel
         kernel.asi.run(Happening.CONTEXT_SWITCH)
+        for observer in kernel.observers:
+            observer.task_switch(cpu.number, next_)
         if next_.mm is None:
             next_.active_mm, cpu.lazy = prev.active_mm, True  # enter_lazy_tlb()
         else:
@@ -231,8 +233,6 @@ class Scheduler:
         if next_.cpu != cpu.number:
             kernel.tally.switches["migration"] += 1
             next_.cpu = cpu.number
-        for observer in kernel.observers:
-            observer.task_switch(cpu.number, next_)
         assert next_.greenlet is not None  # noqa: S101 - made with the task
         if dead:
             cpu.suspended = next_.greenlet

@@ -1,8 +1,8 @@
 """Calls of other CPUs and TLB shootdowns (kernel/smp.c, arch/x86/mm/tlb.c).
 
 A flush ends when no CPU can use the old translations any more. Which address spaces' translations go where is partly
-the protocol's business: each CPU that flushes runs TLB_FLUSH_USER or TLB_FLUSH_KERNEL; the rest is what a kernel
-without ASI does for the unrestricted address space.
+the protocol's business: each CPU that flushes runs one of its TLB_FLUSHES; the rest is what a kernel without ASI does
+for the unrestricted address space.
 """
 
 from collections import deque
@@ -151,8 +151,8 @@ class Shootdown:
             return
         with kernel.function("flush_tlb_func"):
             for observer in kernel.observers:
-                observer.tlb_flush(cpu.number, kernel=False)
-            kernel.asi.run(Happening.TLB_FLUSH_USER)
+                observer.tlb_flush(cpu.number, kernel=False, pages=None if pages is None else len(pages))
+            kernel.asi.run(Happening.TLB_FLUSH_USER if pages is None else Happening.TLB_FLUSH_USER_RANGE)
             self._flush_own(cpu, pages)
             cpu.asids[cpu.loaded_asid].tlb_gen = context.tlb_gen
 
@@ -160,8 +160,8 @@ class Shootdown:
         kernel = self._kernel
         with kernel.function("do_flush_tlb_all" if pages is None else "do_kernel_range_flush"):
             for observer in kernel.observers:
-                observer.tlb_flush(cpu.number, kernel=True)
-            kernel.asi.run(Happening.TLB_FLUSH_KERNEL)
+                observer.tlb_flush(cpu.number, kernel=True, pages=None if pages is None else len(pages))
+            kernel.asi.run(Happening.TLB_FLUSH_KERNEL if pages is None else Happening.TLB_FLUSH_KERNEL_RANGE)
             self._flush_own(cpu, pages)
             for number, asid in enumerate(cpu.asids):
                 asid.outdated = number != cpu.loaded_asid

@@ -25,9 +25,12 @@ __all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 _PIECE_BYTES = 1 << 16
 _TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
-_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 no_hash_pointers quiet"
+_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
 """``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
-the kernel's own; ``init_on_alloc=0``: as the published measurements."""
+the kernel's own; ``init_on_alloc=0``: as the published measurements. ``tsc=reliable``: QEMU does not say that all CPUs
+have the same TSC, which they have; without it Linux takes the HPET on more than one CPU, where each ``clock_gettime()``
+is a system call.
+"""
 
 DEFAULT_CPU = "max"
 """QEMU's ``-cpu``, where the user names none: with five levels of page tables, where the kernel can."""

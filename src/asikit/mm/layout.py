@@ -24,6 +24,7 @@ class Region(StrEnum):
     PERCPU = "percpu"
     KERNEL_IMAGE = "kernel_image"
     MODULES = "modules"
+    BPF = "bpf"
     FIXMAP = "fixmap"
     CPU_ENTRY_AREA = "cpu_entry_area"
     ESPFIX = "espfix"

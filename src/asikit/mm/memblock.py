@@ -4,10 +4,14 @@ from asikit.mm.errors import OutOfMemoryError
 
 
 class Memblock:
-    """Frames 0 to `frames` - 1, of which some are reserved; `alloc` reserves one more."""
+    """Frames 0 to `frames` - 1, of which some are reserved; `alloc` reserves one more.
+
+    :ivar allocated: What `alloc` has handed out.
+    """
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
+        self.allocated: list[int] = []
         self._reserved: set[int] = set()
         self._next = 0
 
@@ -22,6 +26,7 @@ class Memblock:
         if self._next >= self.frames:
             raise OutOfMemoryError(f"memory of {self.frames} page frames is too small to boot with")
         self._reserved.add(self._next)
+        self.allocated.append(self._next)
         return self._next
 
     def free_ranges(self) -> list[range]:

@@ -17,6 +17,7 @@ class PageKind(StrEnum):
     PAGE_TABLE = "page_table"
     SLAB = "slab"
     STACK = "stack"
+    HUGETLB = "hugetlb"
     RESERVED = "reserved"
     KERNEL = "kernel"
     VMALLOC = "vmalloc"

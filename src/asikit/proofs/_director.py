@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from asikit.kernel import Act, Action, Observer
 from asikit.kernel.interrupts import RESCHEDULE_VECTOR
-from asikit.protocol import Happening
+from asikit.protocol import TLB_FLUSHES, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -318,7 +318,7 @@ class Director(Observer):
             self._settle(cpu)
             self.other_mm(cpu.task)
             self._load_task(cpu, step)
-        elif step.name in {H.EXPLICIT_EXIT, H.CONTEXT_SWITCH, H.TLB_FLUSH_USER, H.TLB_FLUSH_KERNEL}:
+        elif step.name in {H.EXPLICIT_EXIT, H.CONTEXT_SWITCH, *TLB_FLUSHES}:
             self._settle(cpu)
             kernel.asi.run(step.name)
             self._load_task(cpu, step)

@@ -70,6 +70,8 @@ KERNEL_WORK: tuple[str, ...] = (
     H.CONTEXT_SWITCH,
     H.TLB_FLUSH_USER,
     H.TLB_FLUSH_KERNEL,
+    H.TLB_FLUSH_USER_RANGE,
+    H.TLB_FLUSH_KERNEL_RANGE,
     H.MM_SWITCH,
 )
 """What the kernel's ordinary code does besides returning to untrusted code."""

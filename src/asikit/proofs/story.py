@@ -29,6 +29,8 @@ _WORDS: dict[str, str] = {
     Happening.MM_SWITCH: "switches to another process",
     Happening.TLB_FLUSH_USER: "flushes the TLB for user addresses",
     Happening.TLB_FLUSH_KERNEL: "flushes the TLB for kernel addresses",
+    Happening.TLB_FLUSH_USER_RANGE: "flushes pages at user addresses from the TLB",
+    Happening.TLB_FLUSH_KERNEL_RANGE: "flushes pages at kernel addresses from the TLB",
     Happening.NESTED_NMI: "gets an NMI",
     Happening.NESTED_INTERRUPT: "gets an interrupt",
     Happening.NESTED_EXCEPTION: "gets an exception",

@@ -13,7 +13,7 @@ from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_c
 from asikit.protocol.domains import Domain, Domains
 from asikit.protocol.effects import Effect, EffectKind, ExitReason
 from asikit.protocol.errors import ConfigError, MisuseError, ProtocolError, UnknownNameError
-from asikit.protocol.happenings import Happening, Outcome
+from asikit.protocol.happenings import TLB_FLUSHES, Happening, Outcome
 from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
 from asikit.protocol.operations import MicroOp, Program, ProgramOp, Transition
 from asikit.protocol.pcid import PcidLayout
@@ -37,6 +37,7 @@ __all__ = [
     "DATA_MASK",
     "HANDLER",
     "NO_DOMAIN",
+    "TLB_FLUSHES",
     "AsiClass",
     "ClassRegistry",
     "ConfigError",

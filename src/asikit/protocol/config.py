@@ -6,6 +6,7 @@ from enum import StrEnum
 from asikit.protocol.classes import AsiClass
 from asikit.protocol.effects import EffectKind
 from asikit.protocol.errors import ConfigError
+from asikit.protocol.happenings import TLB_FLUSHES, Happening
 from asikit.protocol.taints import DATA_MASK, ClassRegistry, Taint, TaintPolicy
 
 
@@ -67,7 +68,8 @@ class ProtocolConfig:
         noflush: TLB entries survive transitions, kept right by generation counters (RFC of 2022); the RFCs since
             discard them at each CR3 write.
         exit_on_context_switch: every context switch exits (RFC v2); else only one that changes the mm.
-        exit_on_tlb_flush: a flush of user addresses exits first (`native_flush_tlb_local`); not asked with `noflush`.
+        exit_on_tlb_flush: the TLB flushes that exit first. The published code exits in `native_flush_tlb_local()`, in
+            a full flush of user addresses. Not asked with `noflush`.
         kvm_protects_user_data: the guest may not sample its own VMM process (`USER_DATA` in KVM's policy).
         kvm_exit_on_user_return: the prototype's `asi_exit` at the end of the KVM_RUN ioctl.
         flush_data_on_exit: experiment, one more data flush on the way to unrestricted, against injection of values.
@@ -85,7 +87,7 @@ class ProtocolConfig:
     pti: bool = False
     noflush: bool = False
     exit_on_context_switch: bool = True
-    exit_on_tlb_flush: bool = True
+    exit_on_tlb_flush: frozenset[Happening] = frozenset({Happening.TLB_FLUSH_USER})
     kvm_protects_user_data: bool = True
     kvm_exit_on_user_return: bool = False
     flush_data_on_exit: bool = False
@@ -100,6 +102,9 @@ class ProtocolConfig:
             raise ConfigError("the blanket mitigation disables SMT; set smt=False")
         if self.max_nest_depth < 1:
             raise ConfigError(f"max_nest_depth is {self.max_nest_depth}; an interrupt needs at least 1")
+        strange = sorted(self.exit_on_tlb_flush - {*TLB_FLUSHES})
+        if strange:
+            raise ConfigError(f"exit_on_tlb_flush has {', '.join(strange)}; it takes only {', '.join(TLB_FLUSHES)}")
         registry = ClassRegistry()
         for asi_class in sorted(self.classes):
             registry = registry.register(

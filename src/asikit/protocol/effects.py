@@ -42,11 +42,15 @@ class EffectKind(StrEnum):
 
 
 class ExitReason(StrEnum):
-    """Why `asi_exit` was called; the names of the kernel's `asi_stats`."""
+    """Why `asi_exit` was called; the names of the kernel's `asi_stats`, and SWITCH_MM, which those do not have."""
 
     PAGE_FAULT = "page_fault"
     USER_RET = "user_ret"
     CONTEXT_SWITCH = "context_switch"
+    """In `context_switch()`: the scheduler goes to another task."""
+    SWITCH_MM = "switch_mm"
+    """In `switch_mm_irqs_off()`: other page tables are loaded. First in `exec()`, at the end of a process, and where
+    context switches do not exit themselves."""
     TLB_FLUSH = "tlb_flush"
     MISC = "misc"
 

@@ -1,5 +1,6 @@
 """What each happening runs: the entry code, the page-fault handler, the scheduler's and the TLB's hooks with ASI on."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asikit.protocol.classes import AsiClass, Space, space_of
@@ -68,6 +69,24 @@ NOT_IN_CRITICAL_SECTION = MicroOp(
     why="preemption is off in the critical section",
     requires=(Requirement(~IN_CRITICAL_SECTION, SwitchInCriticalSectionError),),
 )
+
+
+_FLUSHES_OF_THE_KERNEL = (
+    # "mm: asi: Make TLB flushing correct under ASI" (12 Jul 2024) puts an asi_exit() into native_flush_tlb_local(), and
+    # nowhere else: CR3 may change under code that reads it and writes it back. __flush_tlb_all() comes there only on
+    # CPUs without global pages; ASI leaves CR4.PGE alone and only makes no page global.
+    (
+        Happening.TLB_FLUSH_USER,
+        "It reads CR3 and writes it back, so it exits first; other PCIDs are flushed whenever they are loaded.",
+    ),
+    (Happening.TLB_FLUSH_KERNEL, "By INVPCID or CR4.PGE, which discard the entries of all PCIDs."),
+    (Happening.TLB_FLUSH_USER_RANGE, "INVLPG in the PCID of CR3; other PCIDs are flushed whenever they are loaded."),
+    (
+        Happening.TLB_FLUSH_KERNEL_RANGE,
+        "The same; with no page global, the ASIDs of other mms are marked, to be flushed when they are loaded.",
+    ),
+)
+"""The flushes of a kernel whose CR3 writes keep no entries, and what makes each of them right."""
 
 
 def resume(config: "ProtocolConfig") -> MicroOp:
@@ -252,12 +271,7 @@ def _stop_waiting(config: "ProtocolConfig") -> Transition:
 
 
 def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
-    exit_ = MicroOp(
-        name="exit",
-        why="stabilises CR3",
-        call="asi_exit",
-        reason=ExitReason.CONTEXT_SWITCH,
-    )
+    exit_ = MicroOp(name="exit", why="stabilises CR3", call="asi_exit")
     outdate = outdate_tlb(
         _bits(restricted_spaces(config), "all domains"),
         "the other mm's domains have PCIDs of their own, of which this CPU may have seen nothing",
@@ -266,14 +280,17 @@ def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
         Transition(
             Happening.CONTEXT_SWITCH,
             "Another task. Lazy TLB needs nothing: without a change of mm the domain may stay.",
-            (NOT_IN_CRITICAL_SECTION, *((exit_,) if config.exit_on_context_switch else ())),
+            (
+                NOT_IN_CRITICAL_SECTION,
+                *((replace(exit_, reason=ExitReason.CONTEXT_SWITCH),) if config.exit_on_context_switch else ()),
+            ),
         ),
         Transition(
             Happening.MM_SWITCH,
             "The mm really changes; its page tables are loaded after this.",
             (
                 NOT_IN_CRITICAL_SECTION,
-                exit_,
+                replace(exit_, reason=ExitReason.SWITCH_MM),
                 MicroOp(name="squash", call="asi_handle_switch_mm"),
                 *((outdate,) if config.noflush else ()),
             ),
@@ -284,19 +301,18 @@ def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
 def _tlb(config: "ProtocolConfig") -> tuple[Transition, ...]:
     if not config.noflush:
         exit_ = MicroOp(name="exit", call="asi_exit", reason=ExitReason.TLB_FLUSH)
-        return (
-            Transition(
-                Happening.TLB_FLUSH_USER,
-                "A full flush rewrites CR3, so it exits first; other PCIDs are flushed whenever they are loaded.",
-                (exit_,) if config.exit_on_tlb_flush else (),
-            ),
-            Transition(Happening.TLB_FLUSH_KERNEL, "Other PCIDs are flushed whenever they are loaded.", ()),
+        return tuple(
+            Transition(happening, why, (exit_,) if happening in config.exit_on_tlb_flush else ())
+            for happening, why in _FLUSHES_OF_THE_KERNEL
         )
     user = (Space.UNRESTRICTED, *(space for space in restricted_spaces(config) if _maps_user(space)))
     everything = (Space.UNRESTRICTED, *restricted_spaces(config))
     return (
         _flush(Happening.TLB_FLUSH_USER, "user addresses", user),
         _flush(Happening.TLB_FLUSH_KERNEL, "kernel addresses", everything),
+        # A CPU that missed an earlier generation flushes all for a range too, so the steps are the same.
+        _flush(Happening.TLB_FLUSH_USER_RANGE, "user addresses", user),
+        _flush(Happening.TLB_FLUSH_KERNEL_RANGE, "kernel addresses", everything),
     )
 
 

@@ -44,13 +44,26 @@ class Happening(StrEnum):
     MM_SWITCH = "mm_switch"
     """Other page tables are about to be loaded (`switch_mm_irqs_off`, the mm really changes). Not for lazy TLB."""
     TLB_FLUSH_USER = "tlb_flush_user"
-    """This CPU flushes user addresses of the loaded mm, for itself or asked by another."""
+    """This CPU flushes all user addresses of the loaded mm, for itself or asked by another."""
     TLB_FLUSH_KERNEL = "tlb_flush_kernel"
-    """This CPU flushes kernel addresses or everything."""
+    """This CPU flushes all kernel addresses or everything."""
+    TLB_FLUSH_USER_RANGE = "tlb_flush_user_range"
+    """This CPU flushes some pages at user addresses of the loaded mm, one by one (INVLPG)."""
+    TLB_FLUSH_KERNEL_RANGE = "tlb_flush_kernel_range"
+    """This CPU flushes some pages at kernel addresses, one by one (INVLPG)."""
     DOUBLE_FAULT = "double_fault"
     """#DF: exits explicitly, since nothing may fault in it; its handler runs until NESTED_RETURN."""
     EXPLICIT_EXIT = "explicit_exit"
     """Code that cannot live with a changing CR3: `__native_read_cr3`, `native_write_cr3`, suspend, kexec."""
+
+
+TLB_FLUSHES = (
+    Happening.TLB_FLUSH_USER,
+    Happening.TLB_FLUSH_KERNEL,
+    Happening.TLB_FLUSH_USER_RANGE,
+    Happening.TLB_FLUSH_KERNEL_RANGE,
+)
+"""The flushes of the kernel's own, beyond those of CR3 writes."""
 
 
 @dataclass(frozen=True, slots=True)

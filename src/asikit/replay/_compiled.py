@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numba
 import numpy as np
 
-from asikit.replay._events import NO_ENTRY, SLOTS_PER_KIND, EventClass
+from asikit.replay._events import NO_ENTRY, SLOTS_PER_KIND, TLB_FLUSHES, EventClass
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _MISSING_BITS, _EPHMAP_BITS = 0x3F, 0xC0
 _UNMAPPED_TOUCH = int(EventClass.UNMAPPED_TOUCH)
 _CONTEXT_SWITCH = int(EventClass.CONTEXT_SWITCH)
 _NESTED_PAGE_FAULT = int(EventClass.NESTED_PAGE_FAULT)
-_TLB_FLUSH_KERNEL = int(EventClass.TLB_FLUSH_KERNEL)
+_TLB_FLUSHES = TLB_FLUSHES
 _DOUBLE_FAULT = int(EventClass.DOUBLE_FAULT)
 
 
@@ -145,8 +145,8 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
                 h = _NESTED_PAGE_FAULT
             elif k == _NESTED_EXCEPTION and arg[i] == _DOUBLE_FAULT_VECTOR:
                 h = _DOUBLE_FAULT
-            elif k == _TLB_FLUSH and arg[i] != 0:
-                h = _TLB_FLUSH_KERNEL
+            elif k == _TLB_FLUSH:
+                h += int(arg[i] % _TLB_FLUSHES)
 
         s = cpu_state[c]
         following = next_state[s, h]

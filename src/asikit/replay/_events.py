@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from asikit.protocol import AsiClass, Happening
-from asikit.trace import EventKind
+from asikit.trace import EventKind, TlbFlush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ __all__ = [
     "NO_ENTRY",
     "SLOTS_PER_KIND",
     "SVM_EXITS",
+    "TLB_FLUSHES",
     "EventClass",
     "class_of_entry",
     "entry_label",
@@ -44,7 +45,9 @@ class EventClass(IntEnum):
     MM_SWITCH = 14
     TLB_FLUSH_USER = 15
     TLB_FLUSH_KERNEL = 16
-    DOUBLE_FAULT = 17
+    TLB_FLUSH_USER_RANGE = 17
+    TLB_FLUSH_KERNEL_RANGE = 18
+    DOUBLE_FAULT = 19
 
     @property
     def happening(self) -> Happening:
@@ -75,6 +78,9 @@ EVENT_CLASS: "Mapping[EventKind, EventClass]" = MappingProxyType(
 )
 """The class of each kind of event whatever its ``arg``; allocating and freeing pages is none."""
 
+TLB_FLUSHES = len(TlbFlush)
+"""The classes of TLB flushes follow one another in the order of :class:`TlbFlush`; a damaged ``arg`` is any of them."""
+
 _DOUBLE_FAULT_VECTOR = 8
 _PAGE_FAULT_VECTOR = 14
 
@@ -85,8 +91,8 @@ def event_class(kind: EventKind, arg: int) -> EventClass | None:
         return EventClass.NESTED_PAGE_FAULT
     if kind is EventKind.NESTED_EXCEPTION and arg == _DOUBLE_FAULT_VECTOR:
         return EventClass.DOUBLE_FAULT
-    if kind is EventKind.TLB_FLUSH and arg != 0:
-        return EventClass.TLB_FLUSH_KERNEL
+    if kind is EventKind.TLB_FLUSH:
+        return EventClass(EventClass.TLB_FLUSH_USER + arg % TLB_FLUSHES)
     return EVENT_CLASS.get(kind)
 
 

@@ -1,7 +1,6 @@
 """Policies from TOML files: the shipped ones by name, a user's by path, with inheritance."""
 
 import tomllib
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -25,12 +24,11 @@ from asikit.replay.policy import (
     Rules,
     Sensitivity,
 )
+from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from importlib.resources.abc import Traversable
-
-    from asikit.trace import Region
 
 __all__ = ["load_policy", "shipped_policies"]
 
@@ -146,12 +144,12 @@ def _build(source: "Traversable", document: "Mapping[str, Any]") -> Policy:
 
 
 def _mechanism(table: "Mapping[str, Any]") -> Mechanism:
-    base = Mechanism(**{key: value for key, value in table.items() if key not in {"kind", "exit_on"}})
-    return replace(
-        base,
-        kind=MechanismKind(table.get("kind", base.kind)),
-        exit_on=ExitOn(table.get("exit_on", base.exit_on)),
-    )
+    named: dict[str, Any] = {
+        "kind": MechanismKind,
+        "exit_on": ExitOn,
+        "exit_on_tlb_flush": lambda words: tuple(TlbFlush[word.upper()] for word in words),
+    }
+    return Mechanism(**{key: named[key](value) if key in named else value for key, value in table.items()})
 
 
 def _cpu(table: "Mapping[str, Any]") -> CpuModel:
@@ -168,6 +166,8 @@ def _rules(table: "Mapping[str, list[str]]") -> Rules:
 
 
 def _regions(table: "Mapping[str, Mapping[str, str]]") -> "Mapping[Region, Mapping[Access, Mapped]]":
+    # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
+    table = {Region.BPF: table.get(Region.MODULES, {}), **table}
     return MappingProxyType(
         {
             region: MappingProxyType(

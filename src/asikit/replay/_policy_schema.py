@@ -1,17 +1,14 @@
 """The keys of a policy file, and a checker that names the file, the key and the nearest right one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asikit.errors import nearest
 from asikit.protocol import CpuBug, CpuFeature
 from asikit.replay.errors import PolicyError
-from asikit.replay.policy import Access, ExitOn, Mapped, MechanismKind, Sensitivity
-from asikit.trace import PageKind, Region
-
-if TYPE_CHECKING:
-    from enum import StrEnum
+from asikit.replay.policy import Access, ExitOn, Mapped, Mechanism, MechanismKind, Sensitivity
+from asikit.trace import PageKind, Region, TlbFlush
 
 __all__ = ["INHERITED", "check"]
 
@@ -65,8 +62,8 @@ def _text(value: object, place: Place) -> object:
     return value
 
 
-def _one_of(names: type["StrEnum"]) -> Checker:
-    known = [name.value for name in names]
+def _one_of(names: "Iterable[str]") -> Checker:
+    known = [str(name) for name in names]
 
     def checker(value: object, place: Place) -> object:
         _expect(value, str, place)
@@ -99,6 +96,13 @@ def _table(**keys: Checker) -> Checker:
     return checker
 
 
+def _tlb_flushes(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+    """A list, or ``true`` for what the published code does, ``false`` for none."""
+    if isinstance(value, bool):
+        return [flush.word for flush in Mechanism().exit_on_tlb_flush] if value else []
+    return _list_of(_one_of(flush.word for flush in TlbFlush))(value, place)
+
+
 def _region(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
     """One word for every access, or a table with a word for each."""
     if isinstance(value, dict):
@@ -116,7 +120,7 @@ _policy = _table(
     mechanism=_table(
         kind=_one_of(MechanismKind),
         exit_on=_one_of(ExitOn),
-        exit_on_tlb_flush=_boolean,
+        exit_on_tlb_flush=_tlb_flushes,
         kvm_protects_user_data=_boolean,
         kvm_exit_on_user_return=_boolean,
         pti=_boolean,

@@ -73,7 +73,7 @@ def protocol_config(policy: Policy, classes: frozenset[AsiClass]) -> ProtocolCon
         pti=mechanism.pti,
         noflush=mechanism.noflush,
         exit_on_context_switch=mechanism.exit_on is ExitOn.CONTEXT_SWITCH,
-        exit_on_tlb_flush=mechanism.exit_on_tlb_flush,
+        exit_on_tlb_flush=frozenset(Happening[f"TLB_FLUSH_{flush.name}"] for flush in mechanism.exit_on_tlb_flush),
         kvm_protects_user_data=mechanism.kvm_protects_user_data,
         kvm_exit_on_user_return=mechanism.kvm_exit_on_user_return,
     )

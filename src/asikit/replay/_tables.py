@@ -9,7 +9,7 @@ import polars as pl
 
 from asikit.replay._frames import ALLOCATOR_FRAMES, COPY_FRAMES, any_of
 from asikit.replay.errors import ReplayError
-from asikit.trace import NO_PAGE, SIDE_TABLES, PageKind, Region, Trace
+from asikit.trace import NO_PAGE, PAGE_BYTES, SIDE_TABLES, PageKind, Region, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.uint32]
     Flags = npt.NDArray[np.bool_]
 
-__all__ = ["NO_GFP", "SideTables"]
+__all__ = ["BPF_PROGRAM", "NO_GFP", "SideTables"]
+
+BPF_PROGRAM = "bpf_prog"
+"""The name of a frame in a BPF program that has none: the kernel's are bpf_prog_TAG, and gone with the program."""
 
 NO_GFP = -1
 """The gfp flags of an allocation that nobody recorded."""
@@ -121,17 +124,24 @@ class SideTables:
         return np.append((slab & self.pages["cache"].fill_null("").str.contains(any_of(globs))).to_numpy(), np.False_)
 
     @cached_property
+    def symbol_names(self) -> pl.Series:
+        """The names of the symbols; and one more row, :data:`BPF_PROGRAM`, which is no symbol."""
+        return pl.concat([self.symbols["name"], pl.Series([BPF_PROGRAM])])
+
+    @cached_property
     def symbol_of_stack(self) -> "Rows":
-        """The row of symbols of each stack's innermost frame."""
-        return self.stacks["symbol"].to_numpy()
+        """The row of symbol names of each stack's innermost frame."""
+        pages = self.places.filter(pl.col("region") == Region.BPF)["vaddr"].unique()
+        nameless = (self.stacks["symbol"] == 0) & (self.stacks["address"] // PAGE_BYTES * PAGE_BYTES).is_in(pages)
+        return np.where(nameless.to_numpy(), np.uint32(self.symbols.height), self.stacks["symbol"].to_numpy())
 
     @cached_property
     def _parent(self) -> "Rows":
         return self.stacks["parent"].to_numpy()
 
     def symbols_matching(self, globs: "Iterable[str]") -> "Flags":
-        """Return for each symbol whether a glob matches its name; compiler suffixes (``.cold``) do not count."""
-        base = self.symbols["name"].str.replace(r"\..*$", "")
+        """Return for each symbol name whether a glob matches it; compiler suffixes (``.cold``) do not count."""
+        base = self.symbol_names.str.replace(r"\..*$", "")
         return base.str.contains(any_of(globs)).to_numpy()
 
     @cached_property
@@ -172,11 +182,15 @@ class SideTables:
         return self.symbol_of_stack[frame], self.symbol_of_stack[self._parent[frame]]
 
     @cached_property
+    def allocation_frame_of_page(self) -> "Rows":
+        """The row of stacks of the frame that allocated each page; 0 if unknown. One more row, 0, for no page."""
+        stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
+        return np.append(self.allocation_frame[stacks[self.allocation_of_page]], np.uint32(0))
+
+    @cached_property
     def allocator_of_page(self) -> "Rows":
         """The symbol of the function that allocated each page; 0 if it is unknown. One more row, 0, for no page."""
-        stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
-        symbols = self.symbol_of_stack[self.allocation_frame[stacks[self.allocation_of_page]]]
-        return np.append(symbols, np.uint32(0))
+        return self.symbol_of_stack[self.allocation_frame_of_page]
 
 
 def _numbers(names: pl.Series, known: type["StrEnum"]) -> "npt.NDArray[np.uint8]":

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from asikit.protocol import CpuBug, CpuFeature
-from asikit.trace import Region
+from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,8 +129,9 @@ class Mechanism:
 
     kind: MechanismKind = MechanismKind.ASI
     exit_on: ExitOn = ExitOn.CONTEXT_SWITCH
-    exit_on_tlb_flush: bool = True
-    """A flush of user addresses exits first (``native_flush_tlb_local``)."""
+    exit_on_tlb_flush: tuple[TlbFlush, ...] = (TlbFlush.USER,)
+    """The kernel's TLB flushes that exit first: published is a full one of user addresses (``native_flush_tlb_local``).
+    """
     kvm_protects_user_data: bool = True
     """A guest may not sample its own VMM process."""
     kvm_exit_on_user_return: bool = False

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FLUSH_WORDS", "REASON_WORDS"]
+__all__ = ["FLUSH_WORDS", "REASON_WORDS", "REGION_WORDS"]
 
 FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
     {
@@ -18,10 +18,13 @@ FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
         "dummy_divide": "divider clears",
     }
 )
+REGION_WORDS: "Mapping[str, str]" = MappingProxyType({"bpf": "a BPF program"})
+"""Where a touched page is mapped, if the region's own name does not say it."""
 REASON_WORDS: "Mapping[str, str]" = MappingProxyType(
     {
         "page_fault": "the kernel touched missing memory, or faulted",
         "context_switch": "the scheduler switched tasks",
+        "switch_mm": "the kernel loaded another mm's page tables",
         "tlb_flush": "the kernel flushed the TLB",
         "user_ret": "a return to user mode",
         "misc": "other",

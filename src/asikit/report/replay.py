@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from asikit.report._words import FLUSH_WORDS, REASON_WORDS
+from asikit.report._words import FLUSH_WORDS, REASON_WORDS, REGION_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,7 +173,8 @@ def _touched(cause: "Cause") -> str:
         return "a page fault of the kernel's own" if cause.reason == "page_fault" else REASON_WORDS[cause.reason]
     kind = cause.kind.replace("_", " ")
     memory = f"{kind} {cause.cache}" if cause.cache and cause.cache != cause.kind else kind
-    where = "" if cause.region == "direct_map" else f" in {cause.region.replace('_', ' ')}"
+    region = REGION_WORDS.get(cause.region, cause.region.replace("_", " "))
+    where = "" if cause.region == "direct_map" else f" in {region}"
     by = f" ({cause.allocated_by})" if cause.allocated_by not in {"", "?"} else ""
     return f"{cause.access} {memory}{where}{by}"
 

@@ -129,7 +129,7 @@ class Timeline(Observer):
         self._add(cpu, f"{name}({listed}) = {result}", "bold")
 
     def task_switch(self, cpu: int, task: "Task") -> None:
-        """Another task is the CPU's current one."""
+        """The CPU leaves a task for another one."""
         self._add(cpu, f"switch to {task}")
 
     def mm_switch(self, cpu: int, mm: int) -> None:
@@ -145,9 +145,11 @@ class Timeline(Observer):
         """Frames were freed."""
         self._add(cpu, f"free frame {pfn:#x}, order {order}")
 
-    def tlb_flush(self, cpu: int, *, kernel: bool) -> None:
+    def tlb_flush(self, cpu: int, *, kernel: bool, pages: int | None) -> None:
         """This CPU flushes its TLB."""
-        self._add(cpu, f"flush of {'kernel' if kernel else 'user'} addresses from the TLB")
+        addresses = f"{'kernel' if kernel else 'user'} addresses"
+        what = f"all {addresses}" if pages is None else f"{pages} page{'' if pages == 1 else 's'} at {addresses}"
+        self._add(cpu, f"flush of {what} from the TLB")
 
     # How it is kept.
 

@@ -27,6 +27,7 @@ from asikit.trace._kinds import (
     EventKind,
     PageKind,
     Region,
+    TlbFlush,
 )
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
@@ -55,6 +56,7 @@ __all__ = [
     "PageKind",
     "Region",
     "Stacks",
+    "TlbFlush",
     "TouchCount",
     "Trace",
     "TraceError",

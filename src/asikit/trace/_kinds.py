@@ -6,8 +6,8 @@ from typing import Final
 FORMAT: Final = "asitrace"
 """The value of ``format`` in every ``meta.json``."""
 
-VERSION: Final = 1
-"""The version of the format that this package writes, and the newest that it reads."""
+VERSION: Final = 2
+"""The version of the format that this package writes, and the newest that it reads. It reads all older ones."""
 
 NO_PAGE: Final = 0xFFFF_FFFF
 """``places.page`` of a place that is not memory, for example a device's registers."""
@@ -36,11 +36,29 @@ class EventKind(IntEnum):
     TOUCH_READ = 12  # first read of the page in this round trip: row of places
     TOUCH_WRITE = 13  # first write: row of places
     TOUCH_FETCH = 14  # first instruction fetch: row of places
-    TASK_SWITCH = 15  # row of tasks: the task that now runs on this CPU
+    TASK_SWITCH = 15  # row of tasks: the task that this CPU switches to; in a context switch it comes first
     MM_SWITCH = 16  # id of the mm whose page tables are now loaded; 0 is init_mm. Lazy TLB mode is no event
     PAGE_ALLOC = 17  # row of allocations
     PAGE_FREE = 18  # row of allocations
-    TLB_FLUSH = 19  # 0: user addresses of the loaded mm; 1: kernel addresses, or everything
+    TLB_FLUSH = 19  # a TlbFlush
+
+
+class TlbFlush(IntEnum):
+    """What a TLB_FLUSH discards, and how: bit 0 for kernel addresses, bit 1 for page by page.
+
+    What the kernel leaves undone is no event: a request that another flush has met already, and one to a CPU in lazy
+    TLB mode, which loads init_mm instead (MM_SWITCH). Version 1 calls each flush full.
+    """
+
+    USER = 0  # all user addresses of the loaded mm, by writing CR3
+    KERNEL = 1  # all kernel addresses, or everything, by CR4 or INVPCID
+    USER_RANGE = 2  # some pages at user addresses, each by INVLPG
+    KERNEL_RANGE = 3  # the same at kernel addresses
+
+    @property
+    def word(self) -> str:
+        """What policies and documents call it."""
+        return self.name.lower()
 
 
 ENTRY_KINDS: Final = frozenset(
@@ -89,7 +107,7 @@ class PageKind(StrEnum):
     SLAB = "slab"
     STACK = "stack"
     HUGETLB = "hugetlb"  # of hugetlbfs, in use or in a pool
-    RESERVED = "reserved"
+    RESERVED = "reserved"  # never the page allocator's: memblock's allocations, the kernel image, firmware
     KERNEL = "kernel"  # allocated by the kernel for itself, no finer kind known
     VMALLOC = "vmalloc"
     PERCPU = "percpu"

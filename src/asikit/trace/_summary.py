@@ -1,12 +1,13 @@
 """What a trace holds, counted: the figures of ``asi info``."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from asikit.trace._errors import TraceError
-from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind
+from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind, TlbFlush
 from asikit.trace._schema import FIRST_KIND, LAST_KIND
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class TraceSummary:
     """The CPUs that have events, in the order of their numbers."""
     touches: tuple[TouchCount, ...]
     """The touches, most first."""
+    tlb_flushes: dict[TlbFlush, int]
+    """TLB flushes by what they discard; each is there."""
 
     @property
     def round_trips(self) -> int:
@@ -63,7 +66,7 @@ def summarize(trace: "Trace") -> TraceSummary:
 
     :raises TraceError: A part is damaged, an event's kind is unknown, or a touch's place is not in the trace.
     """
-    counts, touched = _count_events(trace)
+    counts, touched, flushed = _count_events(trace)
     strange = counts.filter(~pl.col("kind").is_between(int(FIRST_KIND), int(LAST_KIND)))
     if strange.height:
         raise TraceError.at(trace.path / "events", f"unknown kind {_least(strange, 'kind')}")
@@ -73,19 +76,25 @@ def summarize(trace: "Trace") -> TraceSummary:
         events={kind: int(by_kind.get(int(kind), 0)) for kind in EventKind},
         cpus=tuple(CpuSummary(*row) for row in by_cpu.iter_rows()),
         touches=_touches(trace, touched),
+        tlb_flushes={flush: int(flushed.get(int(flush), 0)) for flush in TlbFlush},
     )
 
 
-def _count_events(trace: "Trace") -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Count the events by CPU and kind, and the touches by place and kind: each part is added to the sums so far."""
+def _count_events(trace: "Trace") -> tuple[pl.DataFrame, pl.DataFrame, Counter[int]]:
+    """Count the events by CPU and kind, the touches by place and kind, and the TLB flushes by arg.
+
+    Each part is added to the sums so far.
+    """
     counts, touched = [], []
+    flushed: Counter[int] = Counter()
     for part in trace.events(columns=["cpu", "clock", "kind", "arg"]):
         counts.append(part.group_by("cpu", "kind").agg(pl.len().cast(pl.Int64).alias("count"), pl.col("clock").max()))
         touches = part.filter(pl.col("kind").is_in([int(kind) for kind in TOUCH_KINDS]))
         touched.append(touches.group_by("arg", "kind").agg(pl.len().cast(pl.Int64).alias("count")))
         counts = [pl.concat(counts).group_by("cpu", "kind").agg(pl.col("count").sum(), pl.col("clock").max())]
         touched = [pl.concat(touched).group_by("arg", "kind").agg(pl.col("count").sum())]
-    return counts[0], touched[0]
+        flushed.update(part.filter(pl.col("kind") == int(EventKind.TLB_FLUSH))["arg"].to_list())
+    return counts[0], touched[0], flushed
 
 
 def _touches(trace: "Trace", touched: pl.DataFrame) -> tuple[TouchCount, ...]:

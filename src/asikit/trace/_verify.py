@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asikit.trace._errors import TraceError
-from asikit.trace._kinds import NO_PAGE, TOUCH_KINDS, EventKind
+from asikit.trace._kinds import NO_PAGE, TOUCH_KINDS, EventKind, TlbFlush
 from asikit.trace._schema import FIRST_KIND, LAST_KIND, PAGE_BYTES, row_zero_fault
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _ARG_TABLE = {
     EventKind.PAGE_FREE: "allocations",
 }
 # How many values an event's arg has, where it is a choice.
-_ARG_CHOICES = {EventKind.RETURN_USER: 2, EventKind.TLB_FLUSH: 2}
+_ARG_CHOICES = {EventKind.RETURN_USER: 2, EventKind.TLB_FLUSH: len(TlbFlush)}
 
 
 def verify(trace: "Trace") -> None:
@@ -134,7 +134,7 @@ def _events_fault(
         return None
     event = EventKind(int(kind[row]))
     table = _ARG_TABLE.get(event)
-    wanted = f"not in {table}, which has {limits[event]} rows" if table else "neither 0 nor 1"
+    wanted = f"not in {table}, which has {limits[event]} rows" if table else f"not from 0 to {limits[event] - 1}"
     return f"row {row}: {event.name} with arg {arg[row]}, {wanted}"
 
 

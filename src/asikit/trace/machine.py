@@ -14,7 +14,7 @@ from asikit.kernel import Observer
 from asikit.kernel.interrupts import VECTOR_NAMES
 from asikit.kernel.syscalls.numbers import Nr
 from asikit.mm import Gfp, Symbol
-from asikit.trace._kinds import NO_PAGE, NO_STACK, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region
+from asikit.trace._kinds import NO_PAGE, NO_STACK, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
 from asikit.trace._schema import PAGE_BYTES, ROW_ZERO, SIDE_TABLES
 from asikit.trace._writer import TraceWriter
 
@@ -40,6 +40,12 @@ _NESTED: Final = {
     "exception": EventKind.NESTED_EXCEPTION,
     "interrupt": EventKind.NESTED_INTERRUPT,
     "nmi": EventKind.NESTED_NMI,
+}
+_FLUSHES: Final = {  # kernel addresses, page by page
+    (False, False): TlbFlush.USER,
+    (True, False): TlbFlush.KERNEL,
+    (False, True): TlbFlush.USER_RANGE,
+    (True, True): TlbFlush.KERNEL_RANGE,
 }
 _ARG: Final = 0xFFFF_FFFF
 
@@ -157,16 +163,16 @@ class MachineTrace(Observer):
         self._event(cpu, EventKind(EventKind.TOUCH_READ + access), place, self._stack())
 
     def task_switch(self, cpu: int, task: "Task") -> None:
-        """Another task is the CPU's current one."""
+        """The CPU leaves a task, whose stack it is, for another one."""
         row = self._tasks.find(task)
         if row is None:
             mm = 0 if task.mm is None else task.mm.id
             row = self._tasks.add(task, task.pid, task.tgid, task.comm, mm)
-        self._event(cpu, EventKind.TASK_SWITCH, row)
+        self._event(cpu, EventKind.TASK_SWITCH, row, self._stack())
 
     def mm_switch(self, cpu: int, mm: int) -> None:
         """Other page tables are loaded."""
-        self._event(cpu, EventKind.MM_SWITCH, mm)
+        self._event(cpu, EventKind.MM_SWITCH, mm, self._stack())
 
     def page_alloc(self, cpu: int, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
         """Frames were allocated: what is known of them begins anew."""
@@ -183,9 +189,9 @@ class MachineTrace(Observer):
             self._allocations.forget(pfn)
         self._forget(pfn, order)
 
-    def tlb_flush(self, cpu: int, *, kernel: bool) -> None:
+    def tlb_flush(self, cpu: int, *, kernel: bool, pages: int | None) -> None:
         """This CPU flushes its TLB."""
-        self._event(cpu, EventKind.TLB_FLUSH, int(kernel))
+        self._event(cpu, EventKind.TLB_FLUSH, _FLUSHES[kernel, pages is not None], self._stack())
 
     # Rows.
 

@@ -145,17 +145,19 @@ def test_with_the_shootdown_nothing_is_stale() -> None:
         unmap_under_a_sibling_thread(machine(cpus=2, seed=seed, protocol=NOFLUSH))
 
 
-def test_flush_that_forgets_the_domain() -> None:
+@pytest.mark.parametrize(("flush", "pages"), [("tlb_flush_user", 2), ("tlb_flush_user_range", 1)])
+def test_flush_that_forgets_the_domain(flush: str, pages: int) -> None:
     """With generations: the flusher's CPU is in its domain and drops only the unrestricted translations (I9)."""
-    edited = Protocol(NOFLUSH).without("tlb_flush_user.flush_domain")
+    edited = Protocol(NOFLUSH).without(f"{flush}.flush_domain")
     target = machine(protocol=NOFLUSH, protocol_edit=edited)
 
     def program(user: Program) -> None:
-        address = user.mmap(4096)
+        address = user.mmap(2 * 4096)
         user.store(address, b"mapped")
+        user.store(address + 4096, b"keeps the page table")
         user.getpid()
         user.load(address, 6)
-        user.munmap(address, 4096)
+        user.munmap(address, pages * 4096)
 
     spawn(target, program)
     with pytest.raises(InvariantError, match="I9"):

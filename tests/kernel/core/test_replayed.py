@@ -25,6 +25,12 @@ NESTED = {
     "interrupt": Happening.NESTED_INTERRUPT,
     "nmi": Happening.NESTED_NMI,
 }
+FLUSHES = {
+    (False, False): Happening.TLB_FLUSH_USER,
+    (True, False): Happening.TLB_FLUSH_KERNEL,
+    (False, True): Happening.TLB_FLUSH_USER_RANGE,
+    (True, True): Happening.TLB_FLUSH_KERNEL_RANGE,
+}
 
 
 class Replay(Observer):
@@ -103,9 +109,9 @@ class Replay(Observer):
         del mm
         self._run(cpu, Happening.MM_SWITCH)
 
-    def tlb_flush(self, cpu: int, *, kernel: bool) -> None:
+    def tlb_flush(self, cpu: int, *, kernel: bool, pages: int | None) -> None:
         """Run it."""
-        self._run(cpu, Happening.TLB_FLUSH_KERNEL if kernel else Happening.TLB_FLUSH_USER)
+        self._run(cpu, FLUSHES[kernel, pages is not None])
 
 
 MACHINES: dict[str, dict[str, Any]] = {

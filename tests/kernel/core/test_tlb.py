@@ -12,14 +12,16 @@ VMALLOC = 0xFFFF_C900_0000_0000
 
 
 class Flushes(Observer):
-    """Counts flushes by CPU and kind."""
+    """Counts flushes by CPU and kind, and keeps how many pages each was of."""
 
     def __init__(self) -> None:
         self.seen: Counter[tuple[int, bool]] = Counter()
+        self.pages: list[int | None] = []
 
-    def tlb_flush(self, cpu: int, *, kernel: bool) -> None:
+    def tlb_flush(self, cpu: int, *, kernel: bool, pages: int | None) -> None:
         """Count it."""
         self.seen[cpu, kernel] += 1
+        self.pages.append(pages)
 
 
 def test_six_asids() -> None:
@@ -76,6 +78,30 @@ def test_who_is_interrupted() -> None:
     assert report.tlb.shootdowns >= 2
     assert report.tlb.ipis >= 3
     assert report.exits_by_reason["tlb_flush"] > 0
+
+
+@pytest.mark.parametrize(("pages", "exits"), [(1, 0), (33, 0), (34, 1)])
+def test_short_ranges_do_not_exit(pages: int, exits: int) -> None:
+    """Up to 33 pages are flushed by INVLPG in the restricted address space; more by a CR3 write, after an exit."""
+    target = machine()
+    kernel = target.kernel
+    flushes = Flushes()
+    reasons: Counter[str] = Counter()
+
+    def program(user: Program) -> None:
+        address = user.mmap(pages * 4096)
+        for page in range(pages):
+            user.store(address + page * 4096, b"x")
+        target.observe(flushes)
+        before = kernel.tally.reasons.copy()
+        user.call(lambda: kernel.flusher.flush_tlb_mm_range(user.mm.id, address, address + pages * 4096))
+        reasons.update(kernel.tally.reasons - before)
+        target.observers.remove(flushes)
+
+    spawn(target, program)
+    target.run()
+    assert flushes.pages == [None if exits else pages]
+    assert reasons == ({"tlb_flush": 1} if exits else {})
 
 
 def test_a_lazy_cpu_lets_go() -> None:

@@ -179,6 +179,14 @@ static struct stores *stores_of(struct vcpu *v)
     return &v->stores[__builtin_popcount(v->mute_stack) & 3];
 }
 
+/* The event has come; each of the kernel's tracing instances that wants it has its handler called in turn. */
+void on_event_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL)
+        stores_of(v)->written = false;
+}
+
 void on_handler_begin(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
@@ -209,31 +217,41 @@ static uint8_t *find_event(const struct stores *s, uint64_t first, uint64_t seco
     return NULL;
 }
 
-static uint32_t caller_of(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end)
+/*
+ * Whose event it is: the handler's caller but for __traceiter_...(). That is not there if the handler is the only one; if
+ * it is, another handler may have written this event already.
+ */
+static bool is_new(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end, uint32_t *caller)
 {
     uint32_t stack = stack_now(v, cpu);
-    while (stack_address(stack) - start < end - start)
-        stack = stack_parent(stack);
-    return stack;
+    bool listed = false;
+    for (; stack_address(stack) - start < end - start; stack = stack_parent(stack))
+        listed = true;
+    *caller = stack;
+    bool written = listed && stores_of(v)->written;
+    return !written;
 }
 
 void on_alloc_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
+    uint32_t stack;
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
+    if (!is_new(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end, &stack))
+        return;
     uint8_t *event = find_event(stores_of(v), layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
+    stores_of(v)->written = true;
     uint64_t frame = read64(event + layout.alloc_pfn);
     if (frame == UINT64_MAX) /* a failed allocation */
         return;
     uint32_t order = read32(event + layout.alloc_order);
     uint64_t gfp = layout.alloc_gfp_bytes == 8 ? read64(event + layout.alloc_gfp) : read32(event + layout.alloc_gfp);
-    uint32_t stack = caller_of(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end);
     uint32_t id = page_allocated(frame, order, gfp, read32(event + layout.alloc_migratetype), stack);
     for (uint64_t i = 0; i < 1ull << order; i++)
         forget_frame(frame + i);
@@ -243,14 +261,17 @@ void on_alloc_end(unsigned cpu, void *udata)
 void on_free_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
+    uint32_t stack;
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
+    if (!is_new(v, cpu, layout.free_iter_start, layout.free_iter_end, &stack))
+        return;
     uint8_t *event = find_event(stores_of(v), layout.free_pfn, layout.free_order, layout.free_order);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
-    uint32_t stack = caller_of(v, cpu, layout.free_iter_start, layout.free_iter_end);
+    stores_of(v)->written = true;
     emit_event(PAGE_FREE, cpu, page_freed(read64(event + layout.free_pfn), read32(event + layout.free_order)), stack, 0);
 }

@@ -98,6 +98,8 @@ static bool is_flush(const uint8_t *code, size_t size, bool *range)
 static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uint8_t *code, size_t size, bool returns)
 {
     bool range;
+    if (ip == layout.alloc_iter_start || ip == layout.free_iter_start)
+        api_on_insn(insn, on_event_begin, NULL);
     if (ip == layout.switch_hook)
         api_on_insn(insn, on_switch_begin, NULL);
     if (ip == layout.task_hook)

@@ -112,7 +112,7 @@ struct vcpu {
     bool flushed;            /* the TLB flush in progress has been written */
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
-    struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
+    struct stores { uint64_t addr[24]; uint8_t n; bool written; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 extern bool one_cpu;
