@@ -8,13 +8,14 @@ STAMP := .venv/.asikit-installed
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
 TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs
 
-.PHONY: help demo test lint bench lock clean test-packages
+.PHONY: help demo test lint bench validate lock clean test-packages
 
 help:
 	@echo 'make demo    replay the sample recordings and show what ASI would cost'
 	@echo 'make test    run all tests (installs the Debian packages they need when run as root)'
 	@echo 'make lint    ruff, mypy --strict, import-linter'
 	@echo 'make bench   measure recording and replay, as ratios'
+	@echo 'make validate  compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make lock    choose the newest dependencies and write requirements.lock'
 	@echo 'make clean   remove .venv and all caches'
 
@@ -32,6 +33,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py
+
+validate: $(STAMP) test-packages
+	tools/validate
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)
