@@ -1,8 +1,12 @@
-"""What recording costs: the same boot and workload under QEMU with and without the recorder, in turn."""
+"""What recording costs: the same boot and workload under QEMU with and without the recorder, in turn, on one CPU and on two.
+
+The QEMU is the one that PATH finds first.
+"""
 
 import io
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,42 +19,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MiB = 1 << 20
-WORKLOAD = (
-    "fio",
-    *[
-        "--name=job",
-        "--filename=/tmp/data",
-        "--size=48m",
-        "--io_size=96m",
-        "--rw=randread",
-        "--bs=4k",
-        "--ioengine=psync",
-        "--thread",
-    ],
-)
+FIO = "--name=job --filename=/tmp/data --size=48m --rw=randread --bs=4k --ioengine=psync --thread"
+READ_MIB = 96
+CPUS = (1, 2)
 RUNS = 3
 MEMORY = 512 * MiB
 """Little enough for the guest to use all of it: what lies beyond it is the recorder's."""
 
-BOUND_RATIO = 2.5
+BOUND_RATIO = 1.5
 BOUND_MIB = 1536
 
 
 def main() -> int:
-    """Print the ratio of times, and the recorder's memory beyond the guest's; 1 if a figure is beyond its bound."""
-    recording = Recording(WORKLOAD, memory_bytes=MEMORY)
+    """Print the ratios of times, and the recorder's memory beyond the guest's; 1 if a figure is beyond its bound."""
+    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    print(qemu.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "bench.asitrace"
         record(Recording(("true",)), trace, say=_say, overwrite=True, out=io.BytesIO(), err=io.BytesIO())  # warm caches
-        ratios = [_pair(recording, trace) for _ in range(RUNS)]
+        missed = [cpus for cpus in CPUS if _ratio(cpus, trace) > BOUND_RATIO]
+    return int(bool(missed) or _memory() > BOUND_MIB)
+
+
+def _ratio(cpus: int, trace: Path) -> float:
+    job = (*FIO.split(), f"--numjobs={cpus}", f"--io_size={READ_MIB // cpus}m")
+    recording = Recording(("fio", *job), memory_bytes=MEMORY, cpus=cpus)
+    ratios = [_pair(recording, trace) for _ in range(RUNS)]
     ratio = statistics.median(ratios)
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    promise = f"(median of {each}; promised: at most {BOUND_RATIO})"
+    print(f"recording takes {ratio:.2f} times the unrecorded run with --cpus {cpus} {promise}", flush=True)
+    return ratio
+
+
+def _memory() -> int:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     qemu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    beyond = own + qemu - recording.memory_bytes // MiB
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"recording takes {ratio:.2f} times the unrecorded run (median of {each}; promised: at most {BOUND_RATIO})")
+    beyond = own + qemu - MEMORY // MiB
     print(f"and {beyond} MiB beyond the guest's memory (asi {own}, QEMU {qemu}; promised: at most {BOUND_MIB})")
-    return int(ratio > BOUND_RATIO or beyond > BOUND_MIB)
+    return beyond
 
 
 def _pair(recording: Recording, trace: Path) -> float:

@@ -8,17 +8,19 @@
 
 /* Kept for the whole run, as the code that QEMU generates points to them. */
 struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
-struct block { uint64_t address; struct text_page *page; uint32_t instructions; };
+struct block { uint64_t address; struct text_page *page; uint32_t counted; }; /* instructions that QEMU does not count itself */
 struct call_site { uint64_t address, return_address; bool saves_registers; };
 struct flush_site { uint64_t address; bool range; }; /* an instruction that flushes the TLB: one page of a range, or more */
 struct gate { uint64_t address; uint32_t vector; struct block block; };
 
-/* touches.c; those that a block or an access is reported to are registered with api_on_..._direct() */
+/* touches.c; some are registered with api_on_..._direct(), as they are called often */
 void seen_grow(struct vcpu *);
 void forget_touches(struct vcpu *);
 void forget_frame(uint64_t frame); /* the next touch through the direct map is a first one again */
 void on_access(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+void on_access_by_running(unsigned told, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
 void on_block(unsigned cpu, void *block);
+void on_block_of_running(unsigned told, void *block);
 void on_fetch(unsigned cpu, void *address);
 void on_user_block(unsigned cpu, void *instructions);
 void on_gate(unsigned cpu, void *gate);

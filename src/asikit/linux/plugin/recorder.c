@@ -148,7 +148,7 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     } else if (svm)
         api_on_memory(insn, code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
     else
-        api_on_memory_direct(insn, on_access, (void *)ip);
+        api_on_memory_direct(insn, api_tells_cpu() ? on_access : on_access_by_running, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
@@ -188,7 +188,7 @@ static void instrument_start(struct qemu_plugin_tb *tb, struct block b)
     if (cb)
         api_on_start(tb, cb, keep(&g, sizeof g));
     else
-        api_on_start_direct(tb, on_block, keep(&b, sizeof b));
+        api_on_start_direct(tb, api_tells_cpu() ? on_block : on_block_of_running, keep(&b, sizeof b));
 }
 
 static void find_mark(struct qemu_plugin_tb *tb);
@@ -205,7 +205,7 @@ static void translate_recording(struct qemu_plugin_tb *tb)
         find_mark(tb);
         return;
     }
-    instrument_start(tb, (struct block){ start, text_page(start), n });
+    instrument_start(tb, (struct block){ start, text_page(start), one_cpu ? 0 : n });
     for (size_t i = 0; i < n; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t ip = qemu_plugin_insn_vaddr(insn), last = ip + qemu_plugin_insn_size(insn) - 1;
