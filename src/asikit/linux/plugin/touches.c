@@ -84,7 +84,7 @@ void forget_touches(struct vcpu *v)
     struct recent *r = &recent[v - vcpus];
     for (int i = 0; i < 1 << RECENT_BITS; i++)
         r->base[i][0] = r->base[i][1] = NO_BASE;
-    v->fetched = NULL;
+    v->fetched = 0;
     v->n_seen = 0;
     if (!++v->epoch) { /* wrapped */
         memset(v->seen, 0, (v->seen_mask + 1) * sizeof *v->seen);
@@ -225,7 +225,7 @@ static struct record *enter(struct vcpu *v, unsigned cpu, enum record_type type,
 static void leave(struct vcpu *v, enum mode to)
 {
     v->mode = to;
-    v->fetched = NULL;
+    v->fetched = 0;
 }
 
 /* A return that was none of SYSRET, SYSEXIT, IRET and VMRUN: user code has run since the kernel was entered. */
@@ -237,47 +237,48 @@ static void notice_return(struct vcpu *v)
     leave(v, MODE_USER);
 }
 
-static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, struct block *b)
+static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, uint64_t block)
 {
     if (v->mode == MODE_KERNEL) {
         if (v->muted)
             return;
-        v->fetched = b->page;
-        if (b->page->epoch[cpu] == v->epoch)
+        v->fetched = block_page(block);
+        struct text_page *page = text_page_list[v->fetched];
+        if (page->epoch[cpu] == v->epoch)
             return;
-        b->page->epoch[cpu] = v->epoch;
-        touch(v, cpu, b->address, FETCH, b->address, 0);
+        page->epoch[cpu] = v->epoch;
+        touch(v, cpu, block_address(block), FETCH, block_address(block), 0);
     } else if (v->mode == MODE_USER) {
         count_lost(LOST_UNKNOWN_ENTRY);
-        enter(v, cpu, ENTRY_EXCEPTION, 0xff, b->address);
+        enter(v, cpu, ENTRY_EXCEPTION, 0xff, block_address(block));
     }
 }
 
-static inline void begin_block(unsigned cpu, struct block *b)
+static inline void begin_block(unsigned cpu, uint64_t block)
 {
     struct vcpu *v = &vcpus[cpu];
     v->in_block = true;
-    v->kernel_clock += b->counted;
-    if (b->page != v->fetched)
-        look_at_block(v, cpu, b);
+    v->kernel_clock += block_counted(block);
+    if (block_page(block) != v->fetched)
+        look_at_block(v, cpu, block);
 }
 
 void on_block(unsigned cpu, void *block)
 {
-    begin_block(cpu, block);
+    begin_block(cpu, (uint64_t)block);
 }
 
-static __attribute__((noinline)) void begin_block_of_another(struct block *b)
+static __attribute__((noinline)) void begin_block_of_another(uint64_t block)
 {
-    begin_block(api_find_cpu(), b);
+    begin_block(api_find_cpu(), block);
 }
 
 void on_block_of_running(unsigned told, void *block)
 {
     if (api_same_cpu())
-        begin_block(api_running.cpu, block);
+        begin_block(api_running.cpu, (uint64_t)block);
     else
-        begin_block_of_another(block);
+        begin_block_of_another((uint64_t)block);
 }
 
 /* The second page of a block that crosses into it. */
@@ -314,7 +315,7 @@ void on_gate(unsigned cpu, void *udata)
         emit_event(nmi ? NESTED_NMI : exception ? NESTED_EXCEPTION : NESTED_INTERRUPT, cpu, g->vector,
                    exception ? stack_now(v, cpu) : 0, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 /* System call: the number is in pt_regs, just above where the first call stores its return address. */
@@ -328,7 +329,7 @@ void on_syscall(unsigned cpu, void *udata)
             stream_hold();
         v->wants_number = enter(v, cpu, ENTRY_SYSCALL, NONE, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 void on_sysret(unsigned cpu, void *udata)
@@ -399,7 +400,7 @@ void on_vmexit(unsigned cpu, void *udata)
         uint8_t *vmcb = v->vmcb ? guest_physical(v->vmcb) : NULL;
         enter(v, cpu, VM_EXIT, vmcb ? read32(vmcb + VMCB_EXIT_CODE) : NONE, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 /* ---- calls ---- */
