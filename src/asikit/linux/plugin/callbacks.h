@@ -6,21 +6,22 @@
 #include "api.h"
 #include "recorder.h"
 
-/* Kept for the whole run, as the code that QEMU generates points to them. */
 struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
+
+/* Kept for the whole run, as the code that QEMU generates points to them. */
 struct call_site { uint64_t address, return_address; bool saves_registers; };
 struct flush_site { uint64_t address; bool range; }; /* an instruction that flushes the TLB: one page of a range, or more */
 struct gate { uint64_t address; uint32_t vector; uint64_t block; };
 
 /* A block in one word, as looking it up in memory would cost more than all else: its page's place in the list, where in it, and
    its instructions, 0 if QEMU counts them itself. */
-extern struct text_page **text_page_list; /* from 1 on */
+extern struct text_page *text_pages; /* from 1 on */
 #define BLOCK(page, address, counted) ((uint64_t)(page) << 28 | ((address) & (PAGE_SIZE - 1)) << 16 | (counted))
 static inline uint32_t block_page(uint64_t block) { return block >> 28; }
 static inline uint32_t block_counted(uint64_t block) { return block & 0xffff; }
 static inline uint64_t block_address(uint64_t block)
 {
-    return text_page_list[block_page(block)]->page << PAGE_SHIFT | (block >> 16 & (PAGE_SIZE - 1));
+    return text_pages[block_page(block)].page << PAGE_SHIFT | (block >> 16 & (PAGE_SIZE - 1));
 }
 
 /* touches.c; some are registered with api_on_..._direct(), as they are called often */

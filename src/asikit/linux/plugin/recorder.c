@@ -17,20 +17,19 @@ struct vcpu *vcpus;
 bool one_cpu;
 int n_cpus;
 
-static struct table text_pages;
-struct text_page **text_page_list;
+static struct table text_page_ids;
+struct text_page *text_pages;
 
 /* ---- translation ---- */
 
 static uint32_t text_page(uint64_t address)
 {
     bool fresh;
-    uint32_t *id = table_find(&text_pages, address >> PAGE_SHIFT, 0, &fresh);
+    uint32_t *id = table_find(&text_page_ids, address >> PAGE_SHIFT, 0, &fresh);
     if (fresh) {
-        *id = text_pages.n;
-        text_page_list = realloc(text_page_list, (*id + 1) * sizeof *text_page_list);
-        text_page_list[*id] = calloc(1, sizeof **text_page_list);
-        text_page_list[*id]->page = address >> PAGE_SHIFT;
+        *id = text_page_ids.n;
+        text_pages = realloc(text_pages, (*id + 1) * sizeof *text_pages);
+        text_pages[*id] = (struct text_page){ .page = address >> PAGE_SHIFT };
     }
     return *id;
 }
@@ -229,7 +228,7 @@ static void on_begin(unsigned cpu, void *udata)
     guest_prepare();
     pages_prepare();
     shadow_prepare();
-    table_prepare(&text_pages, 1 << 10);
+    table_prepare(&text_page_ids, 1 << 10);
     for (int i = 0; i < n_cpus; i++) {
         struct vcpu *v = &vcpus[i];
         v->mode = i == (int)cpu ? MODE_USER : MODE_KERNEL; /* the others are idle */

@@ -175,6 +175,8 @@ static inline bool by_code(struct vcpu *v, uint64_t vaddr)
 static __attribute__((noinline)) void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
 {
     struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_ENDED) /* nothing counts any more; the sooner its end is found the better */
+        remember(cpu, vaddr >> PAGE_SHIFT, is_store(info) ? WRITE : READ);
     if (v->mode != MODE_KERNEL || !by_code(v, vaddr))
         return;
     uint32_t kind = is_store(info) ? WRITE : READ;
@@ -243,7 +245,7 @@ static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu
         if (v->muted)
             return;
         v->fetched = block_page(block);
-        struct text_page *page = text_page_list[v->fetched];
+        struct text_page *page = &text_pages[v->fetched];
         if (page->epoch[cpu] == v->epoch)
             return;
         page->epoch[cpu] = v->epoch;
@@ -251,7 +253,8 @@ static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu
     } else if (v->mode == MODE_USER) {
         count_lost(LOST_UNKNOWN_ENTRY);
         enter(v, cpu, ENTRY_EXCEPTION, 0xff, block_address(block));
-    }
+    } else /* nothing counts until the CPU is the recorded kernel's again */
+        v->fetched = block_page(block);
 }
 
 static inline void begin_block(unsigned cpu, uint64_t block)
