@@ -73,13 +73,10 @@ def all_switches(asked: "Asked") -> Count:
 def pages_allocated(asked: "Asked") -> Count:
     """Count the pages of all allocations, and by /proc/vmstat.
 
-    Pages that alloc_pages_bulk() allocates, for a new stack for example, have no event. If it ran in between, the
-    recording has its touches.
+    Pages that alloc_pages_bulk() allocates have no event: those of a new task's stack. The kernel counts its new tasks.
     """
-    first, second = asked.named("vmstat")
-    bulk = STACK_PAGES * asked.touched_by("alloc_pages_bulk", first.begin, second.end)
     counted = _pages(asked, EventKind.PAGE_ALLOC, r"pgalloc_\w+ (\d+)")
-    return counted._replace(most=counted.most + bulk)
+    return counted._replace(most=counted.most + STACK_PAGES * asked.growth("stat", r"processes (\d+)"))
 
 
 def pages_freed(asked: "Asked") -> Count:

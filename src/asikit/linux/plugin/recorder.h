@@ -151,10 +151,10 @@ uint64_t read_pointer(uint64_t address);      /* 0 if it cannot be read */
 
 /* pages.c: what each page is */
 void pages_prepare(void);
-uint32_t place_of(uint64_t vaddr, uint64_t frame);
+uint32_t place_of(unsigned cpu, uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
-void pages_settle(void);      /* look again at pages touched of late that were nothing in particular then */
+void pages_settle(unsigned cpu); /* look again at pages that it touched of late that were nothing in particular then */
 void pages_resolve_all(void);
 
 /* vmalloc.c: which area an address of the vmalloc or the modules region lies in */
