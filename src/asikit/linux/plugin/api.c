@@ -42,8 +42,10 @@ __attribute__((constructor)) static void choose_version(void)
  * From QEMU 10.0 on, the code of a block names the CPU that it was translated for, unless each CPU has a thread of its own
  * (accel/tcg/plugin-gen.c, gen_cpu_index()); but all CPUs run the blocks of any. What is true is QEMU's own variable.
  */
-static void *cpus[MAX_CPUS];  /* what QEMU calls each CPU */
-static void **running;        /* one of these; NULL: what QEMU tells is right */
+static void *cpus[MAX_CPUS]; /* what QEMU calls each CPU */
+static void *no_cpu;
+struct running api_running = { .at = &no_cpu };
+static bool relays;          /* what QEMU tells of the CPU is not to be trusted */
 
 static void *current_cpu(void)
 {
@@ -67,36 +69,31 @@ static void on_cpu_start_7(unsigned cpu, void *unused)
     on_cpu_start(cpu);
 }
 
-static unsigned running_cpu(void)
+unsigned api_find_cpu(void)
 {
-    static void *last;
-    static unsigned cpu;
-    if (!running)
-        running = dlsym(RTLD_DEFAULT, "current_cpu"); /* all CPUs run on one thread */
-    if (*running != last) {
-        last = *running;
-        for (cpu = 0; cpus[cpu] != last; cpu++)
-            if (cpu + 1 >= MAX_CPUS) {
-                fprintf(stderr, "asi recorder: QEMU runs a CPU that it has not announced; record with one CPU\n");
-                _exit(1);
-            }
-    }
-    return cpu;
+    if (api_running.at == &no_cpu)
+        api_running.at = dlsym(RTLD_DEFAULT, "current_cpu"); /* all CPUs run on one thread */
+    for (unsigned cpu = 0; cpu < MAX_CPUS; cpu++)
+        if (cpus[cpu] == *api_running.at) {
+            api_running.last = *api_running.at;
+            return api_running.cpu = cpu;
+        }
+    fprintf(stderr, "asi recorder: QEMU runs a CPU that it has not announced; record with one CPU\n");
+    _exit(1);
 }
 
 struct relay { plugin_exec_cb exec; plugin_mem_cb memory; void *udata; };
-static bool relays; /* what QEMU tells of the CPU is not to be trusted */
 
 static void relay_exec(unsigned told, void *relay)
 {
     struct relay *r = relay;
-    r->exec(running_cpu(), r->udata);
+    r->exec(api_cpu(told), r->udata);
 }
 
 static void relay_memory(unsigned told, qemu_plugin_meminfo_t info, uint64_t vaddr, void *relay)
 {
     struct relay *r = relay;
-    r->memory(running_cpu(), info, vaddr, r->udata);
+    r->memory(api_cpu(told), info, vaddr, r->udata);
 }
 
 static void *keep(struct relay r)
@@ -106,13 +103,18 @@ static void *keep(struct relay r)
 
 /* ---- registering callbacks ---- */
 
+void api_on_start_direct(struct qemu_plugin_tb *tb, plugin_exec_cb cb, void *udata)
+{
+    qemu_plugin_register_vcpu_tb_exec_cb(tb, cb, QEMU_PLUGIN_CB_NO_REGS, udata);
+}
+
 void api_on_start(struct qemu_plugin_tb *tb, plugin_exec_cb cb, void *udata)
 {
     if (relays) {
         udata = keep((struct relay){ .exec = cb, .udata = udata });
         cb = relay_exec;
     }
-    qemu_plugin_register_vcpu_tb_exec_cb(tb, cb, QEMU_PLUGIN_CB_NO_REGS, udata);
+    api_on_start_direct(tb, cb, udata);
 }
 
 void api_on_insn(struct qemu_plugin_insn *insn, plugin_exec_cb cb, void *udata)
@@ -128,13 +130,18 @@ void api_on_insn(struct qemu_plugin_insn *insn, plugin_exec_cb cb, void *udata)
  * Always for reads and writes: QEMU 7.2 mixes up the two when asked for one of them (accel/tcg/plugin-gen.c,
  * op_rw() adds one to what is a bit mask already).
  */
+void api_on_memory_direct(struct qemu_plugin_insn *insn, plugin_mem_cb cb, void *udata)
+{
+    qemu_plugin_register_vcpu_mem_cb(insn, cb, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, udata);
+}
+
 void api_on_memory(struct qemu_plugin_insn *insn, plugin_mem_cb cb, void *udata)
 {
     if (relays) {
         udata = keep((struct relay){ .memory = cb, .udata = udata });
         cb = relay_memory;
     }
-    qemu_plugin_register_vcpu_mem_cb(insn, cb, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, udata);
+    api_on_memory_direct(insn, cb, udata);
 }
 
 /* ---- counting ---- */
@@ -159,9 +166,7 @@ static void count(struct qemu_plugin_tb *tb, size_t member, uint64_t instruction
 
 void api_count(struct qemu_plugin_tb *tb, size_t instructions, bool kernel)
 {
-    count(tb, offsetof(struct vcpu, clock), instructions);
-    if (kernel)
-        count(tb, offsetof(struct vcpu, kernel_clock), instructions);
+    count(tb, kernel ? offsetof(struct vcpu, kernel_clock) : offsetof(struct vcpu, user_clock), instructions);
 }
 
 /* ---- translation ---- */
@@ -226,6 +231,7 @@ static bool can_tell_cpu(void)
         register_cpu_start_6(plugin, on_cpu_start_6);
     else
         register_cpu_start_7(plugin, on_cpu_start_7, NULL);
+    api_running.last = &api_running; /* no CPU: it is looked for */
     return true;
 }
 

@@ -25,9 +25,21 @@ void api_start_again(translator);       /* forget all translations and callbacks
 struct vcpu *api_vcpus(void);           /* an array of all CPUs, zero; QEMU has none before the first instruction */
 void api_count(struct qemu_plugin_tb *, size_t instructions, bool kernel); /* one CPU only */
 void api_on_start(struct qemu_plugin_tb *, plugin_exec_cb, void *udata);
+void api_on_start_direct(struct qemu_plugin_tb *, plugin_exec_cb, void *udata); /* these two for what is called often: */
+void api_on_memory_direct(struct qemu_plugin_insn *, plugin_mem_cb, void *udata); /* it asks api_cpu() itself */
 void api_on_insn(struct qemu_plugin_insn *, plugin_exec_cb, void *udata);
 void api_on_memory(struct qemu_plugin_insn *, plugin_mem_cb, void *udata);
 size_t api_code(const struct qemu_plugin_insn *, uint8_t code[MOST_CODE_BYTES]); /* gives the number of bytes */
+
+/* Where QEMU cannot be believed about the CPU that runs, its own variable says it. It seldom changes. */
+extern struct running { void **at, *last; unsigned cpu; } api_running;
+unsigned api_find_cpu(void);
+static inline bool api_tells_cpu(void) { return !api_running.last; }
+static inline bool api_same_cpu(void) { return *api_running.at == api_running.last; } /* api_running.cpu */
+static inline unsigned api_cpu(unsigned told)
+{
+    return api_tells_cpu() ? told : api_same_cpu() ? api_running.cpu : api_find_cpu();
+}
 
 /* QEMU's own, which never changed */
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);

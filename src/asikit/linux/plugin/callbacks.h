@@ -13,7 +13,7 @@ struct call_site { uint64_t address, return_address; bool saves_registers; };
 struct flush_site { uint64_t address; bool range; }; /* an instruction that flushes the TLB: one page of a range, or more */
 struct gate { uint64_t address; uint32_t vector; struct block block; };
 
-/* touches.c */
+/* touches.c; those that a block or an access is reported to are registered with api_on_..._direct() */
 void seen_grow(struct vcpu *);
 void forget_touches(struct vcpu *);
 void forget_frame(uint64_t frame); /* the next touch through the direct map is a first one again */

@@ -147,17 +147,19 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     bool svm = size == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] >= 0xd8 && code[2] <= 0xdf;
 
     if (returns)
-        api_on_memory(insn, on_return, (void *)ip);
+        api_on_memory_direct(insn, on_return, (void *)ip);
     else if (is_call(code, size)) {
         uint64_t target = call_target(code, size, ip);
         bool saves_registers = target && (target == layout.error_entry || target == layout.paranoid_entry);
         struct call_site *c = keep(&(struct call_site){ ip, ip + size, saves_registers }, sizeof *c);
-        api_on_memory(insn, on_call, c);
+        api_on_memory_direct(insn, on_call, c);
     } else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf) {
         api_on_insn(insn, on_iret, NULL);
         api_on_memory(insn, on_iret_load, (void *)ip);
-    } else
-        api_on_memory(insn, !svm ? on_access : code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
+    } else if (svm)
+        api_on_memory(insn, code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
+    else
+        api_on_memory_direct(insn, on_access, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
@@ -197,7 +199,7 @@ static void instrument_start(struct qemu_plugin_tb *tb, struct block b)
     if (cb)
         api_on_start(tb, cb, keep(&g, sizeof g));
     else
-        api_on_start(tb, on_block, keep(&b, sizeof b));
+        api_on_start_direct(tb, on_block, keep(&b, sizeof b));
 }
 
 static void find_mark(struct qemu_plugin_tb *tb);
@@ -210,7 +212,7 @@ static void translate_recording(struct qemu_plugin_tb *tb)
         api_count(tb, n, start >= KERNEL_HALF);
     if (start < KERNEL_HALF) {
         if (!one_cpu)
-            api_on_start(tb, on_user_block, (void *)n);
+            api_on_start_direct(tb, on_user_block, (void *)n);
         find_mark(tb);
         return;
     }
@@ -243,9 +245,9 @@ static void on_begin(unsigned cpu, void *udata)
     for (int i = 0; i < n_cpus; i++) {
         struct vcpu *v = &vcpus[i];
         v->mode = i == (int)cpu ? MODE_USER : MODE_KERNEL; /* the others are idle */
-        v->epoch = 1;
         v->task_id = NONE;
         seen_grow(v);
+        forget_touches(v);
         check_mm(v, i, true);
         uint32_t task = current_task_row(i);
         if (task != NONE)

@@ -94,12 +94,13 @@ struct vcpu {
     uint32_t epoch;          /* a new one forgets all touches */
     uint32_t n_seen, seen_mask;
     struct seen *seen;
-    uint64_t clock, kernel_clock;
+    uint64_t user_clock, kernel_clock; /* instructions outside of the kernel half, and in it */
     uint64_t entered;        /* the user part of the clock when the kernel was last entered */
     struct segment *segment; /* shadow stack of the page that was last called from */
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
     uint32_t mute_stack;     /* one bit for each interrupted handler */
+    struct text_page *fetched; /* where the last block lay, if that needs no look; NULL in user mode */
     bool in_block;           /* the CPU executes code, as against delivering an interrupt */
     bool iret, nmi;
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
@@ -115,6 +116,7 @@ struct vcpu {
     struct stores { uint64_t addr[24]; uint8_t n; bool written; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
+static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
 extern bool one_cpu;
 extern int n_cpus;
 
@@ -135,7 +137,7 @@ void save_guest_data(const uint8_t *page);
 static inline struct record *emit_event(enum record_type type, unsigned cpu, uint32_t arg, uint32_t stack, uint64_t addr)
 {
     return emit((struct record){ .type = type, .cpu = cpu, .arg = arg, .stack = stack,
-                                 .clock = vcpus[cpu].clock, .addr = addr });
+                                 .clock = clock_of(&vcpus[cpu]), .addr = addr });
 }
 
 /* guest.c: reading the guest's memory */

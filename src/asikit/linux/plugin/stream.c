@@ -81,7 +81,7 @@ void stream_end(int n_cpus)
     for (int i = 0; i < LOST_KINDS; i++)
         emit((struct record){ .type = LOST, .arg = i, .clock = lost[i] });
     for (int i = 0; i < n_cpus; i++)
-        emit((struct record){ .type = COUNTS, .cpu = i, .clock = vcpus[i].clock, .addr = vcpus[i].kernel_clock });
+        emit((struct record){ .type = COUNTS, .cpu = i, .clock = clock_of(&vcpus[i]), .addr = vcpus[i].kernel_clock });
     emit((struct record){ .type = END });
     stream_flush();
 }

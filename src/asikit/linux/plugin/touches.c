@@ -29,8 +29,55 @@ void seen_grow(struct vcpu *v)
     free(old);
 }
 
+/*
+ * Accesses that would find their page and kind seen: nothing is to be done for them. By the page's lowest bits, the base of
+ * the last such page, for reads and for writes. An entry only ever says what the list of the seen pages says, too.
+ */
+#define RECENT 64
+#define NO_BASE 0x8000000000000000ull /* no address lies on this page */
+static struct recent { uint64_t base[RECENT][2]; } recent[MAX_CPUS];
+
+static inline uint64_t *recent_base(unsigned cpu, uint64_t vaddr, bool store)
+{
+    return &recent[cpu].base[vaddr >> PAGE_SHIFT & (RECENT - 1)][store];
+}
+
+/* What QEMU says of an access, in one word: how many places of a page it can begin at, times two, plus one for a store. */
+static uint32_t decoded[1 << 18];
+
+static uint32_t decode(qemu_plugin_meminfo_t info)
+{
+    uint32_t places = PAGE_SIZE + 1 - (1u << qemu_plugin_mem_size_shift(info));
+    uint32_t word = places << 1 | qemu_plugin_mem_is_store(info);
+    if (info < sizeof decoded / sizeof *decoded)
+        decoded[info] = word;
+    return word;
+}
+
+static inline uint32_t known(qemu_plugin_meminfo_t info)
+{
+    return info < sizeof decoded / sizeof *decoded ? decoded[info] : 0;
+}
+
+static inline bool is_store(qemu_plugin_meminfo_t info)
+{
+    uint32_t word = known(info);
+    return (word ? word : decode(info)) & 1;
+}
+
+/* Whether an access is a recent one; it lies within its page then. */
+static inline bool is_recent(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr)
+{
+    uint32_t word = known(info);
+    return vaddr - *recent_base(cpu, vaddr, word & 1) < word >> 1;
+}
+
 void forget_touches(struct vcpu *v)
 {
+    struct recent *r = &recent[v - vcpus];
+    for (int i = 0; i < RECENT; i++)
+        r->base[i][0] = r->base[i][1] = NO_BASE;
+    v->fetched = NULL;
     v->n_seen = 0;
     if (!++v->epoch) { /* wrapped */
         memset(v->seen, 0, (v->seen_mask + 1) * sizeof *v->seen);
@@ -47,6 +94,8 @@ void forget_frame(uint64_t frame)
         for (; v->seen[i].epoch == v->epoch; i = (i + 1) & v->seen_mask)
             if (v->seen[i].page == page)
                 v->seen[i].kinds = 0;
+        for (int store = 0; store < 2; store++)
+            *recent_base(cpu, page << PAGE_SHIFT, store) = NO_BASE;
     }
 }
 
@@ -69,6 +118,12 @@ static void first_touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t k
     emit_event(kind == READ ? TOUCH_READ : kind == WRITE ? TOUCH_WRITE : TOUCH_FETCH, cpu, place, stack, vaddr);
 }
 
+static inline void remember(unsigned cpu, uint64_t page, uint32_t kind)
+{
+    if (kind != FETCH)
+        *recent_base(cpu, page << PAGE_SHIFT, kind == WRITE) = page << PAGE_SHIFT;
+}
+
 static inline void touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t kind, uint64_t ip, qemu_plugin_meminfo_t info)
 {
     uint64_t page = vaddr >> PAGE_SHIFT;
@@ -82,14 +137,17 @@ static inline void touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t 
             break;
         }
         if (s->page == page) {
-            if (s->kinds & kind)
+            if (s->kinds & kind) {
+                remember(cpu, page, kind);
                 return;
+            }
             break;
         }
     }
     if (v->muted)
         return;
     s->kinds |= kind;
+    remember(cpu, page, kind);
     first_touch(v, cpu, vaddr, kind, ip, info);
     if (v->n_seen * 4 > v->seen_mask * 3)
         seen_grow(v);
@@ -107,35 +165,51 @@ static inline bool by_code(struct vcpu *v, uint64_t vaddr)
     return v->in_block;
 }
 
-static inline void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
+static __attribute__((noinline)) void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
 {
     struct vcpu *v = &vcpus[cpu];
-    if (!by_code(v, vaddr))
+    if (v->mode != MODE_KERNEL || !by_code(v, vaddr))
         return;
-    uint32_t kind = qemu_plugin_mem_is_store(info) ? WRITE : READ;
+    uint32_t kind = is_store(info) ? WRITE : READ;
     touch(v, cpu, vaddr, kind, ip, info);
     uint64_t last = vaddr + (1ull << qemu_plugin_mem_size_shift(info)) - 1;
     if ((last ^ vaddr) >> PAGE_SHIFT)
         touch(v, cpu, last, kind, ip, info);
 }
 
+static inline void accessed(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    if (!is_recent(cpu, info, vaddr))
+        access(cpu, info, vaddr, (uint64_t)ip);
+}
+
+/* In three, so that what is done most times needs neither a call nor a stack frame. */
+static __attribute__((noinline)) void accessed_by_another(qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    accessed(api_find_cpu(), info, vaddr, ip);
+}
+
+static __attribute__((noinline)) void accessed_by_running(qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    if (api_same_cpu())
+        accessed(api_running.cpu, info, vaddr, ip);
+    else
+        accessed_by_another(info, vaddr, ip);
+}
+
 void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
-    if (vcpus[cpu].mode == MODE_KERNEL)
-        access(cpu, info, vaddr, (uint64_t)ip);
+    if (api_tells_cpu())
+        accessed(cpu, info, vaddr, ip);
+    else
+        accessed_by_running(info, vaddr, ip);
 }
 
 /* ---- entries and returns ---- */
 
-/* Instructions outside of the kernel half so far. */
-static uint64_t user_clock(const struct vcpu *v)
-{
-    return v->clock - v->kernel_clock;
-}
-
 static struct record *enter(struct vcpu *v, unsigned cpu, enum record_type type, uint32_t arg, uint64_t address)
 {
-    v->entered = user_clock(v);
+    v->entered = v->user_clock;
     v->mode = MODE_KERNEL;
     v->muted = false;
     v->mute_stack = 0;
@@ -144,26 +218,28 @@ static struct record *enter(struct vcpu *v, unsigned cpu, enum record_type type,
     return emit_event(type, cpu, arg, 0, address);
 }
 
+static void leave(struct vcpu *v, enum mode to)
+{
+    v->mode = to;
+    v->fetched = NULL;
+}
+
 /* A return that was none of SYSRET, SYSEXIT, IRET and VMRUN: user code has run since the kernel was entered. */
 static void notice_return(struct vcpu *v)
 {
-    if (v->mode != MODE_KERNEL || user_clock(v) == v->entered)
+    if (v->mode != MODE_KERNEL || v->user_clock == v->entered)
         return;
     count_lost(LOST_RETURN);
-    v->mode = MODE_USER;
+    leave(v, MODE_USER);
 }
 
-void on_block(unsigned cpu, void *udata)
+static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, struct block *b)
 {
-    struct block *b = udata;
-    struct vcpu *v = &vcpus[cpu];
-    v->in_block = true;
-    if (!one_cpu) {
-        v->clock += b->instructions;
-        v->kernel_clock += b->instructions;
-    }
     if (v->mode == MODE_KERNEL) {
-        if (b->page->epoch[cpu] == v->epoch || v->muted)
+        if (v->muted)
+            return;
+        v->fetched = b->page;
+        if (b->page->epoch[cpu] == v->epoch)
             return;
         b->page->epoch[cpu] = v->epoch;
         touch(v, cpu, b->address, FETCH, b->address, 0);
@@ -171,6 +247,31 @@ void on_block(unsigned cpu, void *udata)
         count_lost(LOST_UNKNOWN_ENTRY);
         enter(v, cpu, ENTRY_EXCEPTION, 0xff, b->address);
     }
+}
+
+static inline void begin_block(unsigned cpu, struct block *b)
+{
+    struct vcpu *v = &vcpus[cpu];
+    v->in_block = true;
+    if (!one_cpu)
+        v->kernel_clock += b->instructions;
+    if (b->page != v->fetched)
+        look_at_block(v, cpu, b);
+}
+
+static __attribute__((noinline)) void begin_block_of_another(struct block *b)
+{
+    begin_block(api_find_cpu(), b);
+}
+
+void on_block(unsigned cpu, void *udata)
+{
+    if (api_tells_cpu())
+        begin_block(cpu, udata);
+    else if (api_same_cpu())
+        begin_block(api_running.cpu, udata);
+    else
+        begin_block_of_another(udata);
 }
 
 /* The second page of a block that crosses into it. */
@@ -184,7 +285,7 @@ void on_fetch(unsigned cpu, void *udata)
 
 void on_user_block(unsigned cpu, void *instructions)
 {
-    vcpus[cpu].clock += (uint64_t)instructions;
+    vcpus[api_cpu(cpu)].user_clock += (uint64_t)instructions;
 }
 
 void on_gate(unsigned cpu, void *udata)
@@ -207,7 +308,7 @@ void on_gate(unsigned cpu, void *udata)
         emit_event(nmi ? NESTED_NMI : exception ? NESTED_EXCEPTION : NESTED_INTERRUPT, cpu, g->vector,
                    exception ? stack_now(v, cpu) : 0, g->address);
     }
-    on_block(cpu, &g->block);
+    begin_block(cpu, &g->block);
 }
 
 /* System call: the number is in pt_regs, just above where the first call stores its return address. */
@@ -221,13 +322,13 @@ void on_syscall(unsigned cpu, void *udata)
             stream_hold();
         v->wants_number = enter(v, cpu, ENTRY_SYSCALL, NONE, g->address);
     }
-    on_block(cpu, &g->block);
+    begin_block(cpu, &g->block);
 }
 
 void on_sysret(unsigned cpu, void *udata)
 {
     if (vcpus[cpu].mode == MODE_KERNEL) {
-        vcpus[cpu].mode = MODE_USER;
+        leave(&vcpus[cpu], MODE_USER);
         pages_settle(cpu);
         emit_event(RETURN_USER, cpu, 0, 0, (uint64_t)udata);
     }
@@ -252,7 +353,7 @@ void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void
     if (target == (uint64_t)ip + IRETQ_SIZE) /* iret_to_self(): a serializing instruction, not a return */
         return;
     if (target < KERNEL_HALF) {
-        v->mode = MODE_USER;
+        leave(v, MODE_USER);
         pages_settle(cpu);
         emit_event(RETURN_USER, cpu, 1, 0, (uint64_t)ip);
         return;
@@ -280,7 +381,7 @@ void on_vmrun(unsigned cpu, void *udata)
     if (v->mode == MODE_KERNEL) {
         v->vmcb = v->vmload;
         emit_event(VM_ENTRY, cpu, 0, 0, (uint64_t)udata);
-        v->mode = MODE_GUEST;
+        leave(v, MODE_GUEST);
     }
 }
 
@@ -292,7 +393,7 @@ void on_vmexit(unsigned cpu, void *udata)
         uint8_t *vmcb = v->vmcb ? guest_physical(v->vmcb) : NULL;
         enter(v, cpu, VM_EXIT, vmcb ? read32(vmcb + VMCB_EXIT_CODE) : NONE, g->address);
     }
-    on_block(cpu, &g->block);
+    begin_block(cpu, &g->block);
 }
 
 /* ---- calls ---- */
@@ -300,11 +401,13 @@ void on_vmexit(unsigned cpu, void *udata)
 void on_call(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
 {
     struct call_site *c = udata;
+    cpu = api_cpu(cpu);
     struct vcpu *v = &vcpus[cpu];
     if (v->mode != MODE_KERNEL || !v->in_block)
         return;
-    access(cpu, info, vaddr, c->address);
-    if (!v->in_block || !qemu_plugin_mem_is_store(info)) /* a load: the pointer of an indirect call */
+    if (!is_recent(cpu, info, vaddr))
+        access(cpu, info, vaddr, c->address);
+    if (!v->in_block || !is_store(info)) /* a load: the pointer of an indirect call */
         return;
     v->in_block = false; /* a call ends its block */
     if (c->saves_registers) {
@@ -330,10 +433,12 @@ void on_call(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *uda
 
 void on_return(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
+    cpu = api_cpu(cpu);
     struct vcpu *v = &vcpus[cpu];
     if (v->mode != MODE_KERNEL || !v->in_block)
         return;
-    access(cpu, info, vaddr, (uint64_t)ip);
+    if (!is_recent(cpu, info, vaddr))
+        access(cpu, info, vaddr, (uint64_t)ip);
     if (!v->in_block)
         return;
     v->in_block = false; /* a return ends its block */
