@@ -1,4 +1,4 @@
-# Each target does all of its own set-up: `make demo` and `make test` need Python 3.11 to 3.13, make and a C compiler.
+# Each target does all of its own set-up: `make demo` and `make test` need Python 3.11 to 3.14, make and a C compiler.
 
 # The Python that .venv is made from: the first one that is new enough and not too new.
 PYTHON ?= $(shell tools/find-python)
@@ -6,23 +6,38 @@ PYTHON ?= $(shell tools/find-python)
 STAMP := .venv/.asikit-installed
 
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
-TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs
+TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs zstd
 
-.PHONY: help demo test lint bench lock clean test-packages
+# The suites of Debian that recording is promised on.
+SUITES := 12 13 sid
+
+.PHONY: help demo test test-recorder test-suites lint bench validate kernels lock clean test-packages
 
 help:
-	@echo 'make demo    replay the sample recordings and show what ASI would cost'
-	@echo 'make test    run all tests (installs the Debian packages they need when run as root)'
-	@echo 'make lint    ruff, mypy --strict, import-linter'
-	@echo 'make bench   measure recording and replay, as ratios'
-	@echo 'make lock    choose the newest dependencies and write requirements.lock'
-	@echo 'make clean   remove .venv and all caches'
+	@echo 'make demo         replay the sample recordings and show what ASI would cost'
+	@echo 'make test         run all tests (installs the Debian packages they need when run as root)'
+	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
+	@echo 'make lint         ruff, mypy --strict, import-linter'
+	@echo 'make bench        measure recording and replay, as ratios'
+	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
+	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
+	@echo 'make lock         choose the newest dependencies and write requirements.lock'
+	@echo 'make clean        remove .venv and all caches'
 
 demo: $(STAMP)
 	@.venv/bin/asi demo
 
 test: $(STAMP) test-packages
 	.venv/bin/python -m pytest
+
+test-recorder: $(STAMP) test-packages
+	.venv/bin/python -m pytest tests/linux tests/docs/test_examples.py::test_recording_examples
+
+test-suites:
+	@set -e; for suite in $(SUITES); do \
+	    echo "== Debian $$suite: the first steps of the README"; tools/in-debian --fresh $$suite tools/first-steps; \
+	    echo "== Debian $$suite: the tests of recording"; tools/in-debian $$suite make test-recorder; \
+	done
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -32,6 +47,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py
+
+validate: $(STAMP) test-packages
+	tools/validate
+
+kernels: $(STAMP) test-packages
+	.venv/bin/python -m bench.kernels
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)

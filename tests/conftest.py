@@ -14,6 +14,9 @@ _NEEDS: Final = {
     "needs_cpio": (("cpio",), "cpio"),
     "needs_fio": (("fio",), "fio"),
     "needs_mke2fs": (("mke2fs", "/sbin/mke2fs"), "e2fsprogs"),
+    "needs_git": (("git",), "git"),
+    "needs_apt": (("apt-get",), "apt"),
+    "needs_zstd": (("zstd",), "zstd"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 
@@ -26,8 +29,9 @@ hypothesis.settings.load_profile("asikit")
 
 
 def _missing(item: pytest.Item) -> list[str]:
-    """Give the packages whose program a test needs and that is not there."""
-    return [
+    """Give the packages whose program a test needs and that is not there; ``root`` if it needs to be root."""
+    wants_root = item.get_closest_marker("needs_root") is not None and os.geteuid() != 0
+    return ["root"] * wants_root + [
         package
         for marker, (programs, package) in _NEEDS.items()
         if item.get_closest_marker(marker) is not None and not any(shutil.which(program) for program in programs)
@@ -55,11 +59,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test that would be left out where all are required."""
     missing = _missing(item)
     if missing:
-        pytest.fail(f"needs {' '.join(missing)}, and {_REQUIRE_ALL} is set: apt-get install it", pytrace=False)
+        pytest.fail(f"needs {' '.join(missing)}, and {_REQUIRE_ALL} is set", pytrace=False)
+
+
+def _advice(packages: str) -> str:
+    """Give how to get them."""
+    names = " ".join(name for name in packages.split() if name != "root")
+    return f" (apt-get install {names})" if names else ""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say which tests were left out, and why."""
     for packages, count in sorted(config.stash.get(_LEFT_OUT, {}).items()):
         verb = "failed" if _require_all() else "left out"
-        terminalreporter.write_line(f"{verb}: {count} test(s) that need {packages} (apt-get install {packages})")
+        terminalreporter.write_line(f"{verb}: {count} test(s) that need {packages}{_advice(packages)}")

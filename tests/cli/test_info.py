@@ -144,3 +144,13 @@ def test_verify_finds_what_opening_does_not(tmp_path: "Path") -> None:
     done = subprocess.run([*_ASI, path, "--verify"], capture_output=True, text=True, check=False)
     line = f"asi: error: {path}/events/00000.parquet: row 1: the clock of CPU 0 runs backwards, from 8 to 7\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_what_the_kernel_lacks(tmp_path: "Path") -> None:
+    """What a recorded kernel did not have is said, with what is lost by it; the forms found are in the JSON."""
+    builder = small_trace()
+    forms, missing = {"slab page": "page type PGTY_slab"}, {"vmap_nodes": "stacks are not told apart"}
+    builder.meta["kernel"] = {"release": "7.2", "forms": forms, "missing": missing}
+    trace = builder.write(tmp_path / "small.asitrace")
+    assert "  kernel lacks  vmap_nodes: stacks are not told apart\n" in _info(trace.path)
+    assert json.loads(_info("--json", trace.path))["kernel"] == builder.meta["kernel"]

@@ -11,6 +11,7 @@ import pytest
 
 from asikit.linux import Recorded, Recording, record
 from tests.linux.asked import Asked, ask
+from tests.linux.guests import GUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,20 +50,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Path], str]
     return compiling
 
 
-LOST_AT_MOST = 2
-
-
-@pytest.fixture(scope="session", params=[1, 2], ids=["one-cpu", "two-cpus"])
+@pytest.fixture(scope="session", params=[pytest.param(guest, id=str(guest), marks=guest.marks()) for guest in GUESTS])
 def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled: "Callable[[Path], str]"
 ) -> Asked:
-    """Record ``truth.c`` and give what its kernel told it; on one CPU and on two."""
+    """Record ``truth.c`` and give what its kernel told it."""
     folder = tmp_path_factory.mktemp("truth")
-    made = run(Recording((compiled(HERE / "truth.c"),), cpus=request.param), folder / "truth.asitrace")
+    made = run(request.param.recording(compiled(HERE / "truth.c")), folder / "truth.asitrace")
     assert made.done.exit_status == 0
-    # On two CPUs an allocation is lost now and then, and counted as such (docs/limits.md).
-    assert made.done.lost["allocations"] <= (LOST_AT_MOST if request.param > 1 else 0)
-    assert not any(number for kind, number in made.done.lost.items() if kind != "allocations")
+    assert not any(made.done.lost.values())
     return ask(made.trace, made.out)
 
 

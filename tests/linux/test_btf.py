@@ -1,4 +1,4 @@
-"""Reading types, of which the bytes are made here as Documentation/bpf/btf.rst says."""
+"""Reading types."""
 
 import struct
 
@@ -6,44 +6,10 @@ import pytest
 
 from asikit.linux import RecordError
 from asikit.linux._btf import Btf
-
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, CONST, FUNC_PROTO = 1, 2, 3, 4, 5, 6, 8, 10, 13
+from tests.linux.made_btf import ARRAY, CONST, FUNC_PROTO, INT, PTR, STRUCT, TYPEDEF, UNION, Writer
 
 WITH_BIT_FIELDS = 1 << 7
 """Bit 31 of a type's information word, as part of the kind in bits 24 and up."""
-
-
-class Writer:
-    """Puts the bytes of a BTF section together."""
-
-    def __init__(self) -> None:
-        self.strings = bytearray(b"\0")
-        self.types = bytearray()
-        self.count = 0
-
-    def name(self, text: str) -> int:
-        """Give a string's offset."""
-        if not text:
-            return 0
-        at = len(self.strings)
-        self.strings += text.encode() + b"\0"
-        return at
-
-    def type(self, kind: int, name: str, what: int, rest: bytes = b"", *, vlen: int = 0) -> int:
-        """Add a type; give its id."""
-        self.types += struct.pack("<III", self.name(name), kind << 24 | vlen, what) + rest
-        self.count += 1
-        return self.count
-
-    def struct(self, kind: int, name: str, size: int, members: list[tuple[str, int, int]]) -> int:
-        """Add a structure or union of members (name, type, offset field)."""
-        rest = b"".join(struct.pack("<III", self.name(member), type_id, at) for member, type_id, at in members)
-        return self.type(kind, name, size, rest, vlen=len(members))
-
-    def bytes(self) -> bytes:
-        """Give the section."""
-        header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self.types), len(self.types), len(self.strings))
-        return header + self.types + self.strings
 
 
 @pytest.fixture
@@ -59,8 +25,8 @@ def btf() -> Btf:
     choice = made.struct(UNION, "", 8, [("mapping", word, 0), ("slab_cache", word, 0)])
     made.struct(STRUCT, "page", 64, [("flags", word, 0), ("", choice, 64 * 3), ("context", constant, 64 * 4)])
     made.struct(WITH_BIT_FIELDS | STRUCT, "bits", 8, [("few", word, 3 << 24 | 0), ("more", word, 5 << 24 | 32)])
-    values = b"".join(struct.pack("<Ii", made.name(name), value) for name, value in (("PG_locked", 0), ("PG_slab", 9)))
-    made.type(ENUM, "pageflags", 4, values, vlen=2)
+    made.enum("pageflags", {"PG_locked": 0, "PG_slab": 9})
+    made.enum("", {"NO_NAME": -1, "NUMBER": 2})
     made.type(PTR, "", word)
     return Btf(made.bytes())
 
@@ -78,6 +44,15 @@ def test_enumerators(btf: Btf) -> None:
     assert btf.enumerator("pageflags", "PG_slab") == 9
     assert btf.enumerator("pageflags", "PG_dead") is None
     assert btf.enumerator("nothing", "PG_slab") is None
+    assert (btf.has_enum("pageflags"), btf.has_enum("page"), btf.has_enum("nothing")) == (True, False, False)
+    assert [btf.constant(name) for name in ("PG_slab", "NO_NAME", "NUMBER", "PG_dead")] == [9, -1, 2, None]
+
+
+def test_first_of_several_forms(btf: Btf) -> None:
+    """Of the forms of a fact the first counts that the kernel has; if it has none, all are named."""
+    assert btf.first("page.nothing", "page.mapping", "page.flags") == "page.mapping"
+    with pytest.raises(RecordError, match=r"has no page\.nothing or slab\.flags, which recording needs; give another"):
+        btf.first("page.nothing", "slab.flags")
 
 
 def test_what_is_missing_is_named(btf: Btf) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux.kernels import bzimage
 from tests.linux.running import Command, program
-from tests.linux.test_kernel import image
 
 pytestmark = [pytest.mark.needs_cc, pytest.mark.needs_busybox]
 
@@ -41,7 +41,7 @@ def command(tmp_path: Path, programs: Path) -> Command:
 @pytest.fixture
 def vmlinuz(tmp_path: Path) -> str:
     """Give a kernel that looks like one from outside."""
-    return str(image(tmp_path / "boot/vmlinuz", "6.1.0-1-amd64"))
+    return str(bzimage(tmp_path / "boot/vmlinuz", "6.1.0-1-amd64"))
 
 
 @pytest.mark.parametrize(

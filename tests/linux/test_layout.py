@@ -1,6 +1,5 @@
-"""Symbols, trace event formats, allocation flags and the interrupt descriptor table."""
+"""Symbols, the interrupt descriptor table, the functions that flush."""
 
-import mmap
 import struct
 from typing import TYPE_CHECKING
 
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 
 from asikit.linux import RecordError
-from asikit.linux._layout import _KERNEL_MAP, _event, _format, _gates, _Memory, gfp_flags
+from asikit.linux._layout import _flushers, _gates, _text
 from asikit.linux._symbols import Symbols
+from tests.linux.made_memory import made_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,55 +73,33 @@ def test_no_symbols(tmp_path: "Path") -> None:
         Symbols.read(tmp_path / "guest-kallsyms")
 
 
-FORMAT = """\
-name: mm_page_alloc
-ID: 564
-format:
-\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
-
-\tfield:unsigned long pfn;\toffset:8;\tsize:8;\tsigned:0;
-\tfield:unsigned int order;\toffset:16;\tsize:4;\tsigned:0;
-\tfield:gfp_t gfp_flags;\toffset:20;\tsize:4;\tsigned:0;
-
-print fmt: "gfp_flags=%s", (REC->gfp_flags) ? __print_flags(REC->gfp_flags, "|", {( unsigned long)((((( gfp_t)\
-(0x400u|0x800u)) | (( gfp_t)0x40u) | (( gfp_t)0x80u) | (( gfp_t)0x100000u)) | (( gfp_t)0x02u)) & ~(( gfp_t)0x400u)), \
-"GFP_ODD"}, {( unsigned long)((( gfp_t)(0x400u|0x800u)) | (( gfp_t)0x40u) | (( gfp_t)0x80u)), "GFP_KERNEL"}, \
-{( unsigned long)(( gfp_t)0x100000u), "__GFP_HARDWALL"}, {(unsigned long)sizeof(long), "NOT_A_NUMBER"}) : "none"
-"""
-
-
-def test_event_fields() -> None:
-    """The plugin is told the offsets of the fields, and how wide the flags are."""
-    fields = {"pfn": "pfn", "order": "order", "gfp": "gfp_flags"}
-    expected = {"alloc_pfn": 8, "alloc_order": 16, "alloc_gfp": 20, "alloc_gfp_bytes": 4}
-    assert _event("alloc", FORMAT, fields) == expected
-    with pytest.raises(RecordError, match="mm_page_alloc has no field 'migratetype'"):
-        _event("alloc", FORMAT, {"migratetype": "migratetype"})
-
-
 def test_no_events(tmp_path: "Path") -> None:
     """A kernel without trace events is refused with the options that it lacks."""
     with pytest.raises(RecordError, match="no trace events; record a kernel with CONFIG_FTRACE=y"):
-        _format(tmp_path / "guest-alloc-format")
-
-
-def test_gfp_flags() -> None:
-    """The C expressions of the kernel are evaluated as C does; what is none is left out."""
-    assert gfp_flags(FORMAT) == {"GFP_ODD": 0x1008C2, "GFP_KERNEL": 0xCC0, "__GFP_HARDWALL": 0x100000}
+        _text(tmp_path / "guest-alloc-format")
 
 
 def test_gates() -> None:
     """A descriptor's address is put together from its three pieces; one that is not present is left out."""
-    table, handler = 0xFFFF_FFFF_8000_1000, 0xFFFF_FFFF_81A0_0B30
+    table, handler = 0xFFFF_FFFF_8100_2000, 0xFFFF_FFFF_81A0_0B30
     gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x10, 0, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0)
-    with mmap.mmap(-1, 1 << 16) as view:
-        at = table - _KERNEL_MAP
-        view[at + 16 * 14 : at + 16 * 15] = gate
-        symbols = Symbols(f"{table:x} d idt_table\n")
-        assert dict(_gates(symbols, _Memory(view))) == {14: handler}
+    with made_memory(image={table: bytes(16 * 14) + gate + bytes(16 * 241)}) as memory:
+        assert dict(_gates(Symbols(f"{table:x} d idt_table\n"), memory)) == {14: handler}
 
 
-def test_addresses_outside_of_memory_are_refused() -> None:
-    """A kernel that is not where its symbols say does not make the reader fail."""
-    with mmap.mmap(-1, 1 << 12) as view, pytest.raises(RecordError, match="where it has no memory"):
-        _Memory(view).word(0xFFFF_FFFF_8100_0000)
+def test_flushers() -> None:
+    """Each function that flushes is told with its end, and whose addresses it flushes.
+
+    Without one for user addresses the kernel is refused, as exits would be missing.
+    """
+    symbols = Symbols(
+        "ffffffff81000000 t flush_tlb_func\nffffffff81000100 T do_flush_tlb_all\nffffffff81000180 T other\n"
+    )
+    assert list(_flushers(symbols)) == [
+        ("flusher_user", 0, 0xFFFF_FFFF_8100_0000),
+        ("flusher_end", 0, 0xFFFF_FFFF_8100_0100),
+        ("flusher_kernel", 1, 0xFFFF_FFFF_8100_0100),
+        ("flusher_end", 1, 0xFFFF_FFFF_8100_0180),
+    ]
+    with pytest.raises(RecordError, match=r"has none of flush_tlb_func, .*, one of which recording needs"):
+        list(_flushers(Symbols("ffffffff81000100 T do_flush_tlb_all\n")))

@@ -10,8 +10,8 @@ from asikit.linux import RecordError
 from asikit.linux._layout import Layout
 from asikit.linux._stream import RECORD, RecordType, StreamReader
 from asikit.linux._symbols import Symbols
-from asikit.linux._tables import Area, Attribution, vmalloc_areas, write_tables
-from asikit.trace import EventKind, Trace, TraceWriter
+from asikit.linux._tables import Attribution, write_tables
+from asikit.trace import EventKind, Region, Trace, TraceWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +41,25 @@ def stream(*rows: "np.void") -> bytes:
     return b"".join(record.tobytes() for record in rows)
 
 
-def known(*areas: Area, root_is_tmpfs: bool = True) -> Attribution:
+REGIONS = (
+    (0, Region.USER),
+    (DIRECT, Region.DIRECT_MAP),
+    (VMALLOC, Region.VMALLOC),
+    (0xFFFF_FFFF_8000_0000, Region.KERNEL_IMAGE),
+    (MODULES, Region.MODULES),
+    (0xFFFF_FFFF_FF00_0000, Region.FIXMAP),
+)
+
+
+def known(*, symbols: Symbols = SYMBOLS, root_is_tmpfs: bool = True) -> Attribution:
     """Give what tells kinds of pages apart."""
-    return Attribution(Layout("", (PERCPU, PERCPU + 0x20_0000), {}, {}, {}, root_is_tmpfs), SYMBOLS, areas)
+    percpu = ((PERCPU, PERCPU + 0x3000), (PERCPU + 0x20_0000, PERCPU + 0x20_3000))
+    return Attribution(Layout("", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
+
+
+def area(number: int, start: int, end: int, maker: int) -> "np.void":
+    """Make the record of an area of the vmalloc or the modules region."""
+    return row(RecordType.AREA, number, addr=start, clock=end, x=maker & NONE, stack=maker >> 32)
 
 
 def read(folder: "Path", data: bytes, attribution: Attribution | None = None) -> tuple[Trace, StreamReader]:
@@ -148,47 +164,71 @@ def test_initramfs_is_what_the_kernel_unpacked_it_into(tmp_path: "Path", kind: s
     ]
 
 
+STACK_MAKER, CHUNK_MAKER, TEXT_MAKER, BPF_MAKER = (0xFFFF_FFFF_8300_0000 + 0x100 * number for number in range(4))
+
+
 def test_regions_and_what_is_mapped_there(tmp_path: "Path") -> None:
     """Places get their region, and generic pages the kind of the mapping that the kernel uses them through."""
-    stack, chunk = (
-        Area(VMALLOC, VMALLOC + 0x5000, "kernel_clone"),
-        Area(VMALLOC + 0x8000, VMALLOC + 0x9000, "pcpu_get_vm_areas"),
-    )
     places = [
-        (DIRECT, 0),  # nothing finer is known of it
-        (VMALLOC + 0x1000, 1),  # in a stack
-        (VMALLOC + 0x6000, 2),  # between the areas
-        (VMALLOC + 0x8000, 3),  # in a per-CPU chunk
-        (VMALLOC + 0xA000, NONE),  # a device
-        (MODULES, 4),
-        (PERCPU + 0x1000, 5),  # in the first chunk
-        (PERCPU + 0x8000, 6),  # what the first chunk did not need
-        (0x40_0000, 7),
-        (0xFFFF_FFFF_FF5F_D000, NONE),
+        (DIRECT, 0, 0),  # nothing finer is known of it
+        (VMALLOC + 0x1000, 1, 1),  # in a stack
+        (VMALLOC + 0x6000, 2, 0),  # in no area any more
+        (VMALLOC + 0x8000, 3, 2),  # in a per-CPU chunk
+        (VMALLOC + 0xA000, NONE, 0),  # a device
+        (MODULES, 4, 3),
+        (PERCPU + 0x1000, 5, 0),  # in the first chunk
+        (PERCPU + 0x20_1000, 6, 0),  # the second CPU's
+        (PERCPU + 0x3000, 7, 0),  # what the first chunk did not need and memblock gave away
+        (PERCPU + 0x2000, 8, 0),
+        (0x40_0000, 8, 0),
+        (0xFFFF_FFFF_FF5F_D000, NONE, 0),
     ]
-    kinds = [KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, RESERVED, SLAB, SLAB]
-    data = stream(
-        *(row(RecordType.PLACE, number, addr=address, x=page) for number, (address, page) in enumerate(places)),
-        *(row(RecordType.PAGE, number, x=number, aux=kind, stack=NONE) for number, kind in enumerate(kinds)),
+    kinds = [KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, RESERVED, RESERVED, RESERVED, SLAB]
+    symbols = Symbols(
+        f"{STACK_MAKER:x} t dup_task_struct\n{CHUNK_MAKER:x} T pcpu_get_vm_areas\n{TEXT_MAKER:x} T module_alloc\n"
+        f"{MODULES + 0x10:x} t in_module\t[overlay]\n"
     )
-    trace, _ = read(tmp_path, data, known(stack, chunk))
+    data = stream(
+        *(
+            row(RecordType.PLACE, number, addr=address, x=page, stack=area)
+            for number, (address, page, area) in enumerate(places)
+        ),
+        *(row(RecordType.PAGE, number, x=number, aux=kind, stack=NONE) for number, kind in enumerate(kinds)),
+        area(1, VMALLOC, VMALLOC + 0x5000, STACK_MAKER + 0x40),
+        area(2, VMALLOC + 0x8000, VMALLOC + 0x9000, CHUNK_MAKER + 0x40),
+        area(3, MODULES, MODULES + 0x9000, TEXT_MAKER + 0x40),
+    )
+    trace, _ = read(tmp_path, data, known(symbols=symbols))
     assert trace.table("places")["region"].to_list() == [
         *("direct_map", "vmalloc", "vmalloc", "percpu", "vmalloc", "modules"),
-        *("percpu", "direct_map", "user", "fixmap"),
+        *("percpu", "percpu", "direct_map", "direct_map", "user", "fixmap"),
     ]
     assert trace.table("pages")["kind"].to_list() == [
-        *("kernel", "stack", "vmalloc", "percpu", "vmalloc", "percpu", "slab", "slab"),
+        *("kernel", "stack", "vmalloc", "percpu", "vmalloc", "percpu", "percpu", "reserved", "slab"),
     ]
 
 
-def test_vmalloc_areas() -> None:
-    """Areas are read from /proc/vmallocinfo; a line that has no maker is none."""
-    text = (
-        "0xffffc90000010000-0xffffc90000015000   20480 kernel_clone+0xbf/0x430 pages=4 vmalloc N0=4\n"
-        "0xffffc90000020000-0xffffc90000025000   20480 unpurged vm_area\n"
-        "0xffffc90000030000-0xffffc90000035000   20480\n"
+@pytest.mark.parametrize(
+    ("maker", "symbol", "region"),
+    [
+        ("bpf_prog_pack_alloc", "", "bpf"),
+        ("bpf_jit_binary_alloc", "", "bpf"),
+        ("execmem_alloc", "", "bpf"),  # modules and BPF alike, but a module would have symbols
+        ("execmem_alloc", f"{MODULES + 0x100:x} d data_of_module\t[overlay]\n", "modules"),
+        ("execmem_alloc", f"{MODULES + 0x100:x} t bpf_prog_6deef7357e7b4530\t[bpf]\n", "bpf"),
+        ("execmem_alloc", f"{MODULES + 0x9000:x} t in_the_next_area\t[overlay]\n", "bpf"),
+        ("load_module", "", "modules"),
+        ("module_alloc", f"{MODULES + 0x100:x} t in_module\t[overlay]\n", "modules"),
+    ],
+)
+def test_bpf_programs(tmp_path: "Path", maker: str, symbol: str, region: str) -> None:
+    """Text that the BPF compiler made is told from modules by who allocated it, or by the symbols that modules have."""
+    symbols = Symbols(f"{TEXT_MAKER:x} t {maker}\n{BPF_MAKER:x} t other\n{symbol}")
+    data = stream(
+        row(RecordType.PLACE, 0, addr=MODULES + 0x1000, x=0, stack=1),
+        row(RecordType.PAGE, 0, x=0, aux=KERNEL, stack=NONE),
+        area(1, MODULES, MODULES + 0x9000, TEXT_MAKER + 0x40),
     )
-    assert vmalloc_areas(text) == (
-        Area(0xFFFF_C900_0001_0000, 0xFFFF_C900_0001_5000, "kernel_clone"),
-        Area(0xFFFF_C900_0002_0000, 0xFFFF_C900_0002_5000, "unpurged"),
-    )
+    trace, _ = read(tmp_path, data, known(symbols=symbols))
+    assert trace.table("places")["region"].to_list() == [region]
+    assert trace.table("pages")["kind"].to_list() == ["vmalloc"]

@@ -129,12 +129,15 @@ static void spin(void)
 /* The kernel's own stack trace at each page allocation. */
 static void stacks(void)
 {
+    write_file(TRACING "buffer_size_kb", "1024", 0);
     write_file(TRACING "trace", "", O_TRUNC);
     begin("stacks");
+    write_file(EVENT "enable", "1", 0);
     write_file(EVENT "trigger", "stacktrace", 0);
     touch_pages();
     write_tmpfs();
     take_turns();
+    write_file(EVENT "enable", "0", 0);
     write_file(EVENT "trigger", "!stacktrace", 0);
     end();
     note_file(TRACING "trace");

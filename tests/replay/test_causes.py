@@ -99,13 +99,48 @@ def test_grouped(tmp_path: "Path") -> None:
     ]
 
 
+def test_stacks_of_a_cause(tmp_path: "Path") -> None:
+    """The JSON form has a cause's stacks from its function outwards, six functions of each, most exits first."""
+    b = TraceBuilder()
+    copy, allocator = (
+        ("copyout", "_copy_to_iter", "copy_page_to_iter"),
+        ("__alloc_pages", "shmem_alloc_folio", "b", "c"),
+    )
+    for number, tail in enumerate((("read", "vfs", "sys", "do", "entry"), ("splice", "sys"), ("splice", "sys"))):
+        b.entry_syscall().touch_read(
+            kind="shmem", gfp=GFP_USER, label=str(number), stack=(*copy, *tail), allocated_by=(*allocator, "d", "e")
+        )
+        b.return_user()
+    (cause,) = run(b, tmp_path).to_dict()["causes"]
+    by = ("shmem_alloc_folio", "b", "c", "d")
+    assert cause["stacks"] == [
+        {"functions": ("_copy_to_iter", "copy_page_to_iter", "splice", "sys"), "allocation": by, "exits": 2},
+        {"functions": ("_copy_to_iter", "copy_page_to_iter", "read", "vfs", "sys", "do"), "allocation": by, "exits": 1},
+    ]
+
+
+def test_stacks_without_names_and_beyond_the_eighth(tmp_path: "Path") -> None:
+    """An exit without a stack has none of its own; of many stacks the eight with the most exits are kept."""
+    b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER).return_user()
+    for number in range(9):
+        for _ in range(2 if number else 1):
+            b.entry_syscall().touch_write(kind="anon", gfp=GFP_USER, stack=("clear", "alloc", f"by_{number}"))
+            b.return_user()
+    many, none = run(b, tmp_path).to_dict()["causes"]
+    assert none["stacks"] == [{"functions": (), "allocation": (), "exits": 1}]
+    assert [stack["functions"][2] for stack in many["stacks"]] == [f"by_{number}" for number in range(1, 9)]
+    assert many["exits"] - sum(stack["exits"] for stack in many["stacks"]) == 1
+
+
 def test_same_name_in_two_modules(tmp_path: "Path") -> None:
     """Functions of the same name are one cause, as names are all that the output says."""
     b = TraceBuilder()
     for module in ("one", "two"):
         b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(f"{module}:f", "g")).return_user()
-    (cause,) = run(b, tmp_path).causes
+    result = run(b, tmp_path)
+    (cause,) = result.causes
     assert (cause.function, cause.exits) == ("f", 2)
+    assert [stack["exits"] for stack in result.to_dict()["causes"][0]["stacks"]] == [2]
 
 
 def test_sums(tmp_path: "Path") -> None:

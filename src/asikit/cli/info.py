@@ -103,6 +103,8 @@ def _facts(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> "Itera
     yield "source", recorder.source
     yield "workload", _joined(shlex.join(workload.command), _status(workload.exit_status)) or "unknown"
     yield "kernel", kernel.release or kernel.version or "unknown"
+    for what, without in kernel.missing.items():
+        yield "kernel lacks", f"{what}: {without}"
     yield "command line", kernel.command_line or "unknown"
     yield (
         "machine",

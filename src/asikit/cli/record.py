@@ -38,10 +38,21 @@ class _Size(_Integer):
 @click.option("-o", "--output", type=_PATH, metavar="TRACE", help="The trace. [default: COMMAND.asitrace]")
 @click.option("--overwrite", is_flag=True, help="Replace the trace if it is there already.")
 @click.option(
-    "--kernel", type=_PATH, metavar="VMLINUZ", help="The kernel. [default: one in /boot, else Debian's cloud kernel]"
+    "--kernel",
+    type=_PATH,
+    metavar="VMLINUZ",
+    help="The kernel. [default: the newest of this machine, else Debian's cloud kernel]",
 )
-@click.option("--memory", type=_Size(), default="512M", show_default=True, help="The guest's memory.")
+@click.option(
+    "--modules",
+    "module_folder",
+    type=_PATH,
+    metavar="DIR",
+    help="The kernel's modules: a folder with lib/modules, or a kernel's build tree. [default: those beside it]",
+)
+@click.option("--memory", type=_Size(), default="1G", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
+@click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
 @click.option(
     "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
 )
@@ -57,8 +68,10 @@ def command(  # noqa: PLR0913  (an option each)
     *,
     overwrite: bool,
     kernel: Path | None,
+    module_folder: Path | None,
     memory: int,
     cpus: int,
+    cpu: str | None,
     include: tuple[Path, ...],
     modules: tuple[str, ...],
     root: Path | None,
@@ -73,7 +86,19 @@ def command(  # noqa: PLR0913  (an option each)
     """
     from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
-    recording = Recording(workload, kernel, memory, cpus, include, modules, root, append, timeout)
+    recording = Recording(
+        workload,
+        kernel=kernel,
+        memory_bytes=memory,
+        cpus=cpus,
+        include=include,
+        modules=modules,
+        root=root,
+        append=append,
+        timeout=timeout,
+        module_folder=module_folder,
+        cpu=cpu,
+    )
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
     _report(done, trace)

@@ -3,15 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asikit.cost.errors import CompareError
 from asikit.cost.expression import Monomial, Range, Sum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["FACETS", "RECORDING", "Record", "read_side"]
+__all__ = ["FACETS", "RECORDING", "Record", "Site", "Target", "cause_text", "read_side"]
 
 RECORDING = "recording"
 FACETS = ("policy", "mitigation", "cpu", "kernel", "workload", RECORDING, "version", "classes", "smt", "base")
@@ -28,6 +28,29 @@ _REPLAY_METRICS = (
 )
 
 
+class Target(NamedTuple):
+    """Why there was an exit, and what was accessed; empty what there is not."""
+
+    reason: str
+    access: str
+    kind: str
+    cache: str
+    region: str
+
+
+class Site(NamedTuple):
+    """Exits with one stack.
+
+    :ivar stack: From the function that names the cause outwards: at least it and its caller.
+    :ivar allocation: From the function that allocated the page outwards: at least it.
+    """
+
+    target: Target
+    stack: tuple[str, ...]
+    allocation: tuple[str, ...]
+    exits: float
+
+
 @dataclass(frozen=True)
 class Record:
     """One result: a policy's replay, or a row of costs.
@@ -36,6 +59,7 @@ class Record:
     :ivar facets: What it is of, by :data:`FACETS`; what a document does not say is not there.
     :ivar metrics: Figures by name; ``exits`` is the one that a gate looks at.
     :ivar causes: Parts that explain the figures: exits by cause, or overhead by source.
+    :ivar sites: Of a replay: what the causes are made of.
     :ivar whole: All causes are there: the document was not cut off with ``--top``.
     :ivar shares: Of a cost: its overhead as a sum of products, else empty; ``ranges`` are the parameters'.
     :ivar counted: Names of the parameters that are the trace's own.
@@ -45,6 +69,7 @@ class Record:
     facets: "Mapping[str, str]"
     metrics: "Mapping[str, float]"
     causes: "Mapping[str, float]"
+    sites: tuple[Site, ...] = ()
     whole: bool = True
     shares: Sum = ()
     ranges: "Mapping[str, Range] | None" = None
@@ -93,15 +118,17 @@ def _of_replay(result: "Mapping[str, Any]", document: "Mapping[str, Any]", path:
     metrics = {name: float(result[name]) for name in _REPLAY_METRICS}
     metrics |= {kind: float(count) for kind, count in result["flushes"].items()}
     causes: dict[str, float] = {}
-    for cause in result["causes"]:
-        text = _cause_text(cause)
-        causes[text] = causes.get(text, 0) + cause["exits"]
+    sites = tuple(site for cause in result["causes"] for site in _sites(cause))
+    for site in sites:
+        text = cause_text(site.target, [(site.stack[0], site.stack[1])], [site.allocation[0]])
+        causes[text] = causes.get(text, 0) + site.exits
     facets = {
         "policy": str(result["policy"]),
         "classes": " and ".join(result["classes"]),
         **_trace_facets(result.get("trace") or document.get("trace"), _version(document)),
     }
-    return Record(str(path), facets, metrics, causes, whole=sum(causes.values()) == metrics["exits"])
+    whole = sum(causes.values()) == metrics["exits"]
+    return Record(str(path), facets, metrics, causes, sites, whole)
 
 
 def _of_cost(row: "Mapping[str, Any]", document: "Mapping[str, Any]", path: Path) -> Record:
@@ -147,11 +174,35 @@ def _trace_facets(trace: "Mapping[str, Any] | None", version: dict[str, str]) ->
     }
 
 
-def _cause_text(cause: "Mapping[str, Any]") -> str:
-    """Name a cause so that the same one in two documents has the same name."""
-    cache = "" if cause["cache"] == cause["kind"] else cause["cache"]
-    region = "" if cause["region"] == "direct_map" else cause["region"]
-    what = " ".join(str(word) for word in (cause["access"], cause["kind"], cache, region) if word)
-    who = f"{cause['function']} <- {cause['caller']}"
-    by = f" ({cause['allocated_by']})" if cause["allocated_by"] not in {"", "?"} else ""
-    return f"{cause['reason']}: {who}: {what}{by}" if what else f"{cause['reason']}: {who}"
+def _sites(cause: "Mapping[str, Any]") -> "Iterator[Site]":
+    """Give a cause's exits by stack. Of what a document does not list, by its names: older ones list no stacks."""
+    target = Target(cause["reason"], cause["access"], cause["kind"], cause["cache"], cause["region"])
+    names, allocator = (cause["function"], cause["caller"]), cause["allocated_by"]
+    rest = float(cause["exits"])
+    for stack in cause.get("stacks", ()):
+        functions, allocation, exits = tuple(stack["functions"]), tuple(stack["allocation"]), float(stack["exits"])
+        rest -= exits
+        yield Site(target, names + functions[2:], (allocator, *allocation[1:]), exits)
+    if rest:
+        yield Site(target, names, (allocator,), rest)
+
+
+def cause_text(target: Target, names: "Sequence[tuple[str, ...]]", allocators: "Sequence[str]") -> str:
+    """Name a cause so that the same one in two documents has the same name.
+
+    :param names: Function and caller; several if several kernels name it so.
+    :param allocators: Who allocated the page, likewise.
+    """
+    cache = "" if target.cache == target.kind else target.cache
+    region = "" if target.region == "direct_map" else target.region
+    what = " ".join(word for word in (target.access, target.kind, cache, region) if word)
+    known = [name for name in allocators if name not in {"", "?"}]
+    by = f" ({' | '.join(known)})" if known else ""
+    return f"{target.reason}: {_who(names)}: {what}{by}" if what else f"{target.reason}: {_who(names)}"
+
+
+def _who(names: "Sequence[tuple[str, ...]]") -> str:
+    functions, callers = (list(dict.fromkeys(words)) for words in zip(*names, strict=True))
+    if len(functions) == 1 or len(callers) == 1:
+        return f"{' | '.join(functions)} <- {' | '.join(callers)}"
+    return " | ".join(f"{function} <- {caller}" for function, caller in names)

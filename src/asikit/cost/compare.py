@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from asikit.cost._documents import FACETS, RECORDING, Record, read_side
+from asikit.cost._inlining import causes_of_kernels
 from asikit.cost._statistics import Difference, Estimate, difference, estimate
 from asikit.cost.errors import CompareError
 from asikit.cost.expression import Monomial, Range, extremes, scaled
@@ -70,12 +71,14 @@ class Pair:
     :ivar what: What both are of.
     :ivar causes: Most changed first.
     :ivar cut: A document lacks its last causes, so that only those are compared that all have.
+    :ivar read_as_one: How many of the causes have other names on the other side, for want of the same inlining.
     """
 
     what: dict[str, str]
     metrics: tuple[Change, ...]
     causes: tuple[Change, ...]
     cut: bool = False
+    read_as_one: int = 0
 
     def metric(self, name: str) -> Change | None:
         """Return a metric, None if the documents do not have it."""
@@ -115,6 +118,7 @@ class Comparison:
                     "metrics": [change.to_dict() for change in pair.metrics],
                     "causes": [change.to_dict() for change in pair.causes[:top]],
                     "causes_cut_off": pair.cut,
+                    "causes_read_as_one": pair.read_as_one,
                 }
                 for pair in self.pairs
             ],
@@ -136,7 +140,7 @@ def compare(a: str, b: str, *, factors: "Sequence[str]" = (), anyway: bool = Fal
     differs = _differences(first, second)
     if not anyway:
         _check(differs, factors, several=len(first) > 1 or len(second) > 1)
-    pairs = _pairs(first, second, set(differs) | set(factors))
+    pairs = _pairs(first, second, set(differs) | set(factors), other_kernel="kernel" in differs)
     return Comparison(differs, (len(first), len(second)), pairs)
 
 
@@ -175,7 +179,9 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004
 
 
-def _pairs(first: "list[list[Record]]", second: "list[list[Record]]", ignored: set[str]) -> tuple[Pair, ...]:
+def _pairs(
+    first: "list[list[Record]]", second: "list[list[Record]]", ignored: set[str], *, other_kernel: bool
+) -> tuple[Pair, ...]:
     """Pair the records that are of the same in all but what differs."""
     sides = [_grouped(first, ignored), _grouped(second, ignored)]
     for side, runs in zip(sides, (first, second), strict=True):
@@ -189,7 +195,7 @@ def _pairs(first: "list[list[Record]]", second: "list[list[Record]]", ignored: s
     keys = [key for key in sides[0] if key in sides[1]]
     if not keys:
         raise CompareError("nothing in the two sides is of the same kind; compare two replays or two costs")
-    return tuple(_pair(dict(key), sides[0][key], sides[1][key]) for key in keys)
+    return tuple(_pair(dict(key), sides[0][key], sides[1][key], other_kernel=other_kernel) for key in keys)
 
 
 _Key = tuple[tuple[str, str], ...]
@@ -204,17 +210,20 @@ def _grouped(runs: "list[list[Record]]", ignored: set[str]) -> "dict[_Key, list[
     return groups
 
 
-def _pair(what: dict[str, str], first: "list[Record]", second: "list[Record]") -> Pair:
+def _pair(what: dict[str, str], first: "list[Record]", second: "list[Record]", *, other_kernel: bool) -> Pair:
     metrics = [
         _change(name, [r.metrics.get(name, 0.0) for r in first], [r.metrics.get(name, 0.0) for r in second])
         for name in dict.fromkeys(name for record in (*first, *second) for name in record.metrics)
     ]
-    both = (*first, *second)
-    cut = not all(record.whole for record in both)
+    cut = not all(record.whole for record in (*first, *second))
+    sides, read_as_one = ([record.causes for record in first], [record.causes for record in second]), 0
+    if other_kernel and not cut:
+        sides, read_as_one = causes_of_kernels([r.sites for r in first], [r.sites for r in second])
+    runs = (*sides[0], *sides[1])
     causes = [
-        _change(name, [r.causes.get(name, 0.0) for r in first], [r.causes.get(name, 0.0) for r in second])
-        for name in dict.fromkeys(name for record in both for name in record.causes)
-        if not cut or all(name in record.causes for record in both)
+        _change(name, [run.get(name, 0.0) for run in sides[0]], [run.get(name, 0.0) for run in sides[1]])
+        for name in dict.fromkeys(name for run in runs for name in run)
+        if not cut or all(name in run for run in runs)
     ]
     if len(first) == len(second) == 1 and first[0].ranges is not None and second[0].ranges is not None:
         bounds = _cost_difference(first[0], second[0])
@@ -223,7 +232,7 @@ def _pair(what: dict[str, str], first: "list[Record]", second: "list[Record]") -
             for change in metrics
         ]
     causes.sort(key=lambda change: (not change.by.is_real, -abs(change.by.shift), change.name))
-    return Pair(what, tuple(metrics), tuple(causes), cut)
+    return Pair(what, tuple(metrics), tuple(causes), cut, read_as_one)
 
 
 def _within(shift: float, bounds: Range) -> Difference:

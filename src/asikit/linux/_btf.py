@@ -89,6 +89,22 @@ class Btf:
             return False
         return True
 
+    def first(self, *paths: str) -> str:
+        """Give the first of several members that there is: the forms that one fact has had, newest first.
+
+        :raises RecordError: There is none.
+        """
+        for path in paths:
+            if self.has(path):
+                return path
+        raise RecordError(
+            f"this kernel's BTF has no {' or '.join(paths)}, which recording needs; give another --kernel"
+        )
+
+    def has_enum(self, name: str) -> bool:
+        """Tell whether there is an enum of that name."""
+        return name in self._named and self._kind(self._named[name]) == _ENUM
+
     def size(self, name: str) -> int:
         """Give a structure's size in bytes.
 
@@ -99,15 +115,25 @@ class Btf:
 
     def enumerator(self, enum: str, name: str) -> int | None:
         """Give the value of an enumerator, None if there is no such enum or it lacks it."""
-        if enum not in self._named:
-            return None
-        at = self._at[self._named[enum]]
-        count = _TYPE.unpack_from(self._data, at)[1] & 0xFFFF
-        for i in range(count):
-            string, value = struct.unpack_from("<Ii", self._data, at + _TYPE.size + 8 * i)
-            if self._string(string) == name:
-                return int(value)
+        return dict(self._enumerators(self._named[enum])).get(name) if self.has_enum(enum) else None
+
+    def constant(self, name: str) -> int | None:
+        """Give the value of an enumerator of whatever enum, also one without a name; None if there is none."""
+        for type_id in range(1, len(self._at)):
+            if self._kind(type_id) == _ENUM:
+                for enumerator, value in self._enumerators(type_id):
+                    if enumerator == name:
+                        return value
         return None
+
+    def _kind(self, type_id: int) -> int:
+        return int(_TYPE.unpack_from(self._data, self._at[type_id])[1]) >> 24 & 0x1F
+
+    def _enumerators(self, type_id: int) -> "Iterator[tuple[str, int]]":
+        at = self._at[type_id]
+        for i in range(_TYPE.unpack_from(self._data, at)[1] & 0xFFFF):
+            string, value = struct.unpack_from("<Ii", self._data, at + _TYPE.size + 8 * i)
+            yield self._string(string), int(value)
 
     def _string(self, offset: int) -> str:
         start = self._strings + offset

@@ -54,7 +54,8 @@ def programs() -> Programs:
     folder = cache_folder() / "programs" / digest
     made = Programs(folder / "recorder.so", folder / "init")
     if not made.plugin.exists():
-        _compile(made.plugin, [source for source in sources if source.match("plugin/*.c")], ["-shared", "-fPIC"])
+        code = [source for source in sources if source.match("plugin/*.c")]
+        _compile(made.plugin, code, ["-shared", "-fPIC", "-fvisibility=hidden"])
     if not made.init.exists():
         _compile(made.init, [room / "guest" / "init.c"], ["-static"])
     return made
@@ -68,7 +69,8 @@ def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
         made = Path(folder) / target.name
-        command = [compiler, "-O2", "-w", *options, "-o", str(made), *map(str, sources)]
+        command = [compiler, "-O2", "-w", "-Werror=implicit-function-declaration", *options, "-o", str(made)]
+        command += [*map(str, sources), "-ldl"]  # glibc before 2.34 has dlsym() there
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RecordError(f"{compiler} could not compile {target.name}: {_complaint(done)}")

@@ -20,29 +20,43 @@ if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
     from types import TracebackType
 
-__all__ = ["Guest", "Machine"]
+__all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 
 _PIECE_BYTES = 1 << 16
 _TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
-_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 panic=-1 no_hash_pointers quiet"
-"""``mitigations=off``: ASI takes the place of the kernel's own; ``init_on_alloc=0``: as the published measurements."""
+_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
+"""``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
+the kernel's own; ``init_on_alloc=0``: as the published measurements. ``tsc=reliable``: QEMU does not say that all CPUs
+have the same TSC, which they have; without it Linux takes the HPET on more than one CPU, where each ``clock_gettime()``
+is a system call.
+"""
+
+DEFAULT_CPU = "max"
+"""QEMU's ``-cpu``, where the user names none: with five levels of page tables, where the kernel can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the guest is to be."""
+    """What the guest is to be.
+
+    :param cpu: QEMU's ``-cpu``.
+    """
 
     kernel: Path
     memory_bytes: int
     cpus: int
     append: str = ""
     root_image: Path | None = None
+    cpu: str = DEFAULT_CPU
 
     @property
     def command_line(self) -> str:
-        """The kernel's command line."""
-        return f"{_COMMAND_LINE} {self.append}".strip()
+        """The kernel's command line. ``kaslr``, which no kernel knows, takes back our ``nokaslr``."""
+        ours = _COMMAND_LINE.split()
+        if "kaslr" in self.append.split():
+            ours.remove("nokaslr")
+        return f"{' '.join(ours)} {self.append}".strip()
 
 
 class Guest:
@@ -133,6 +147,11 @@ class Guest:
     def command_line(self) -> str:
         """The kernel's command line."""
         return self._machine.command_line
+
+    @property
+    def cpu(self) -> str:
+        """The CPU, as QEMU's ``-cpu`` takes it."""
+        return self._machine.cpu
 
     def wait(self) -> int:
         """Wait for QEMU's end and the last of the workload's output; give QEMU's exit status, -N for signal N.
@@ -233,7 +252,7 @@ class Guest:
         command = [
             _QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single",
-            "-cpu", "max,la57=off,-rdrand,-rdseed", "-smp", str(machine.cpus),
+            "-cpu", machine.cpu, "-smp", str(machine.cpus), "-seed", "0",
             "-rtc", "base=2024-01-01T00:00:00,clock=vm",
             "-m", f"{machine.memory_bytes >> 20}M",
             "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={files['memory']},share=on",

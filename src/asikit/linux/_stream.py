@@ -43,14 +43,15 @@ class RecordType(IntEnum):
     TASK = 68
     TASK_MM = 69
     NAME = 70
-    CONFIGURE = 71
-    LOST = 72
-    COUNTS = 73
-    END = 74
+    AREA = 71
+    CONFIGURE = 72
+    LOST = 73
+    COUNTS = 74
+    END = 75
 
 
 _FIRST_ROW: Final = min(RecordType)
-_ROW_TYPES: Final = tuple(kind for kind in RecordType if kind <= RecordType.NAME)
+_ROW_TYPES: Final = tuple(kind for kind in RecordType if kind <= RecordType.AREA)
 
 _LOST_NAMES: Final = ("entries_of_unknown_kind", "allocations", "returns_of_unknown_kind")
 """``enum lost`` of plugin/recorder.h."""

@@ -1,5 +1,6 @@
 """The kernel's symbols, as ``/proc/kallsyms`` prints them."""
 
+import bisect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Symbols"]
 
-_KERNEL_HALF = 0xFFFF_8000_0000_0000
+_KERNEL_HALF = 0xFF00_0000_0000_0000
 _LONGEST_FUNCTION = 0x10_0000
 """Bytes: an address further than this behind the last symbol before it belongs to no function."""
 
@@ -47,6 +48,7 @@ class Symbols:
         self._address: dict[str, int] = {}
         self._file_systems: dict[int, str] = {}
         self._lines: list[tuple[int, str, str | None]] = []
+        modules: list[tuple[int, str]] = []
         for line in text.splitlines():
             words = line.split()
             if len(words) < _WORDS:  # the line was cut off
@@ -55,11 +57,15 @@ class Symbols:
             module = words[_WORDS].strip("[]") if len(words) > _WORDS else None
             if module is None:
                 self._address.setdefault(name, address)
+            else:
+                modules.append((address, module))
             if name.endswith("_fs_type") or name == "bd_type":
                 plain = name.removesuffix("_type").removesuffix("_fs")
                 self._file_systems[address] = _FILE_SYSTEM_NAMES.get(plain, plain)
             if words[1] in "tTwW" and address >= _KERNEL_HALF:
                 self._lines.append((address, name, module))
+
+        self._modules = sorted(modules)
 
     @classmethod
     def read(cls, path: "Path") -> "Symbols":
@@ -97,6 +103,12 @@ class Symbols:
         row = int(np.searchsorted(self.text.address, np.uint64(address)))
         found = row < len(self.text.address) and int(self.text.address[row]) == address
         return self.text.name[row] if found else None
+
+    def module_of(self, start: int, end: int) -> str | None:
+        """Give the module that has a symbol in a range of addresses, code or data; None if there is no symbol in it."""
+        following = bisect.bisect_left(self._modules, (start, ""))
+        found = self._modules[following : following + 1]
+        return found[0][1] if found and found[0][0] < end else None
 
     def starting(self, prefix: str) -> dict[int, str]:
         """Give the addresses and names of the kernel's symbols that begin with a prefix."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Records = npt.NDArray[np.void]
     Mask = npt.NDArray[np.bool_]
 
-__all__ = ["Area", "Attribution", "vmalloc_areas", "write_tables"]
+__all__ = ["Attribution", "write_tables"]
 
 _KINDS: Final = (
     PageKind.UNKNOWN,
@@ -35,49 +35,28 @@ _KINDS: Final = (
     PageKind.PAGE_CACHE,
     PageKind.PAGE_TABLE,
     PageKind.STACK,
+    PageKind.HUGETLB,
 )
 """``enum page_kind`` of plugin/recorder.h."""
 
 _NO_ALLOCATION: Final = 0xFFFF_FFFF
 _NO_GFP: Final = 0xFFFF_FFFF_FFFF_FFFF
 
-_REGIONS: Final = (
-    (0x0000_0000_0000_0000, Region.USER),
-    (0x0000_8000_0000_0000, Region.OTHER),
-    (0xFFFF_8800_0000_0000, Region.LDT),
-    (0xFFFF_8880_0000_0000, Region.DIRECT_MAP),
-    (0xFFFF_C880_0000_0000, Region.OTHER),
-    (0xFFFF_C900_0000_0000, Region.VMALLOC),
-    (0xFFFF_E900_0000_0000, Region.OTHER),
-    (0xFFFF_EA00_0000_0000, Region.VMEMMAP),
-    (0xFFFF_EB00_0000_0000, Region.OTHER),
-    (0xFFFF_FE00_0000_0000, Region.CPU_ENTRY_AREA),
-    (0xFFFF_FE80_0000_0000, Region.OTHER),
-    (0xFFFF_FF00_0000_0000, Region.ESPFIX),
-    (0xFFFF_FF80_0000_0000, Region.OTHER),
-    (0xFFFF_FFFF_8000_0000, Region.KERNEL_IMAGE),
-    (0xFFFF_FFFF_A000_0000, Region.MODULES),
-    (0xFFFF_FFFF_FF00_0000, Region.FIXMAP),
-)
-"""Where each region begins with four-level paging and ``nokaslr`` (Documentation/x86/x86_64/mm.rst)."""
-
 _TMPFS: Final = ("shmem", "devtmpfs")
 """File systems whose page cache is that of tmpfs (mm/shmem.c)."""
 
-_PERCPU_MAKER: Final = "pcpu_get_vm_areas"
+_PERCPU_MAKERS: Final = frozenset({"pcpu_get_vm_areas"})
 _STACK_MAKERS: Final = frozenset(
     {"kernel_clone", "copy_process", "dup_task_struct", "alloc_thread_stack_node", "irq_init_percpu_irqstack"}
 )
-"""Whom /proc/vmallocinfo may name for a kernel stack, by what the compiler has inlined (kernel/fork.c, irq_64.c)."""
+"""Who allocates kernel stacks, by what the compiler has inlined (kernel/fork.c, irq_64.c)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """An area of the vmalloc region, a line of /proc/vmallocinfo: first address, address past the end, its maker."""
-
-    start: int
-    end: int
-    maker: str
+_BPF_MAKERS: Final = re.compile(r"bpf_\w+")
+"""Who allocates the text of BPF programs (kernel/bpf/core.c)."""
+_TEXT_MAKERS: Final = re.compile(r"\w*execmem_\w+|module_alloc")
+"""Who allocates it for BPF and for modules alike (mm/execmem.c, since 12af2b83d0b1, 6.10)."""
+_BPF_MODULE: Final = "bpf"
+"""What kallsyms calls the module of BPF programs' symbols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +65,10 @@ class Attribution:
 
     :ivar layout: Of the kernel.
     :ivar symbols: As they were at the end, with the modules and BPF programs that the workload loaded.
-    :ivar areas: Of the vmalloc region, at the end.
     """
 
     layout: "Layout"
     symbols: "Symbols"
-    areas: tuple[Area, ...]
-
-
-def vmalloc_areas(text: str) -> tuple[Area, ...]:
-    """Parse /proc/vmallocinfo: lines ``0xSTART-0xEND SIZE MAKER+0xOFFSET/0xLENGTH ...``."""
-    found = re.finditer(r"^0x([0-9a-f]+)-0x([0-9a-f]+) +\d+ ([\w.]+)", text, re.MULTILINE)
-    return tuple(Area(int(area[1], 16), int(area[2], 16), area[3]) for area in found)
 
 
 def write_tables(writer: "TraceWriter", rows: "Callable[[RecordType], Records]", known: Attribution) -> None:
@@ -107,9 +78,10 @@ def write_tables(writer: "TraceWriter", rows: "Callable[[RecordType], Records]",
     :raises RecordError: Rows are missing.
     """
     places, pages = _last_of_each(rows(RecordType.PLACE)), _last_of_each(rows(RecordType.PAGE))
-    region = _regions(places["addr"])
+    region = _regions(places["addr"], known.layout.regions)
     table = _pages(pages, _cache_names(rows(RecordType.NAME)), known)
-    region, kinds = _refined(places, region, table["kind"], known)
+    makers = _Makers(rows(RecordType.AREA), places, known.symbols)
+    region, kinds = _refined(places, region, table["kind"], makers, known)
     writer.append("places", pl.DataFrame({"vaddr": places["addr"], "region": _words(region), "page": places["x"]}))
     writer.append("pages", table.with_columns(kind=kinds))
     writer.append("allocations", _allocations(_last_of_each(rows(RecordType.ALLOCATION))))
@@ -135,9 +107,9 @@ def _last_of_each(rows: "Records") -> "Records":
     return chosen
 
 
-def _regions(address: "npt.NDArray[np.uint64]") -> "npt.NDArray[Any]":
-    starts = np.array([start for start, _ in _REGIONS], dtype=np.uint64)
-    names = np.array([region.value for _, region in _REGIONS], dtype=object)
+def _regions(address: "npt.NDArray[np.uint64]", regions: "tuple[tuple[int, Region], ...]") -> "npt.NDArray[Any]":
+    starts = np.array([start for start, _ in regions], dtype=np.uint64)
+    names = np.array([region.value for _, region in regions], dtype=object)
     return names[np.searchsorted(starts, address, side="right") - 1]
 
 
@@ -167,38 +139,72 @@ def _cache_names(rows: "Records") -> dict[int, str]:
     return {pointer: _c_string(name) for pointer, name in text.items()}
 
 
-def _refined(
-    places: "Records", region: "npt.NDArray[Any]", kinds: pl.Series, known: Attribution
-) -> tuple["npt.NDArray[Any]", pl.Series]:
-    """Say which places are per-CPU, and what the pages are that the kernel uses through another mapping.
+class _Makers:
+    """Who made the area of the vmalloc or the modules region that each place lies in."""
 
-    The first per-CPU chunk lies in the direct map; what its units leave over went to the page allocator, so only what
-    is still reserved is per-CPU data.
+    def __init__(self, rows: "Records", places: "Records", symbols: "Symbols") -> None:
+        """Name the makers of the areas.
+
+        :param rows: Areas, in the order of their ids, which begin at 1; a place has the id of its area, or 0.
+        """
+        makers = rows["x"].astype(np.uint64) | rows["stack"].astype(np.uint64) << np.uint64(32)
+        names = [symbols.text.name[row].partition(".")[0] if row >= 0 else "" for row in symbols.find(makers)]
+        ends = zip(rows["addr"].tolist(), rows["clock"].tolist(), strict=True)
+        text = [symbols.module_of(start, end) for start, end in ends]
+        self._area = places["stack"]
+        self._names = np.array(["", *names], dtype=object)
+        self._bpf = np.array(
+            [False]
+            + [
+                module == _BPF_MODULE
+                or bool(_BPF_MAKERS.fullmatch(name))
+                or (module is None and bool(_TEXT_MAKERS.fullmatch(name)))
+                for name, module in zip(names, text, strict=True)
+            ]
+        )
+
+    def among(self, names: frozenset[str]) -> "Mask":
+        """Tell which places lie in an area that one of the functions made."""
+        chosen: Mask = np.isin(self._names, list(names))[self._area]
+        return chosen
+
+    def of_bpf(self) -> "Mask":
+        """Tell which places lie in an area that holds BPF programs.
+
+        BPF programs have symbols only if they are not classic ones and for as long as they are loaded. So an area of
+        those that modules are loaded into, too, is BPF's if it has no symbols.
+        """
+        chosen: Mask = self._bpf[self._area]
+        return chosen
+
+
+def _refined(
+    places: "Records", region: "npt.NDArray[Any]", kinds: pl.Series, makers: _Makers, known: Attribution
+) -> tuple["npt.NDArray[Any]", pl.Series]:
+    """Say which places are per-CPU or BPF's, and what the pages are that the kernel uses through another mapping.
+
+    The first per-CPU chunk lies in the direct map; what its units leave over went back to memblock, so only what is
+    still reserved is per-CPU data.
     """
     address, page = places["addr"], places["x"]
     kind = kinds.to_numpy().astype(object)
     at = np.where(page == NO_PAGE, len(kind), page)
     kind_here = np.append(kind, "")[at]
-    start, end = known.layout.percpu
-    first_chunk = (address >= start) & (address < end) & (kind_here == PageKind.RESERVED.value)
-    vmalloc = region == Region.VMALLOC.value
-    percpu = first_chunk | (vmalloc & _made_by(address, known.areas, frozenset({_PERCPU_MAKER})))
-    stack = vmalloc & _made_by(address, known.areas, _STACK_MAKERS)
+    first_chunk = _inside(address, known.layout.percpu) & (kind_here == PageKind.RESERVED.value)
+    vmalloc, modules = region == Region.VMALLOC.value, region == Region.MODULES.value
+    percpu = first_chunk | (vmalloc & makers.among(_PERCPU_MAKERS))
+    stack = vmalloc & makers.among(_STACK_MAKERS)
     generic = np.isin(kind_here, (PageKind.KERNEL.value, PageKind.RESERVED.value))
-    mapped = vmalloc | (region == Region.MODULES.value)
-    for mask, better in ((mapped, PageKind.VMALLOC), (stack, PageKind.STACK), (percpu, PageKind.PERCPU)):
+    for mask, better in ((vmalloc | modules, PageKind.VMALLOC), (stack, PageKind.STACK), (percpu, PageKind.PERCPU)):
         kind[page[mask & generic]] = better.value
+    region = np.where(modules & makers.of_bpf(), Region.BPF.value, region)
     return np.where(percpu, Region.PERCPU.value, region), _words(kind)
 
 
-def _made_by(address: "npt.NDArray[np.uint64]", areas: tuple[Area, ...], makers: frozenset[str]) -> "Mask":
-    """Tell which addresses lie in an area that one of the functions made."""
-    chosen = sorted((area.start, area.end) for area in areas if area.maker in makers)
-    if not chosen:
-        return np.zeros(len(address), np.bool_)
-    starts, ends = np.array(chosen, dtype=np.uint64).T
-    row = np.searchsorted(starts, address, side="right") - 1
-    inside: Mask = (row >= 0) & (address < ends[np.maximum(row, 0)])
+def _inside(address: "npt.NDArray[np.uint64]", ranges: tuple[tuple[int, int], ...]) -> "Mask":
+    inside: Mask = np.zeros(len(address), np.bool_)
+    for start, end in ranges:  # one for each CPU
+        inside |= (address >= start) & (address < end)
     return inside
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs, find_busybox, workload_files
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import Guest, Machine
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
 from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
 from asikit.linux._symbols import Symbols
-from asikit.linux._tables import Attribution, vmalloc_areas, write_tables
+from asikit.linux._tables import Attribution, write_tables
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
@@ -22,9 +22,12 @@ from asikit.trace import TraceWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Recorded", "Recording", "record", "run_unrecorded"]
+__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
 
 MiB = 1 << 20
+DEFAULT_MEMORY = 1024 * MiB
+"""With less than 512 MiB Linux switches transparent huge pages off (``hugepage_init()``), as on no real machine."""
+
 _LEAST_MEMORY = 96 * MiB
 """A stock kernel does not get as far as its first message with less."""
 
@@ -50,23 +53,27 @@ class Recording:
     """What is to be recorded.
 
     :param command: The workload: a program of this machine (or of ``root``) and its arguments.
-    :param kernel: A bzImage; None: one in /boot, else the distribution's cloud kernel.
+    :param kernel: A bzImage; None: the newest on this machine, else Debian's cloud kernel.
     :param include: Files and folders that the workload needs in the guest, under their own paths.
     :param modules: Kernel modules to load before the workload, with what they depend on.
     :param root: A folder that becomes the guest's root file system (ext4 on virtio) instead of an initramfs.
     :param append: More kernel command line.
     :param timeout: Seconds after which the recording is given up.
+    :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
+    :param cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
     """
 
     command: tuple[str, ...]
     kernel: Path | None = None
-    memory_bytes: int = 512 * MiB
+    memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
     include: tuple[Path, ...] = ()
     modules: tuple[str, ...] = ()
     root: Path | None = None
     append: str = ""
     timeout: float | None = None
+    module_folder: Path | None = None
+    cpu: str | None = None
 
 
 @dataclass(slots=True)
@@ -119,8 +126,7 @@ def record(  # noqa: PLR0913  (each named at the call)
         reader.run()
         status = _outcome(guest, recording, ended=reader.ended)
         symbols = Symbols.read(guest.folder / "guest-symbols-after")
-        areas = vmalloc_areas(guest.handed_over("vmallocinfo") or "")
-        write_tables(writer, reader.rows, Attribution(layouts[0], symbols, areas))
+        write_tables(writer, reader.rows, Attribution(layouts[0], symbols))
         writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
         return Recorded(status, reader.events, reader.lost, guest.out_of_memory())
 
@@ -148,7 +154,7 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
         raise RecordError("--include and --root exclude each other; put the files into the root")
     files = Initramfs()
     workload = list(_add_workload(recording, files))
-    kernel = find_kernel(recording.kernel, say)
+    kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
     words = [*_add_modules(recording, kernel, files), *workload]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
@@ -157,7 +163,9 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
     if recording.root is not None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
         image = root_image(recording.root, folder / "root.ext4", say=say)
-    machine = Machine(kernel.image, recording.memory_bytes, recording.cpus, recording.append, image)
+    machine = Machine(
+        kernel.image, recording.memory_bytes, recording.cpus, recording.append, image, recording.cpu or DEFAULT_CPU
+    )
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
     return Guest(machine, archive, built.plugin if recorded else None)
@@ -240,6 +248,8 @@ def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
         advice = "; give it more memory (--memory)" if "memory" in panic.lower() else ""
         raise RecordError(f"the guest's kernel panicked: {panic}{advice}")
     status = guest.handed_over("status")
+    if qemu_status and recording.cpu is not None and not guest.console:
+        raise RecordError(f"--cpu {recording.cpu}: {guest.qemu_error()}; what there is: qemu-system-x86_64 -cpu help")
     if status is None or not ended:
         cause = f"QEMU: {guest.qemu_error()}" if qemu_status else "it was powered off or reset from inside"
         raise RecordError(f"the guest ended before the workload did; {cause}")
@@ -254,12 +264,14 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
             "release": version.split()[2] if version else "",
             "version": version,
             "command_line": guest.command_line,
+            "forms": layout.forms,
+            "missing": layout.missing,
         },
         "machine": {
             "cpus": recording.cpus,
             "memory_bytes": recording.memory_bytes,
             "threads_per_core": 1,
-            "cpu_model": "QEMU max",
+            "cpu_model": f"QEMU {guest.cpu}",
             "emulator": guest.emulator(),
         },
         "workload": {"command": list(recording.command), "exit_status": status},

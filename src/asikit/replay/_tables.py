@@ -182,11 +182,15 @@ class SideTables:
         return self.symbol_of_stack[frame], self.symbol_of_stack[self._parent[frame]]
 
     @cached_property
+    def allocation_frame_of_page(self) -> "Rows":
+        """The row of stacks of the frame that allocated each page; 0 if unknown. One more row, 0, for no page."""
+        stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
+        return np.append(self.allocation_frame[stacks[self.allocation_of_page]], np.uint32(0))
+
+    @cached_property
     def allocator_of_page(self) -> "Rows":
         """The symbol of the function that allocated each page; 0 if it is unknown. One more row, 0, for no page."""
-        stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
-        symbols = self.symbol_of_stack[self.allocation_frame[stacks[self.allocation_of_page]]]
-        return np.append(symbols, np.uint32(0))
+        return self.symbol_of_stack[self.allocation_frame_of_page]
 
 
 def _numbers(names: pl.Series, known: type["StrEnum"]) -> "npt.NDArray[np.uint8]":

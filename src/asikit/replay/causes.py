@@ -7,6 +7,7 @@ import polars as pl
 
 from asikit.protocol import AsiClass, EffectKind, ExitReason
 from asikit.replay._events import NO_ENTRY, SVM_EXITS, class_of_entry, entry_label
+from asikit.replay._stacks import CauseStacks
 from asikit.replay._steps import protocol_config
 from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
@@ -37,6 +38,7 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
     cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
     noflush = sum(times for effect, times in cr3.items() if effect.noflush)
     cr3_writes = sum(cr3.values())
+    causes, stacks = _causes(tally, tables)
     return ReplayResult(
         policy=policy.name,
         title=policy.title,
@@ -58,7 +60,8 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
         ephmap_operations=tally.ephmap_operations,
         amended_events=tally.amended,
         by_entry=_by_entry(tally, protected.keys(), tables),
-        cause_table=_causes(tally, tables),
+        cause_table=causes,
+        stacks=stacks,
     )
 
 
@@ -93,8 +96,8 @@ def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables
     return tuple(sorted(rows, key=lambda row: (-row.round_trips, -row.exits, row.entry)))
 
 
-def _causes(tally: "Tally", tables: "SideTables") -> pl.DataFrame:
-    """Name each site, then count the sites of the same names together."""
+def _causes(tally: "Tally", tables: "SideTables") -> tuple[pl.DataFrame, CauseStacks]:
+    """Name each site, then count the sites of the same names together; and keep what names their stacks."""
     sites = tally.sites
     touched = (sites["place"] != NO_PLACE).to_numpy()
     # Sites without a place borrow the unknown row at the end of each lookup.
@@ -120,7 +123,9 @@ def _causes(tally: "Tally", tables: "SideTables") -> pl.DataFrame:
     )
     grouped = named.group_by(_LABELS).agg(pl.col("exits").sum())
     ordered = grouped.sort("exits", *_LABELS, descending=[True, *[False] * len(_LABELS)])
-    return ordered.with_columns(pl.col(_LABELS).cast(pl.String))
+    frames = tables.allocation_frame_of_page[page]
+    stacks = CauseStacks(named, _LABELS, tables.access_frame[sites["stack"].to_numpy()], frames, tables)
+    return ordered.with_columns(pl.col(_LABELS).cast(pl.String)), stacks
 
 
 def _words(names: "Iterable[str] | pl.Series") -> pl.Series:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from asikit.replay._stacks import CauseStacks
+
 __all__ = ["SCHEMA", "Cause", "EntryRow", "ReplayResult"]
 
 SCHEMA = "asikit.replay/1"
@@ -86,6 +88,7 @@ class ReplayResult:
     :ivar amended_events: Events that do not follow from what was recorded before them.
     :ivar by_entry: Round trips by entry, most first.
     :ivar cause_table: The fields of :class:`Cause` but the share, most exits first.
+    :ivar stacks: The stacks of the causes, by all their names.
     """
 
     policy: str
@@ -107,6 +110,7 @@ class ReplayResult:
     amended_events: int
     by_entry: tuple[EntryRow, ...]
     cause_table: "pl.DataFrame"
+    stacks: "CauseStacks"
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
@@ -146,5 +150,9 @@ class ReplayResult:
             "ephmap_operations": self.ephmap_operations,
             "amended_events": self.amended_events,
             "by_entry": [asdict(row) for row in self.by_entry[:top]],
-            "causes": [asdict(cause) for cause in self.top_causes(top)],
+            "causes": [self._cause_to_dict(cause) for cause in self.top_causes(top)],
         }
+
+    def _cause_to_dict(self, cause: Cause) -> dict[str, Any]:
+        names = tuple(getattr(cause, label) for label in self.stacks.labels)
+        return asdict(cause) | {"stacks": [asdict(stack) for stack in self.stacks.by_cause[names]]}

@@ -87,6 +87,11 @@ def _causes(pair: "Pair", top: int) -> "list[RenderableType]":
     more = sum(1 for change in pair.causes if change.by.shift) - len(changed)
     if more:
         lines.append(Text(f"  {'':>12}  ... and {more:,} more"))
+    if pair.read_as_one:
+        causes = "cause has" if pair.read_as_one == 1 else "causes have"
+        lines.append(
+            Text(f"  {'':>12}  ({pair.read_as_one:,} {causes} other names in B, where others are inlined: a | b)")
+        )
     return lines
 
 

@@ -35,10 +35,13 @@ class Table(msgspec.Struct, frozen=True):
     files: dict[str, TableFile]
 
 
+# A msgspec.Struct copies an empty list or dict given as a default.
 class _Kernel(msgspec.Struct, frozen=True):
     release: str = ""
     version: str = ""
     command_line: str = ""
+    forms: dict[str, str] = {}  # what has had several forms in kernels, and which this one has
+    missing: dict[str, str] = {}  # what the kernel does not have, and what the recording lacks by that
 
 
 class _Machine(msgspec.Struct, frozen=True):
@@ -49,7 +52,6 @@ class _Machine(msgspec.Struct, frozen=True):
     emulator: str | None = None
 
 
-# A msgspec.Struct copies an empty list or dict given as a default.
 class _Workload(msgspec.Struct, frozen=True):
     command: list[str] = []
     exit_status: int | None = None

@@ -142,11 +142,25 @@ static int open_line(const char *path)
     return fd;
 }
 
+/*
+ * In an instance of tracefs of our own: whatever the workload does with tracing does not touch it. (Emptying the buffer of
+ * the common one, for example, stops it for as long as synchronize_rcu() takes.)
+ */
 static void enable_events(void)
 {
-    write_file("/sys/kernel/tracing/buffer_size_kb", "64");
-    write_file("/sys/kernel/tracing/events/kmem/mm_page_alloc/enable", "1");
-    write_file("/sys/kernel/tracing/events/kmem/mm_page_free/enable", "1");
+    const char *tracing = "/sys/kernel/tracing/instances/asi";
+    if (mkdir(tracing, 0755) && errno != EEXIST)
+        tracing = "/sys/kernel/tracing";
+    static const char *const files[][2] = {
+        { "buffer_size_kb", "64" },
+        { "events/kmem/mm_page_alloc/enable", "1" },
+        { "events/kmem/mm_page_free/enable", "1" },
+    };
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", tracing, files[i][0]);
+        write_file(path, files[i][1]);
+    }
 }
 
 static void run_workload(char **argv, int out, int err)
@@ -211,6 +225,7 @@ int main(void)
     if (send_kernel) {
         send_file("kallsyms", "/proc/kallsyms");
         send_file("btf", "/sys/kernel/btf/vmlinux");
+        send_file("iomem", "/proc/iomem");
         send_file("alloc-format", "/sys/kernel/tracing/events/kmem/mm_page_alloc/format");
         send_file("free-format", "/sys/kernel/tracing/events/kmem/mm_page_free/format");
     }
@@ -227,7 +242,6 @@ int main(void)
     __asm__ volatile(MARK(MARK_END) "nop" ::: "memory");
     report(status);
     send_file("symbols-after", "/proc/kallsyms");
-    send_file("vmallocinfo", "/proc/vmallocinfo");
     tcdrain(out);
     tcdrain(err);
     sync();

@@ -3,13 +3,14 @@
 #ifndef ASI_CALLBACKS_H
 #define ASI_CALLBACKS_H
 
-#include "qemu_api.h"
+#include "api.h"
 #include "recorder.h"
 
 /* Kept for the whole run, as the code that QEMU generates points to them. */
 struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
 struct block { uint64_t address; struct text_page *page; uint32_t instructions; };
 struct call_site { uint64_t address, return_address; bool saves_registers; };
+struct flush_site { uint64_t address; bool range; }; /* an instruction that flushes the TLB: one page of a range, or more */
 struct gate { uint64_t address; uint32_t vector; struct block block; };
 
 /* touches.c */
@@ -32,11 +33,14 @@ void on_call(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *call_sit
 void on_return(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
 
 /* kernel.c */
-void check_mm(struct vcpu *, unsigned cpu);
+void check_mm(struct vcpu *, unsigned cpu, bool alone);
 uint32_t current_task_row(unsigned cpu);
 void on_mm_switch(unsigned cpu, void *unused);
 void on_task_switch(unsigned cpu, void *unused);
-void on_tlb_flush(unsigned cpu, void *kernel);
+void on_switch_begin(unsigned cpu, void *unused);
+void on_flusher_begin(unsigned cpu, void *unused);
+void on_flush(unsigned cpu, void *flush_site);
+void on_event_begin(unsigned cpu, void *unused);
 void on_handler_begin(unsigned cpu, void *unused);
 void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *unused);
 void on_alloc_end(unsigned cpu, void *unused);

@@ -43,11 +43,11 @@ uint8_t *guest_physical(uint64_t address)
     return address < memory_size ? memory + address : NULL;
 }
 
-/* A walk of the kernel's own page tables (SDM volume 3, 4.5; four levels). */
+/* A walk of the kernel's own page tables (SDM volume 3, 4.5). */
 static uint8_t *walk(uint64_t vaddr)
 {
     uint64_t table = layout.init_top_pgt - layout.kernel_map + layout.phys_base;
-    for (int shift = 39; shift >= 12; shift -= 9) {
+    for (int shift = 12 + 9 * (layout.paging_levels - 1); shift >= 12; shift -= 9) {
         uint8_t *at = guest_physical(table + (vaddr >> shift & 511) * 8);
         if (!at)
             return NULL;
@@ -80,6 +80,7 @@ uint64_t read_pointer(uint64_t address)
 /* vmemmap is mapped with 2 MiB pages; remember where each of them lies. */
 void guest_prepare(void)
 {
+    areas_prepare();
     uint64_t blocks = (guest_frames() * layout.page_size >> 21) + 1;
     free(page_structs);
     page_structs = calloc(blocks, sizeof *page_structs);

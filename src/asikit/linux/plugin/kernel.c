@@ -24,17 +24,36 @@ static uint32_t mm_id(uint64_t mm)
     return *id;
 }
 
-void check_mm(struct vcpu *v, unsigned cpu)
+static bool in_schedule(uint64_t address, void *unused)
+{
+    return address - layout.schedule_start < layout.schedule_end - layout.schedule_start;
+}
+
+static void write_mm_switch(struct vcpu *v, unsigned cpu)
+{
+    v->mm_switch_pending = false;
+    emit_event(MM_SWITCH, cpu, v->loaded_mm_id, stack_now(v, cpu), v->switched_mm);
+}
+
+/*
+ * A switch of mm in a context switch is written after the context switch: that is where ASI exits, on the outgoing
+ * task's stack, before the mm changes. Elsewhere (exec, a flush asked of a CPU with a lazy TLB) it stands alone.
+ */
+void check_mm(struct vcpu *v, unsigned cpu, bool alone)
 {
     uint64_t mm = per_cpu_pointer(cpu, layout.loaded_mm);
     if (mm <= 1) /* LOADED_MM_SWITCHING */
         return;
     uint32_t id = mm_id(mm);
-    if (id != v->loaded_mm_id) {
-        v->loaded_mm_id = id;
-        forget_touches(v); /* the same user address is another page now, and other memory may be mapped */
-        emit_event(MM_SWITCH, cpu, id, stack_now(v, cpu), mm);
-    }
+    if (id == v->loaded_mm_id)
+        return;
+    v->loaded_mm_id = id;
+    v->switched_mm = mm;
+    forget_touches(v); /* the same user address is another page now, and other memory may be mapped */
+    if (alone)
+        write_mm_switch(v, cpu);
+    else
+        v->mm_switch_pending = true;
 }
 
 /*
@@ -78,9 +97,22 @@ uint32_t current_task_row(unsigned cpu)
 
 void on_mm_switch(unsigned cpu, void *udata)
 {
-    if (vcpus[cpu].mode == MODE_KERNEL) {
-        check_mm(&vcpus[cpu], cpu);
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    bool in_switch = stack_in(v, cpu, 0, 3, in_schedule, NULL);
+    check_mm(v, cpu, !in_switch);
+    if (!in_switch)
         current_task_row(cpu);
+}
+
+/* The last that runs on the outgoing task's stack (__switch_to_asm()). */
+void on_switch_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL) {
+        v->switching = true;
+        v->switched_from = stack_now(v, cpu);
     }
 }
 
@@ -89,22 +121,54 @@ void on_task_switch(unsigned cpu, void *udata)
     struct vcpu *v = &vcpus[cpu];
     if (v->mode != MODE_KERNEL)
         return;
-    check_mm(v, cpu);
+    pages_settle();
     if (v->task)
         task_row(v->task);
     v->task = per_cpu_pointer(cpu, layout.current_task);
     uint32_t id = task_row(v->task);
     if (id != NONE && id != v->task_id) {
         v->task_id = id;
-        emit_event(TASK_SWITCH, cpu, id, stack_now(v, cpu), 0);
+        emit_event(TASK_SWITCH, cpu, id, v->switching ? v->switched_from : stack_now(v, cpu), 0);
     }
+    v->switching = false;
+    check_mm(v, cpu, false);
+    if (v->mm_switch_pending)
+        write_mm_switch(v, cpu);
 }
 
-void on_tlb_flush(unsigned cpu, void *kernel)
+/* ---- TLB flushes ---- */
+
+static bool in_flusher(uint64_t address, void *found)
+{
+    for (int i = 0; i < layout.n_flushers; i++)
+        if (address - layout.flusher[i].start < layout.flusher[i].end - layout.flusher[i].start) {
+            *(const struct flusher **)found = &layout.flusher[i];
+            return true;
+        }
+    return address - layout.mm_hook_start < layout.mm_hook_end - layout.mm_hook_start; /* a switch of mm writes CR3, too */
+}
+
+void on_flusher_begin(unsigned cpu, void *udata)
+{
+    vcpus[cpu].flushed = false;
+}
+
+/*
+ * INVLPG, or another instruction that flushes more than one page: what happens, whichever functions the compiler has
+ * inlined, and whatever was asked for. flush_tlb_func() may find nothing left to do, or that a CPU with a lazy TLB had
+ * better switch to init_mm.
+ */
+void on_flush(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
-    if (v->mode == MODE_KERNEL)
-        emit_event(TLB_FLUSH, cpu, (uint64_t)kernel, stack_now(v, cpu), 0);
+    const struct flush_site *site = udata;
+    const struct flusher *by = NULL;
+    if (v->mode != MODE_KERNEL || v->flushed || v->muted)
+        return;
+    if (!stack_in(v, cpu, site->address, 4, in_flusher, &by) || !by)
+        return;
+    v->flushed = true;
+    emit_event(TLB_FLUSH, cpu, (by->kernel ? FLUSH_KERNEL : 0) | (site->range ? FLUSH_RANGE : 0), stack_now(v, cpu), 0);
 }
 
 /*
@@ -114,6 +178,14 @@ void on_tlb_flush(unsigned cpu, void *kernel)
 static struct stores *stores_of(struct vcpu *v)
 {
     return &v->stores[__builtin_popcount(v->mute_stack) & 3];
+}
+
+/* The event has come; each of the kernel's tracing instances that wants it has its handler called in turn. */
+void on_event_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_KERNEL)
+        stores_of(v)->written = false;
 }
 
 void on_handler_begin(unsigned cpu, void *udata)
@@ -146,31 +218,41 @@ static uint8_t *find_event(const struct stores *s, uint64_t first, uint64_t seco
     return NULL;
 }
 
-static uint32_t caller_of(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end)
+/*
+ * Whose event it is: the handler's caller but for __traceiter_...(). That is not there if the handler is the only one; if
+ * it is, another handler may have written this event already.
+ */
+static bool is_new(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end, uint32_t *caller)
 {
     uint32_t stack = stack_now(v, cpu);
-    while (stack_address(stack) - start < end - start)
-        stack = stack_parent(stack);
-    return stack;
+    bool listed = false;
+    for (; stack_address(stack) - start < end - start; stack = stack_parent(stack))
+        listed = true;
+    *caller = stack;
+    bool written = listed && stores_of(v)->written;
+    return !written;
 }
 
 void on_alloc_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
+    uint32_t stack;
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
+    if (!is_new(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end, &stack))
+        return;
     uint8_t *event = find_event(stores_of(v), layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
+    stores_of(v)->written = true;
     uint64_t frame = read64(event + layout.alloc_pfn);
     if (frame == UINT64_MAX) /* a failed allocation */
         return;
     uint32_t order = read32(event + layout.alloc_order);
     uint64_t gfp = layout.alloc_gfp_bytes == 8 ? read64(event + layout.alloc_gfp) : read32(event + layout.alloc_gfp);
-    uint32_t stack = caller_of(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end);
     uint32_t id = page_allocated(frame, order, gfp, read32(event + layout.alloc_migratetype), stack);
     for (uint64_t i = 0; i < 1ull << order; i++)
         forget_frame(frame + i);
@@ -180,14 +262,17 @@ void on_alloc_end(unsigned cpu, void *udata)
 void on_free_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
+    uint32_t stack;
     if (v->mode != MODE_KERNEL || !v->muted)
         return;
     v->muted = false;
+    if (!is_new(v, cpu, layout.free_iter_start, layout.free_iter_end, &stack))
+        return;
     uint8_t *event = find_event(stores_of(v), layout.free_pfn, layout.free_order, layout.free_order);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
-    uint32_t stack = caller_of(v, cpu, layout.free_iter_start, layout.free_iter_end);
+    stores_of(v)->written = true;
     emit_event(PAGE_FREE, cpu, page_freed(read64(event + layout.free_pfn), read32(event + layout.free_order)), stack, 0);
 }

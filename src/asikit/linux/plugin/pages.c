@@ -2,7 +2,9 @@
 /*
  * What each touched page is. A row of the pages table is one incarnation of a frame: from one
  * allocation to the next. Its kind comes from struct page as it stands at the touch; one that is not
- * specific yet (a page just allocated) is looked at again later, up to the moment it is freed.
+ * specific yet (a page just allocated) is looked at again: at its next touch, when the round trip in which it was touched
+ * ends or another task runs (by then it is what it was allocated for), and when it is freed (by then it may be nothing
+ * any more).
  *
  * The page allocator clears a page before its trace event says which allocation it belongs to. So a
  * frame without a known allocation keeps its row when the event comes, and the row is completed.
@@ -14,7 +16,10 @@
 
 struct frame { uint32_t page, allocation; uint8_t kind, reported; uint64_t about; };
 
+#define MAX_UNSETTLED 1024
+
 static struct frame *frames;
+static uint32_t unsettled[MAX_UNSETTLED], n_unsettled; /* frames to look at again */
 static uint32_t n_pages, n_allocations, n_places;
 static struct table places, names;
 
@@ -49,38 +54,65 @@ static void name_cache(uint64_t cache)
     }
 }
 
-/* struct page of 6.x: include/linux/mm_types.h, page-flags.h. */
+/*
+ * The head of a compound page's tail. compound_head, since 7.1 (compound_info) for some kernels, holds in a tail 1 plus
+ * the head's address or, where struct pages are aligned, the mask that makes it of the tail's address
+ * (include/linux/page-flags.h, _compound_head()). The two cannot be confused: a mask is no address in vmemmap.
+ */
+static uint64_t head_of(uint64_t frame, const uint8_t *page)
+{
+    uint64_t word = read64(page + layout.page_compound), start = layout.vmemmap;
+    if (!(word & 1))
+        return frame;
+    if (word - 1 - start < guest_frames() * layout.page_size)
+        return (word - 1 - start) / layout.page_size;
+    return (((start + frame * layout.page_size) & (word - 1)) - start) / layout.page_size;
+}
+
+static bool is_type(uint32_t type, uint64_t mask, uint64_t value)
+{
+    return mask && (type & mask) == value;
+}
+
+static bool is_hugetlb(uint64_t head, const uint8_t *page)
+{
+    if (layout.type_hugetlb_mask)
+        return is_type(read32(page + layout.page_type), layout.type_hugetlb_mask, layout.type_hugetlb_value);
+    if (!layout.second_hugetlb_mask || !(read64(page + layout.page_flags) & layout.flag_head))
+        return false;
+    const uint8_t *second = struct_page(head + 1);
+    return second && (read64(second + layout.second_hugetlb_offset) & layout.second_hugetlb_mask) == layout.second_hugetlb_value;
+}
+
+/* By struct page (include/linux/mm_types.h, page-flags.h), whose form the host has found out. */
 static enum page_kind classify(uint64_t frame, uint64_t *about)
 {
     const uint8_t *page = struct_page(frame);
     *about = 0;
     if (!page)
         return KIND_UNKNOWN;
-    uint64_t head = read64(page + layout.page_compound_head);
-    if (head & 1) {
-        uint64_t offset = head - 1 - layout.vmemmap;
-        page = struct_page(offset / layout.page_size);
-        if (!page)
-            return KIND_UNKNOWN;
-    }
+    uint64_t head = head_of(frame, page);
+    page = struct_page(head);
+    if (!page)
+        return KIND_UNKNOWN;
     uint64_t flags = read64(page + layout.page_flags);
     uint64_t mapping = read64(page + layout.page_mapping);
     uint32_t type = read32(page + layout.page_type);
-    if (flags >> layout.flag_reserved & 1)
+    if (flags & layout.flag_reserved)
         return KIND_RESERVED;
-    if (flags >> layout.flag_slab & 1) {
+    if (flags & layout.flag_slab || is_type(type, layout.type_slab_mask, layout.type_slab_value)) {
         *about = read64(page + layout.page_slab_cache);
         return KIND_SLAB;
     }
-    if ((type & layout.type_base) == layout.type_base) { /* page types are cleared bits */
-        if ((type & layout.type_table) == 0)
-            return KIND_PAGE_TABLE;
-        if ((type & layout.type_buddy) == 0)
-            return KIND_FREE;
-    }
-    if ((mapping & 3) == 1 || (mapping & 3) == 3) /* PAGE_MAPPING_ANON, _KSM */
+    if (is_type(type, layout.type_table_mask, layout.type_table_value))
+        return KIND_PAGE_TABLE;
+    if (is_type(type, layout.type_buddy_mask, layout.type_buddy_value))
+        return KIND_FREE;
+    if (is_hugetlb(head, page))
+        return KIND_HUGETLB;
+    if (mapping & 1) /* PAGE_MAPPING_ANON, since 6.17 FOLIO_MAPPING_ANON; with bit 1 it is KSM's */
         return KIND_ANON;
-    if (mapping && !(mapping & 7)) {
+    if (mapping && !(mapping & 3)) {
         uint64_t inode = read_pointer(mapping + layout.mapping_host);
         uint64_t super = inode ? read_pointer(inode + layout.inode_sb) : 0;
         *about = super ? read_pointer(super + layout.sb_type) : 0;
@@ -118,6 +150,21 @@ static void look(uint64_t frame)
     report(frame);
 }
 
+static void look_again_later(uint64_t frame)
+{
+    if (n_unsettled < MAX_UNSETTLED && (!n_unsettled || unsettled[n_unsettled - 1] != frame))
+        unsettled[n_unsettled++] = frame;
+}
+
+void pages_settle(void)
+{
+    while (n_unsettled) {
+        uint32_t frame = unsettled[--n_unsettled];
+        if (frames[frame].page != NONE && !specific(frames[frame].kind))
+            look(frame);
+    }
+}
+
 uint32_t place_of(uint64_t vaddr, uint64_t frame)
 {
     bool fresh;
@@ -131,13 +178,15 @@ uint32_t place_of(uint64_t vaddr, uint64_t frame)
                 f->kind = KIND_STACK;
                 report(frame);
             }
+            if (!specific(f->kind))
+                look_again_later(frame);
         }
         page = f->page;
     }
     uint32_t *id = table_find(&places, vpage + 1, page, &fresh);
     if (fresh) {
         *id = n_places++;
-        emit((struct record){ .type = ROW_PLACE, .arg = *id, .x = page, .addr = vpage << PAGE_SHIFT });
+        emit((struct record){ .type = ROW_PLACE, .arg = *id, .x = page, .stack = area_of(vaddr), .addr = vpage << PAGE_SHIFT });
     }
     return *id;
 }

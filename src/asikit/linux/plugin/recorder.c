@@ -13,12 +13,9 @@
 #include "../guest/marker.h"
 #include "callbacks.h"
 
-PLUGIN_EXPORT int qemu_plugin_version = QEMU_PLUGIN_VERSION;
-
-struct vcpu vcpus[MAX_CPUS];
+struct vcpu *vcpus;
 bool one_cpu;
 int n_cpus;
-static qemu_plugin_id_t plugin;
 
 static struct table text_pages;
 static struct text_page **text_page_list;
@@ -67,15 +64,6 @@ static uint64_t call_target(const uint8_t *code, size_t size, uint64_t ip)
     return ip + size + distance;
 }
 
-/*
- * Always for reads and writes: QEMU 7.2 mixes up the two when asked for one of them (accel/tcg/plugin-gen.c,
- * op_rw() adds one to what is a bit mask already).
- */
-static void on_memory(struct qemu_plugin_insn *insn, plugin_mem_cb cb, void *udata)
-{
-    qemu_plugin_register_vcpu_mem_cb(insn, cb, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, udata);
-}
-
 static bool in_range(uint64_t address, uint64_t start, uint64_t end)
 {
     return address - start < end - start;
@@ -87,25 +75,44 @@ static void hook_handlers(struct qemu_plugin_insn *insn, uint64_t ip, bool retur
     if (!alloc && !in_range(ip, layout.free_start, layout.free_end))
         return;
     if (ip == (alloc ? layout.alloc_start : layout.free_start))
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_handler_begin, QEMU_PLUGIN_CB_NO_REGS, NULL);
+        api_on_insn(insn, on_handler_begin, NULL);
     if (returns)
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, alloc ? on_alloc_end : on_free_end, QEMU_PLUGIN_CB_NO_REGS, NULL);
+        api_on_insn(insn, alloc ? on_alloc_end : on_free_end, NULL);
     else
-        on_memory(insn, on_handler_store, NULL);
+        api_on_memory(insn, on_handler_store, NULL);
 }
 
-static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, bool returns)
+/*
+ * Instructions that flush the TLB (SDM volume 3, 4.10.4.1): INVLPG; INVPCID, and writes to CR3 and CR4. In a range flush
+ * the kernel uses INVLPG; with PTI, INVPCID follows it for the user's half.
+ */
+static bool is_flush(const uint8_t *code, size_t size, bool *range)
 {
+    size_t i = size > 1 && (code[0] & 0xf0) == 0x40; /* REX */
+    *range = size >= i + 3 && code[i] == 0x0f && code[i + 1] == 0x01 && (code[i + 2] & 0x38) == 0x38 && code[i + 2] < 0xc0;
+    bool to_cr = size == i + 3 && code[i] == 0x0f && code[i + 1] == 0x22;
+    bool to_cr3_or_4 = to_cr && ((code[i + 2] >> 3 & 7) == 3 || (code[i + 2] >> 3 & 7) == 4);
+    return *range || to_cr3_or_4 || (size >= 5 && !memcmp(code, "\x66\x0f\x38\x82", 4));
+}
+
+static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uint8_t *code, size_t size, bool returns)
+{
+    bool range;
+    if (ip == layout.alloc_iter_start || ip == layout.free_iter_start)
+        api_on_insn(insn, on_event_begin, NULL);
+    if (ip == layout.switch_hook)
+        api_on_insn(insn, on_switch_begin, NULL);
     if (ip == layout.task_hook)
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_task_switch, QEMU_PLUGIN_CB_NO_REGS, NULL);
+        api_on_insn(insn, on_task_switch, NULL);
     if (returns && in_range(ip, layout.mm_hook_start, layout.mm_hook_end))
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mm_switch, QEMU_PLUGIN_CB_NO_REGS, NULL);
-    for (int i = 0; i < layout.n_tlb_user; i++)
-        if (ip == layout.tlb_user[i])
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_tlb_flush, QEMU_PLUGIN_CB_NO_REGS, (void *)0);
-    for (int i = 0; i < layout.n_tlb_kernel; i++)
-        if (ip == layout.tlb_kernel[i])
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_tlb_flush, QEMU_PLUGIN_CB_NO_REGS, (void *)1);
+        api_on_insn(insn, on_mm_switch, NULL);
+    for (int i = 0; i < layout.n_flushers; i++)
+        if (ip == layout.flusher[i].start)
+            api_on_insn(insn, on_flusher_begin, NULL);
+    if (is_flush(code, size, &range)) {
+        struct flush_site site = { ip, range };
+        api_on_insn(insn, on_flush, keep(&site, sizeof site));
+    }
     hook_handlers(insn, ip, returns);
 }
 
@@ -122,34 +129,34 @@ static void on_physical_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_
 
 static void instrument_insn(struct qemu_plugin_insn *insn)
 {
-    const uint8_t *code = qemu_plugin_insn_data(insn);
-    size_t size = qemu_plugin_insn_size(insn);
+    uint8_t code[MOST_CODE_BYTES];
+    size_t size = api_code(insn, code);
     uint64_t ip = qemu_plugin_insn_vaddr(insn);
     bool returns = is_return(code, size);
     bool svm = size == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] >= 0xd8 && code[2] <= 0xdf;
 
     if (returns)
-        on_memory(insn, on_return, (void *)ip);
+        api_on_memory(insn, on_return, (void *)ip);
     else if (is_call(code, size)) {
         uint64_t target = call_target(code, size, ip);
         bool saves_registers = target && (target == layout.error_entry || target == layout.paranoid_entry);
         struct call_site *c = keep(&(struct call_site){ ip, ip + size, saves_registers }, sizeof *c);
-        on_memory(insn, on_call, c);
+        api_on_memory(insn, on_call, c);
     } else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf) {
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
-        on_memory(insn, on_iret_load, (void *)ip);
+        api_on_insn(insn, on_iret, NULL);
+        api_on_memory(insn, on_iret_load, (void *)ip);
     } else
-        on_memory(insn, !svm ? on_access : code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
+        api_on_memory(insn, !svm ? on_access : code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_sysret, QEMU_PLUGIN_CB_NO_REGS, (void *)ip);
+        api_on_insn(insn, on_sysret, (void *)ip);
     if (svm && code[2] == 0xd8) {
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_vmrun, QEMU_PLUGIN_CB_NO_REGS, (void *)ip);
-        if (vm_exits.n < 16)
+        api_on_insn(insn, on_vmrun, (void *)ip);
+        if (vm_exits.n < 16 && qemu_plugin_insn_haddr(insn))
             vm_exits.at[vm_exits.n++] = (const uint8_t *)qemu_plugin_insn_haddr(insn) + size;
     }
-    hook_functions(insn, ip, returns);
+    hook_functions(insn, ip, code, size, returns);
 }
 
 static bool is_vm_exit(const struct qemu_plugin_insn *first)
@@ -177,25 +184,22 @@ static void instrument_start(struct qemu_plugin_tb *tb, struct block b)
     if (is_vm_exit(qemu_plugin_tb_get_insn(tb, 0)))
         cb = on_vmexit;
     if (cb)
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, cb, QEMU_PLUGIN_CB_NO_REGS, keep(&g, sizeof g));
+        api_on_start(tb, cb, keep(&g, sizeof g));
     else
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, QEMU_PLUGIN_CB_NO_REGS, keep(&b, sizeof b));
+        api_on_start(tb, on_block, keep(&b, sizeof b));
 }
 
 static void find_mark(struct qemu_plugin_tb *tb);
 
-static void translate_recording(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void translate_recording(struct qemu_plugin_tb *tb)
 {
     uint64_t start = qemu_plugin_tb_vaddr(tb);
     size_t n = qemu_plugin_tb_n_insns(tb);
-    if (one_cpu) {
-        qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &vcpus[0].clock, n);
-        if (start >= KERNEL_HALF)
-            qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &vcpus[0].kernel_clock, n);
-    }
+    if (one_cpu)
+        api_count(tb, n, start >= KERNEL_HALF);
     if (start < KERNEL_HALF) {
         if (!one_cpu)
-            qemu_plugin_register_vcpu_tb_exec_cb(tb, on_user_block, QEMU_PLUGIN_CB_NO_REGS, (void *)n);
+            api_on_start(tb, on_user_block, (void *)n);
         find_mark(tb);
         return;
     }
@@ -204,26 +208,22 @@ static void translate_recording(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t ip = qemu_plugin_insn_vaddr(insn), last = ip + qemu_plugin_insn_size(insn) - 1;
         if ((last ^ start) >> PAGE_SHIFT && ((ip ^ start) >> PAGE_SHIFT == 0 || (ip & (PAGE_SIZE - 1)) == 0))
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_fetch, QEMU_PLUGIN_CB_NO_REGS, (void *)last);
+            api_on_insn(insn, on_fetch, (void *)last);
         instrument_insn(insn);
     }
 }
 
 /* ---- marks ---- */
 
-static void translate_idle(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void translate_idle(struct qemu_plugin_tb *tb)
 {
     if (qemu_plugin_tb_vaddr(tb) < KERNEL_HALF)
         find_mark(tb);
 }
 
-static void begin_recording(qemu_plugin_id_t id)
-{
-    qemu_plugin_register_vcpu_tb_trans_cb(id, translate_recording);
-}
-
 static void on_begin(unsigned cpu, void *udata)
 {
+    vcpus = api_vcpus();
     stream_read_layout();
     guest_prepare();
     pages_prepare();
@@ -235,12 +235,12 @@ static void on_begin(unsigned cpu, void *udata)
         v->epoch = 1;
         v->task_id = NONE;
         seen_grow(v);
-        check_mm(v, i);
+        check_mm(v, i, true);
         uint32_t task = current_task_row(i);
         if (task != NONE)
             emit_event(TASK_SWITCH, i, v->task_id = task, 0, 0);
     }
-    qemu_plugin_reset(plugin, begin_recording);
+    api_start_again(translate_recording);
 }
 
 /*
@@ -249,6 +249,8 @@ static void on_begin(unsigned cpu, void *udata)
  */
 static void on_end(unsigned cpu, void *udata)
 {
+    if (!vcpus)
+        return;
     pages_resolve_all();
     stream_end(n_cpus);
     for (int i = 0; i < n_cpus; i++)
@@ -269,24 +271,25 @@ static void find_mark(struct qemu_plugin_tb *tb)
     size_t n = qemu_plugin_tb_n_insns(tb);
     for (size_t i = 0; i < n; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-        const uint8_t *code = qemu_plugin_insn_data(insn);
+        uint8_t code[MOST_CODE_BYTES];
+        size_t size = api_code(insn, code);
         uint32_t mark;
-        if (qemu_plugin_insn_size(insn) == 6 && code[0] == 0x8a && code[1] == 0x80) {
+        if (size == 6 && code[0] == 0x8a && code[1] == 0x80) {
             memcpy(&mark, code + 2, 4);
             if (mark == MARK_HAND_OVER)
-                on_memory(insn, on_hand_over, NULL);
+                api_on_memory(insn, on_hand_over, NULL);
         }
-        if (qemu_plugin_insn_size(insn) != 8 || memcmp(code, "\x0f\x1f\x84\x00", 4))
+        if (size != 8 || memcmp(code, "\x0f\x1f\x84\x00", 4))
             continue;
         memcpy(&mark, code + 4, 4);
         if (mark == MARK_BEGIN)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_begin, QEMU_PLUGIN_CB_NO_REGS, NULL);
+            api_on_insn(insn, on_begin, NULL);
         else if (mark == MARK_END)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_end, QEMU_PLUGIN_CB_NO_REGS, NULL);
+            api_on_insn(insn, on_end, NULL);
     }
 }
 
-PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
+int recorder_install(int cpus, int argc, char **argv)
 {
     const char *directory = NULL;
     int stream_fd = -1, layout_fd = -1;
@@ -296,17 +299,16 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
         sscanf(argv[i], "stream=%d", &stream_fd);
         sscanf(argv[i], "layout=%d", &layout_fd);
     }
-    if (!directory || stream_fd < 0 || layout_fd < 0 || !info->system_emulation || info->system.max_vcpus > MAX_CPUS) {
-        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD, system emulation and at most %d CPUs\n", MAX_CPUS);
+    if (!directory || stream_fd < 0 || layout_fd < 0) {
+        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD\n");
         return 1;
     }
     char memory[4200];
     snprintf(memory, sizeof memory, "%s/memory", directory);
-    plugin = id;
-    n_cpus = info->system.max_vcpus;
+    n_cpus = cpus;
     one_cpu = n_cpus == 1;
     guest_map(memory);
     stream_open(directory, stream_fd, layout_fd);
-    qemu_plugin_register_vcpu_tb_trans_cb(id, translate_idle);
+    api_translate(translate_idle);
     return 0;
 }

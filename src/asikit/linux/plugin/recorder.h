@@ -15,7 +15,7 @@
 #define NONE UINT32_MAX
 #define PAGE_SHIFT 12
 #define PAGE_SIZE 4096ull
-#define KERNEL_HALF 0xffff800000000000ull
+#define KERNEL_HALF 0xff00000000000000ull /* with five levels of page tables; with four, what lies below is not canonical */
 
 /* Types below 64 are the trace's event kinds (asikit.trace.EventKind); the others fill its side tables. */
 enum record_type {
@@ -23,12 +23,13 @@ enum record_type {
     NESTED_EXCEPTION, NESTED_INTERRUPT, NESTED_NMI, NESTED_RETURN, RETURN_USER, VM_ENTRY,
     TOUCH_READ, TOUCH_WRITE, TOUCH_FETCH, TASK_SWITCH, MM_SWITCH, PAGE_ALLOC, PAGE_FREE, TLB_FLUSH,
     ROW_STACK = 64,    /* arg id, stack parent id, addr address */
-    ROW_PLACE,         /* arg id, x page id, addr virtual address */
+    ROW_PLACE,         /* arg id, x page id, addr virtual address, stack area id */
     ROW_PAGE,          /* arg id, x frame, aux kind, stack allocation id, addr slab cache or file_system_type; a later row replaces an earlier one */
     ROW_ALLOCATION,    /* arg id, x frame, aux order | migratetype << 8, stack, addr gfp flags (all ones: unknown) */
     ROW_TASK,          /* arg id, x pid, stack tgid, aux 0, clock and addr: comm; a ROW_TASK_MM follows */
     ROW_TASK_MM,       /* arg task id, x mm id */
     ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
+    ROW_AREA,          /* an area of the vmalloc or the modules region: arg id, addr start, clock end; x and stack: low and high half of its maker's address */
     CONFIGURE,         /* the guest is ready: the host sends the layout */
     LOST,              /* arg which counter, clock count */
     COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
@@ -36,7 +37,10 @@ enum record_type {
 };
 
 enum page_kind { KIND_UNKNOWN, KIND_KERNEL, KIND_FREE, KIND_RESERVED, KIND_SLAB, KIND_ANON, KIND_PAGE_CACHE,
-                 KIND_PAGE_TABLE, KIND_STACK };
+                 KIND_PAGE_TABLE, KIND_STACK, KIND_HUGETLB };
+
+/* A TLB flush: of addresses of the loaded mm or of the kernel, of everything or of a range page by page. */
+enum { FLUSH_KERNEL = 1, FLUSH_RANGE = 2 };
 
 struct record {
     uint8_t type, cpu;
@@ -48,17 +52,26 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
 
 /* Where things are in this kernel, from its symbols, BTF and trace event formats. */
 #define LAYOUT_FIELDS(F) \
-    F(page_offset) F(vmemmap) F(kernel_map) F(phys_base) F(init_top_pgt) F(init_mm) \
+    F(page_offset) F(vmemmap) F(kernel_map) F(phys_base) F(init_top_pgt) F(paging_levels) F(init_mm) \
     F(syscall_entry) F(compat_entry) F(sysenter_entry) F(orig_ax_offset) F(error_entry) F(paranoid_entry) \
     F(current_task) F(loaded_mm) \
     F(task_pid) F(task_tgid) F(task_comm) F(task_mm) F(mm_ctx_id) \
-    F(page_size) F(page_flags) F(page_mapping) F(page_compound_head) F(page_slab_cache) F(page_type) \
-    F(flag_slab) F(flag_reserved) F(type_base) F(type_buddy) F(type_table) \
+    F(page_size) F(page_flags) F(page_mapping) F(page_compound) F(page_slab_cache) F(page_type) \
+    F(flag_slab) F(flag_reserved) F(flag_head) \
+    F(type_slab_mask) F(type_slab_value) F(type_buddy_mask) F(type_buddy_value) \
+    F(type_table_mask) F(type_table_value) F(type_hugetlb_mask) F(type_hugetlb_value) \
+    F(second_hugetlb_offset) F(second_hugetlb_mask) F(second_hugetlb_value) \
     F(cache_name) F(mapping_host) F(inode_sb) F(sb_type) \
-    F(task_hook) F(mm_hook_start) F(mm_hook_end) \
+    F(vmap_roots) F(vmap_root_count) F(vmap_root_stride) F(vmap_rb_node) F(vmap_start) F(vmap_end) F(vmap_vm) F(vm_caller) \
+    F(rb_left) F(rb_right) \
+    F(task_hook) F(switch_hook) F(schedule_start) F(schedule_end) F(mm_hook_start) F(mm_hook_end) \
     F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
     F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
     F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order)
+
+/* Functions that flush this CPU's TLB, and whose addresses they flush. */
+#define MAX_FLUSHERS 16
+struct flusher { uint64_t start, end; bool kernel; };
 
 struct layout {
 #define F(name) uint64_t name;
@@ -67,8 +80,8 @@ struct layout {
     uint64_t gate[256];                  /* interrupt descriptor table: handler addresses, 0 = none */
     uint64_t per_cpu[MAX_CPUS];          /* __per_cpu_offset[] */
     uint64_t irq_stack[MAX_CPUS];        /* top of the CPU's interrupt stack */
-    uint64_t tlb_user[4], tlb_kernel[4]; /* functions that flush this CPU's TLB */
-    int n_tlb_user, n_tlb_kernel;
+    struct flusher flusher[MAX_FLUSHERS];
+    int n_flushers;
 };
 extern struct layout layout;
 
@@ -92,13 +105,21 @@ struct vcpu {
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */
     uint64_t vmload, vmcb;   /* physical addresses: of the last VMLOAD, of the running guest's VMCB */
     uint64_t loaded_mm_id;
+    bool mm_switch_pending;  /* in a context switch: written after it, as ASI exits before it changes the mm */
+    uint64_t switched_mm;
+    bool switching;          /* between the outgoing task's last and the incoming task's first instruction */
+    uint32_t switched_from;  /* the outgoing task's stack */
+    bool flushed;            /* the TLB flush in progress has been written */
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
-    struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
+    struct stores { uint64_t addr[24]; uint8_t n; bool written; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
-extern struct vcpu vcpus[MAX_CPUS];
+extern struct vcpu *vcpus; /* of MAX_CPUS */
 extern bool one_cpu;
 extern int n_cpus;
+
+/* recorder.c */
+int recorder_install(int cpus, int argc, char **argv);
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
@@ -133,7 +154,12 @@ void pages_prepare(void);
 uint32_t place_of(uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
+void pages_settle(void);      /* look again at pages touched of late that were nothing in particular then */
 void pages_resolve_all(void);
+
+/* vmalloc.c: which area an address of the vmalloc or the modules region lies in */
+void areas_prepare(void);
+uint32_t area_of(uint64_t vaddr);             /* id of its row, 0 if none */
 
 /* shadow.c: kernel stacks, from the stores of call instructions */
 void shadow_prepare(void);
@@ -144,6 +170,7 @@ uint32_t stack_now(struct vcpu *, unsigned cpu);             /* id of the row fo
 uint32_t stack_leaf(uint32_t parent, uint64_t address);      /* id of the row below parent */
 uint32_t stack_parent(uint32_t id);
 uint64_t stack_address(uint32_t id);
+bool stack_in(struct vcpu *, unsigned cpu, uint64_t ip, unsigned depth, bool (*is)(uint64_t address, void *), void *);
 
 /* table.c: a map from a pair of words to a dense id */
 struct table { struct entry { uint64_t a, b; uint32_t id; } *slot; uint32_t mask, n; };

@@ -152,3 +152,14 @@ uint32_t stack_now(struct vcpu *v, unsigned cpu)
 {
     return v->segment ? id_of_segment(v, cpu, v->segment, false) : 0;
 }
+
+/* Whether the code at ip, or one of the innermost callers, is what is asked for; looked for from the inside. */
+bool stack_in(struct vcpu *v, unsigned cpu, uint64_t ip, unsigned depth, bool (*is)(uint64_t address, void *), void *what)
+{
+    if (is(ip, what))
+        return true;
+    for (uint32_t id = stack_now(v, cpu); id && depth; id = rows[id].parent, depth--)
+        if (is(rows[id].address - 1, what))
+            return true;
+    return false;
+}

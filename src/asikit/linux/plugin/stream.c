@@ -111,10 +111,14 @@ static void set_field(const char *key, uint64_t index, uint64_t value)
         layout.per_cpu[index] = value;
     else if (!strcmp(key, "irq_stack") && index < MAX_CPUS)
         layout.irq_stack[index] = value;
-    else if (!strcmp(key, "tlb_user") && layout.n_tlb_user < 4)
-        layout.tlb_user[layout.n_tlb_user++] = value;
-    else if (!strcmp(key, "tlb_kernel") && layout.n_tlb_kernel < 4)
-        layout.tlb_kernel[layout.n_tlb_kernel++] = value;
+    else if (!strcmp(key, "flusher_user") && index < MAX_FLUSHERS)
+        layout.flusher[index] = (struct flusher){ value, value, false };
+    else if (!strcmp(key, "flusher_kernel") && index < MAX_FLUSHERS)
+        layout.flusher[index] = (struct flusher){ value, value, true };
+    else if (!strcmp(key, "flusher_end") && index < MAX_FLUSHERS) {
+        layout.flusher[index].end = value;
+        layout.n_flushers = index + 1;
+    }
     else {
         errno = EINVAL;
         give_up(key);
