@@ -11,7 +11,7 @@ TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs zstd
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
 
-.PHONY: help demo test test-recorder test-suites lint bench lock clean test-packages
+.PHONY: help demo test test-recorder test-suites lint bench validate kernels lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -19,6 +19,8 @@ help:
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
 	@echo 'make bench        measure recording and replay, as ratios'
+	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
+	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
 	@echo 'make lock         choose the newest dependencies and write requirements.lock'
 	@echo 'make clean        remove .venv and all caches'
 
@@ -45,6 +47,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py
+
+validate: $(STAMP) test-packages
+	tools/validate
+
+kernels: $(STAMP) test-packages
+	.venv/bin/python -m bench.kernels
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)

@@ -121,6 +121,7 @@ void on_task_switch(unsigned cpu, void *udata)
     struct vcpu *v = &vcpus[cpu];
     if (v->mode != MODE_KERNEL)
         return;
+    pages_settle();
     if (v->task)
         task_row(v->task);
     v->task = per_cpu_pointer(cpu, layout.current_task);

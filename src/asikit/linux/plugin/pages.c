@@ -2,7 +2,9 @@
 /*
  * What each touched page is. A row of the pages table is one incarnation of a frame: from one
  * allocation to the next. Its kind comes from struct page as it stands at the touch; one that is not
- * specific yet (a page just allocated) is looked at again later, up to the moment it is freed.
+ * specific yet (a page just allocated) is looked at again: at its next touch, when the round trip in which it was touched
+ * ends or another task runs (by then it is what it was allocated for), and when it is freed (by then it may be nothing
+ * any more).
  *
  * The page allocator clears a page before its trace event says which allocation it belongs to. So a
  * frame without a known allocation keeps its row when the event comes, and the row is completed.
@@ -14,7 +16,10 @@
 
 struct frame { uint32_t page, allocation; uint8_t kind, reported; uint64_t about; };
 
+#define MAX_UNSETTLED 1024
+
 static struct frame *frames;
+static uint32_t unsettled[MAX_UNSETTLED], n_unsettled; /* frames to look at again */
 static uint32_t n_pages, n_allocations, n_places;
 static struct table places, names;
 
@@ -145,6 +150,21 @@ static void look(uint64_t frame)
     report(frame);
 }
 
+static void look_again_later(uint64_t frame)
+{
+    if (n_unsettled < MAX_UNSETTLED && (!n_unsettled || unsettled[n_unsettled - 1] != frame))
+        unsettled[n_unsettled++] = frame;
+}
+
+void pages_settle(void)
+{
+    while (n_unsettled) {
+        uint32_t frame = unsettled[--n_unsettled];
+        if (frames[frame].page != NONE && !specific(frames[frame].kind))
+            look(frame);
+    }
+}
+
 uint32_t place_of(uint64_t vaddr, uint64_t frame)
 {
     bool fresh;
@@ -158,6 +178,8 @@ uint32_t place_of(uint64_t vaddr, uint64_t frame)
                 f->kind = KIND_STACK;
                 report(frame);
             }
+            if (!specific(f->kind))
+                look_again_later(frame);
         }
         page = f->page;
     }

@@ -154,6 +154,7 @@ void pages_prepare(void);
 uint32_t place_of(uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
+void pages_settle(void);      /* look again at pages touched of late that were nothing in particular then */
 void pages_resolve_all(void);
 
 /* vmalloc.c: which area an address of the vmalloc or the modules region lies in */

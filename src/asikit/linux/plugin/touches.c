@@ -228,6 +228,7 @@ void on_sysret(unsigned cpu, void *udata)
 {
     if (vcpus[cpu].mode == MODE_KERNEL) {
         vcpus[cpu].mode = MODE_USER;
+        pages_settle();
         emit_event(RETURN_USER, cpu, 0, 0, (uint64_t)udata);
     }
 }
@@ -252,6 +253,7 @@ void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void
         return;
     if (target < KERNEL_HALF) {
         v->mode = MODE_USER;
+        pages_settle();
         emit_event(RETURN_USER, cpu, 1, 0, (uint64_t)ip);
         return;
     }
