@@ -85,12 +85,20 @@ def pages_freed(asked: "Asked") -> Count:
 
 
 def _pages(asked: "Asked", kind: EventKind, pattern: str) -> Count:
+    """Count pages. The kernel counts a little before the event: on another CPU, a mark may be between the two."""
     order = asked.events.table["allocations"]["order"].to_numpy().astype(np.int64)
     happened = asked.events.is_kind(kind)
     pages = np.zeros(len(happened), np.int64)
     pages[happened] = 1 << order[asked.events.arg[happened]]
     first, second = asked.named("vmstat")
-    least, most = (int(pages[begin:end].sum()) for begin, end in ((first.end, second.begin), (first.begin, second.end)))
+
+    def between_the_two(mark: int) -> int:
+        others = (asked.events.cpu != asked.events.cpu[mark]) & happened
+        nexts = [np.flatnonzero(others & (asked.events.cpu == cpu)) for cpu in np.unique(asked.events.cpu)]
+        return sum(int(pages[after[after > mark][0]]) for after in nexts if (after > mark).any())
+
+    least = int(pages[first.end : second.begin].sum()) - between_the_two(first.begin)
+    most = int(pages[first.begin : second.end].sum()) + between_the_two(second.end)
     return Count(least, most, asked.growth("vmstat", pattern))
 
 

@@ -108,6 +108,7 @@ struct vcpu {
     uint64_t loaded_mm_id;
     bool mm_switch_pending;  /* in a context switch: written after it, as ASI exits before it changes the mm */
     uint64_t switched_mm;
+    uint32_t mm_switch_stack;
     bool switching;          /* between the outgoing task's last and the incoming task's first instruction */
     uint32_t switched_from;  /* the outgoing task's stack */
     bool flushed;            /* the TLB flush in progress has been written */
