@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from asikit.cli.record import command
+from asikit.linux.recording import DEFAULT_MEMORY
 from asikit.replay import ReplayResult, load_policy, replay
 from asikit.trace import Trace
 from tests.linux.conftest import run
@@ -25,6 +27,12 @@ HUGE_PAGES, SMALL_IN_HUGE, HUGE_KILOBYTES = 8, 512, "16384\n"
 def exits(trace: Path, policy: str) -> ReplayResult:
     """Replay under one policy."""
     return replay(Trace.open(trace), [load_policy(policy)])[0]
+
+
+def test_command_has_the_same_default() -> None:
+    """What ``--memory`` says when it is not given is the library's default."""
+    (option,) = (parameter for parameter in command.params if parameter.name == "memory")
+    assert option.type.convert(option.default, None, None) == DEFAULT_MEMORY
 
 
 @ALL
