@@ -1,8 +1,12 @@
-"""What recording costs: the same boot and workload under QEMU with and without the recorder, in turn."""
+"""What recording costs: the same boot and workload under QEMU with and without the recorder, on one CPU and on two.
+
+The runs take turns, and the least of each counts: the others were disturbed. The QEMU is the one that PATH finds first.
+"""
 
 import io
 import resource
-import statistics
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,48 +19,52 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MiB = 1 << 20
-WORKLOAD = (
-    "fio",
-    *[
-        "--name=job",
-        "--filename=/tmp/data",
-        "--size=48m",
-        "--io_size=96m",
-        "--rw=randread",
-        "--bs=4k",
-        "--ioengine=psync",
-        "--thread",
-    ],
-)
+FIO = "--name=job --filename=/tmp/data --size=48m --rw=randread --bs=4k --ioengine=psync --thread"
+READ_MIB = 96
+CPUS = (1, 2)
 RUNS = 3
 MEMORY = 512 * MiB
 """Little enough for the guest to use all of it: what lies beyond it is the recorder's."""
 
-BOUND_RATIO = 2.5
+BOUND_RATIO = 1.5
 BOUND_MIB = 1536
 
 
 def main() -> int:
-    """Print the ratio of times, and the recorder's memory beyond the guest's; 1 if a figure is beyond its bound."""
-    recording = Recording(WORKLOAD, memory_bytes=MEMORY)
+    """Print the ratios of times, and the recorder's memory beyond the guest's; 1 if a figure is beyond its bound."""
+    qemu = shutil.which("qemu-system-x86_64") or sys.exit("qemu-system-x86_64 is missing")
+    print(subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "bench.asitrace"
         record(Recording(("true",)), trace, say=_say, overwrite=True, out=io.BytesIO(), err=io.BytesIO())  # warm caches
-        ratios = [_pair(recording, trace) for _ in range(RUNS)]
-    ratio = statistics.median(ratios)
+        worst = max(_ratio(cpus, trace) for cpus in CPUS)
+    return int(worst > BOUND_RATIO) | int(_memory() > BOUND_MIB)
+
+
+def _ratio(cpus: int, trace: Path) -> float:
+    job = (*FIO.split(), f"--numjobs={cpus}", f"--io_size={READ_MIB // cpus}m")
+    recording = Recording(("fio", *job), memory_bytes=MEMORY, cpus=cpus)
+    plain, recorded = map(min, zip(*(_pair(recording, trace) for _ in range(RUNS)), strict=True))
+    ratio = recorded / plain
+    seconds = f"{recorded:.1f} s by {plain:.1f} s, each the least of {RUNS}"
+    promise = f"promised: at most {BOUND_RATIO}"
+    print(f"recording takes {ratio:.2f} times the unrecorded run with --cpus {cpus} ({seconds}; {promise})", flush=True)
+    return ratio
+
+
+def _memory() -> int:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     qemu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    beyond = own + qemu - recording.memory_bytes // MiB
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"recording takes {ratio:.2f} times the unrecorded run (median of {each}; promised: at most {BOUND_RATIO})")
+    beyond = own + qemu - MEMORY // MiB
     print(f"and {beyond} MiB beyond the guest's memory (asi {own}, QEMU {qemu}; promised: at most {BOUND_MIB})")
-    return int(ratio > BOUND_RATIO or beyond > BOUND_MIB)
+    return beyond
 
 
-def _pair(recording: Recording, trace: Path) -> float:
+def _pair(recording: Recording, trace: Path) -> tuple[float, float]:
+    """Give the seconds of one run without the recorder, and of one with it."""
     plain = _seconds(lambda: run_unrecorded(recording, say=_say, out=io.BytesIO(), err=io.BytesIO()))
     recorded = _seconds(lambda: record(recording, trace, say=_say, overwrite=True, out=io.BytesIO(), err=io.BytesIO()))
-    return recorded / plain
+    return plain, recorded
 
 
 def _seconds(work: "Callable[[], object]") -> float:

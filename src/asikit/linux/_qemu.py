@@ -1,5 +1,6 @@
 """One run of the guest: QEMU with its pipes and files, and what it left behind."""
 
+import fcntl
 import os
 import re
 import select
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 
 _PIECE_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 20
+"""As much as any user may ask for; the recorder writes this much at once."""
 _TICK_SECONDS = 0.01
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
@@ -239,6 +242,8 @@ class Guest:
     def _pipe(self) -> tuple["BufferedReader", int]:
         """Make a pipe from QEMU."""
         read, write = os.pipe()
+        with suppress(OSError):  # this user may have too many large ones already
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return self._stack.enter_context(os.fdopen(read, "rb")), write
 
     def _pipe_to(self) -> tuple[int, "TextIOWrapper"]:

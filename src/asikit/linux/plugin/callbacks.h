@@ -6,19 +6,32 @@
 #include "api.h"
 #include "recorder.h"
 
-/* Kept for the whole run, as the code that QEMU generates points to them. */
 struct text_page { uint64_t page; uint32_t epoch[MAX_CPUS]; };
-struct block { uint64_t address; struct text_page *page; uint32_t instructions; };
+
+/* Kept for the whole run, as the code that QEMU generates points to them. */
 struct call_site { uint64_t address, return_address; bool saves_registers; };
 struct flush_site { uint64_t address; bool range; }; /* an instruction that flushes the TLB: one page of a range, or more */
-struct gate { uint64_t address; uint32_t vector; struct block block; };
+struct gate { uint64_t address; uint32_t vector; uint64_t block; };
 
-/* touches.c; those that a block or an access is reported to are registered with api_on_..._direct() */
+/* A block in one word, as looking it up in memory would cost more than all else: its page's place in the list, where in it, and
+   its instructions, 0 if QEMU counts them itself. */
+extern struct text_page *text_pages; /* from 1 on */
+#define BLOCK(page, address, counted) ((uint64_t)(page) << 28 | ((address) & (PAGE_SIZE - 1)) << 16 | (counted))
+static inline uint32_t block_page(uint64_t block) { return block >> 28; }
+static inline uint32_t block_counted(uint64_t block) { return block & 0xffff; }
+static inline uint64_t block_address(uint64_t block)
+{
+    return text_pages[block_page(block)].page << PAGE_SHIFT | (block >> 16 & (PAGE_SIZE - 1));
+}
+
+/* touches.c; some are registered with api_on_..._direct(), as they are called often */
 void seen_grow(struct vcpu *);
 void forget_touches(struct vcpu *);
 void forget_frame(uint64_t frame); /* the next touch through the direct map is a first one again */
 void on_access(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
+void on_access_by_running(unsigned told, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
 void on_block(unsigned cpu, void *block);
+void on_block_of_running(unsigned told, void *block);
 void on_fetch(unsigned cpu, void *address);
 void on_user_block(unsigned cpu, void *instructions);
 void on_gate(unsigned cpu, void *gate);

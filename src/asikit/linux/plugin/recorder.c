@@ -17,23 +17,21 @@ struct vcpu *vcpus;
 bool one_cpu;
 int n_cpus;
 
-static struct table text_pages;
-static struct text_page **text_page_list;
-static uint32_t n_text_pages;
+static struct table text_page_ids;
+struct text_page *text_pages;
 
 /* ---- translation ---- */
 
-static struct text_page *text_page(uint64_t address)
+static uint32_t text_page(uint64_t address)
 {
     bool fresh;
-    uint32_t *id = table_find(&text_pages, address >> PAGE_SHIFT, 0, &fresh);
+    uint32_t *id = table_find(&text_page_ids, address >> PAGE_SHIFT, 0, &fresh);
     if (fresh) {
-        *id = n_text_pages++;
-        text_page_list = realloc(text_page_list, n_text_pages * sizeof *text_page_list);
-        text_page_list[*id] = calloc(1, sizeof **text_page_list);
-        text_page_list[*id]->page = address >> PAGE_SHIFT;
+        *id = text_page_ids.n;
+        text_pages = realloc(text_pages, (*id + 1) * sizeof *text_pages);
+        text_pages[*id] = (struct text_page){ .page = address >> PAGE_SHIFT };
     }
-    return text_page_list[*id];
+    return *id;
 }
 
 static void *keep(const void *what, size_t size)
@@ -159,7 +157,7 @@ static void instrument_insn(struct qemu_plugin_insn *insn)
     } else if (svm)
         api_on_memory(insn, code[2] == 0xda ? on_vmload : on_physical_access, (void *)ip);
     else
-        api_on_memory_direct(insn, on_access, (void *)ip);
+        api_on_memory_direct(insn, api_tells_cpu() ? on_access : on_access_by_running, (void *)ip);
 
     if ((size == 3 && code[0] == 0x48 && code[1] == 0x0f && (code[2] == 0x07 || code[2] == 0x35)) ||
         (size == 2 && code[0] == 0x0f && (code[1] == 0x07 || code[1] == 0x35)))
@@ -181,16 +179,16 @@ static bool is_vm_exit(const struct qemu_plugin_insn *first)
 }
 
 /* The callback for a block's beginning: one of the ways into the kernel, or plain code. */
-static void instrument_start(struct qemu_plugin_tb *tb, struct block b)
+static void instrument_start(struct qemu_plugin_tb *tb, uint64_t start, uint64_t block)
 {
-    struct gate g = { b.address, 0, b };
+    struct gate g = { start, 0, block };
     plugin_exec_cb cb = NULL;
     for (uint32_t vector = 0; vector < 256 && !cb; vector++)
-        if (layout.gate[vector] == b.address) {
+        if (layout.gate[vector] == start) {
             g.vector = vector;
             cb = on_gate;
         }
-    if (b.address == layout.syscall_entry || b.address == layout.compat_entry || b.address == layout.sysenter_entry) {
+    if (start == layout.syscall_entry || start == layout.compat_entry || start == layout.sysenter_entry) {
         g.vector = NONE;
         cb = on_syscall;
     }
@@ -199,7 +197,7 @@ static void instrument_start(struct qemu_plugin_tb *tb, struct block b)
     if (cb)
         api_on_start(tb, cb, keep(&g, sizeof g));
     else
-        api_on_start_direct(tb, on_block, keep(&b, sizeof b));
+        api_on_start_direct(tb, api_tells_cpu() ? on_block : on_block_of_running, (void *)block);
 }
 
 static void find_mark(struct qemu_plugin_tb *tb);
@@ -216,7 +214,7 @@ static void translate_recording(struct qemu_plugin_tb *tb)
         find_mark(tb);
         return;
     }
-    instrument_start(tb, (struct block){ start, text_page(start), n });
+    instrument_start(tb, start, BLOCK(text_page(start), start, one_cpu ? 0 : n));
     for (size_t i = 0; i < n; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t ip = qemu_plugin_insn_vaddr(insn), last = ip + qemu_plugin_insn_size(insn) - 1;
@@ -241,7 +239,7 @@ static void on_begin(unsigned cpu, void *udata)
     guest_prepare();
     pages_prepare();
     shadow_prepare();
-    table_prepare(&text_pages, 1 << 10);
+    table_prepare(&text_page_ids, 1 << 10);
     for (int i = 0; i < n_cpus; i++) {
         struct vcpu *v = &vcpus[i];
         v->mode = i == (int)cpu ? MODE_USER : MODE_KERNEL; /* the others are idle */

@@ -100,7 +100,7 @@ struct vcpu {
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
     uint32_t mute_stack;     /* one bit for each interrupted handler */
-    struct text_page *fetched; /* where the last block lay, if that needs no look; NULL in user mode */
+    uint32_t fetched;        /* the text page of the last block, if the next one there needs no look; 0 in user mode */
     bool in_block;           /* the CPU executes code, as against delivering an interrupt */
     bool iret, nmi;
     struct record *wants_number; /* the ENTRY_SYSCALL whose number is not known yet */

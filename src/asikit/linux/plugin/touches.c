@@ -33,51 +33,58 @@ void seen_grow(struct vcpu *v)
  * Accesses that would find their page and kind seen: nothing is to be done for them. By the page's lowest bits, the base of
  * the last such page, for reads and for writes. An entry only ever says what the list of the seen pages says, too.
  */
-#define RECENT 64
+#define RECENT_BITS 6
 #define NO_BASE 0x8000000000000000ull /* no address lies on this page */
-static struct recent { uint64_t base[RECENT][2]; } recent[MAX_CPUS];
+static struct recent { uint64_t base[1 << RECENT_BITS][2]; } recent[MAX_CPUS];
 
-static inline uint64_t *recent_base(unsigned cpu, uint64_t vaddr, bool store)
+/*
+ * What QEMU says of an access, in one word: at how many places of a page it can begin, times 16, plus 8 for a store: then the
+ * low bits are where the base for stores lies, as against that for loads.
+ */
+#define KNOWN (1u << 18)
+static uint32_t decoded[KNOWN];
+#define STORE 8
+#define PLACES_SHIFT 4
+
+static inline uint64_t *recent_base(unsigned cpu, uint64_t vaddr, uint32_t store)
 {
-    return &recent[cpu].base[vaddr >> PAGE_SHIFT & (RECENT - 1)][store];
+    uint32_t entry = vaddr >> PAGE_SHIFT & ((1 << RECENT_BITS) - 1);
+    return (uint64_t *)((char *)&recent[cpu] + (entry << 4 | store));
 }
-
-/* What QEMU says of an access, in one word: how many places of a page it can begin at, times two, plus one for a store. */
-static uint32_t decoded[1 << 18];
 
 static uint32_t decode(qemu_plugin_meminfo_t info)
 {
     uint32_t places = PAGE_SIZE + 1 - (1u << qemu_plugin_mem_size_shift(info));
-    uint32_t word = places << 1 | qemu_plugin_mem_is_store(info);
-    if (info < sizeof decoded / sizeof *decoded)
+    uint32_t word = places << PLACES_SHIFT | (qemu_plugin_mem_is_store(info) ? STORE : 0);
+    if (info < KNOWN)
         decoded[info] = word;
     return word;
 }
 
 static inline uint32_t known(qemu_plugin_meminfo_t info)
 {
-    return info < sizeof decoded / sizeof *decoded ? decoded[info] : 0;
+    return info < KNOWN ? decoded[info] : 0;
 }
 
 static inline bool is_store(qemu_plugin_meminfo_t info)
 {
     uint32_t word = known(info);
-    return (word ? word : decode(info)) & 1;
+    return (word ? word : decode(info)) & STORE;
 }
 
 /* Whether an access is a recent one; it lies within its page then. */
 static inline bool is_recent(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr)
 {
     uint32_t word = known(info);
-    return vaddr - *recent_base(cpu, vaddr, word & 1) < word >> 1;
+    return vaddr - *recent_base(cpu, vaddr, word & STORE) < word >> PLACES_SHIFT;
 }
 
 void forget_touches(struct vcpu *v)
 {
     struct recent *r = &recent[v - vcpus];
-    for (int i = 0; i < RECENT; i++)
+    for (int i = 0; i < 1 << RECENT_BITS; i++)
         r->base[i][0] = r->base[i][1] = NO_BASE;
-    v->fetched = NULL;
+    v->fetched = 0;
     v->n_seen = 0;
     if (!++v->epoch) { /* wrapped */
         memset(v->seen, 0, (v->seen_mask + 1) * sizeof *v->seen);
@@ -94,8 +101,8 @@ void forget_frame(uint64_t frame)
         for (; v->seen[i].epoch == v->epoch; i = (i + 1) & v->seen_mask)
             if (v->seen[i].page == page)
                 v->seen[i].kinds = 0;
-        for (int store = 0; store < 2; store++)
-            *recent_base(cpu, page << PAGE_SHIFT, store) = NO_BASE;
+        *recent_base(cpu, page << PAGE_SHIFT, 0) = NO_BASE;
+        *recent_base(cpu, page << PAGE_SHIFT, STORE) = NO_BASE;
     }
 }
 
@@ -121,7 +128,7 @@ static void first_touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t k
 static inline void remember(unsigned cpu, uint64_t page, uint32_t kind)
 {
     if (kind != FETCH)
-        *recent_base(cpu, page << PAGE_SHIFT, kind == WRITE) = page << PAGE_SHIFT;
+        *recent_base(cpu, page << PAGE_SHIFT, kind == WRITE ? STORE : 0) = page << PAGE_SHIFT;
 }
 
 static inline void touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t kind, uint64_t ip, qemu_plugin_meminfo_t info)
@@ -168,6 +175,8 @@ static inline bool by_code(struct vcpu *v, uint64_t vaddr)
 static __attribute__((noinline)) void access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, uint64_t ip)
 {
     struct vcpu *v = &vcpus[cpu];
+    if (v->mode == MODE_ENDED) /* nothing counts any more; the sooner its end is found the better */
+        remember(cpu, vaddr >> PAGE_SHIFT, is_store(info) ? WRITE : READ);
     if (v->mode != MODE_KERNEL || !by_code(v, vaddr))
         return;
     uint32_t kind = is_store(info) ? WRITE : READ;
@@ -183,26 +192,23 @@ static inline void accessed(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t v
         access(cpu, info, vaddr, (uint64_t)ip);
 }
 
-/* In three, so that what is done most times needs neither a call nor a stack frame. */
+void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    accessed(cpu, info, vaddr, ip);
+}
+
+/* On its own, so that what is done most times needs neither a call nor a stack frame. */
 static __attribute__((noinline)) void accessed_by_another(qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
     accessed(api_find_cpu(), info, vaddr, ip);
 }
 
-static __attribute__((noinline)) void accessed_by_running(qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+void on_access_by_running(unsigned told, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
 {
     if (api_same_cpu())
         accessed(api_running.cpu, info, vaddr, ip);
     else
         accessed_by_another(info, vaddr, ip);
-}
-
-void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
-{
-    if (api_tells_cpu())
-        accessed(cpu, info, vaddr, ip);
-    else
-        accessed_by_running(info, vaddr, ip);
 }
 
 /* ---- entries and returns ---- */
@@ -221,7 +227,7 @@ static struct record *enter(struct vcpu *v, unsigned cpu, enum record_type type,
 static void leave(struct vcpu *v, enum mode to)
 {
     v->mode = to;
-    v->fetched = NULL;
+    v->fetched = 0;
 }
 
 /* A return that was none of SYSRET, SYSEXIT, IRET and VMRUN: user code has run since the kernel was entered. */
@@ -233,45 +239,49 @@ static void notice_return(struct vcpu *v)
     leave(v, MODE_USER);
 }
 
-static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, struct block *b)
+static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, uint64_t block)
 {
     if (v->mode == MODE_KERNEL) {
         if (v->muted)
             return;
-        v->fetched = b->page;
-        if (b->page->epoch[cpu] == v->epoch)
+        v->fetched = block_page(block);
+        struct text_page *page = &text_pages[v->fetched];
+        if (page->epoch[cpu] == v->epoch)
             return;
-        b->page->epoch[cpu] = v->epoch;
-        touch(v, cpu, b->address, FETCH, b->address, 0);
+        page->epoch[cpu] = v->epoch;
+        touch(v, cpu, block_address(block), FETCH, block_address(block), 0);
     } else if (v->mode == MODE_USER) {
         count_lost(LOST_UNKNOWN_ENTRY);
-        enter(v, cpu, ENTRY_EXCEPTION, 0xff, b->address);
-    }
+        enter(v, cpu, ENTRY_EXCEPTION, 0xff, block_address(block));
+    } else /* nothing counts until the CPU is the recorded kernel's again */
+        v->fetched = block_page(block);
 }
 
-static inline void begin_block(unsigned cpu, struct block *b)
+static inline void begin_block(unsigned cpu, uint64_t block)
 {
     struct vcpu *v = &vcpus[cpu];
     v->in_block = true;
-    if (!one_cpu)
-        v->kernel_clock += b->instructions;
-    if (b->page != v->fetched)
-        look_at_block(v, cpu, b);
+    v->kernel_clock += block_counted(block);
+    if (block_page(block) != v->fetched)
+        look_at_block(v, cpu, block);
 }
 
-static __attribute__((noinline)) void begin_block_of_another(struct block *b)
+void on_block(unsigned cpu, void *block)
 {
-    begin_block(api_find_cpu(), b);
+    begin_block(cpu, (uint64_t)block);
 }
 
-void on_block(unsigned cpu, void *udata)
+static __attribute__((noinline)) void begin_block_of_another(uint64_t block)
 {
-    if (api_tells_cpu())
-        begin_block(cpu, udata);
-    else if (api_same_cpu())
-        begin_block(api_running.cpu, udata);
+    begin_block(api_find_cpu(), block);
+}
+
+void on_block_of_running(unsigned told, void *block)
+{
+    if (api_same_cpu())
+        begin_block(api_running.cpu, (uint64_t)block);
     else
-        begin_block_of_another(udata);
+        begin_block_of_another((uint64_t)block);
 }
 
 /* The second page of a block that crosses into it. */
@@ -308,7 +318,7 @@ void on_gate(unsigned cpu, void *udata)
         emit_event(nmi ? NESTED_NMI : exception ? NESTED_EXCEPTION : NESTED_INTERRUPT, cpu, g->vector,
                    exception ? stack_now(v, cpu) : 0, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 /* System call: the number is in pt_regs, just above where the first call stores its return address. */
@@ -322,7 +332,7 @@ void on_syscall(unsigned cpu, void *udata)
             stream_hold();
         v->wants_number = enter(v, cpu, ENTRY_SYSCALL, NONE, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 void on_sysret(unsigned cpu, void *udata)
@@ -393,7 +403,7 @@ void on_vmexit(unsigned cpu, void *udata)
         uint8_t *vmcb = v->vmcb ? guest_physical(v->vmcb) : NULL;
         enter(v, cpu, VM_EXIT, vmcb ? read32(vmcb + VMCB_EXIT_CODE) : NONE, g->address);
     }
-    begin_block(cpu, &g->block);
+    begin_block(cpu, g->block);
 }
 
 /* ---- calls ---- */
