@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.linux.asked import Asked
 
 PAGE_FAULT, STACK_PAGES = 14, 4
+FAULTS_DISABLED = re.compile(r"copy_folio_from_iter_atomic|do_syscall_64|asm_(sysvec|exc|common)_\w+")
 KINDS_BY_FLAG = (
     (32, {"reserved", "percpu", "vmalloc", "stack"}),  # KPF_RESERVED: memory of before the page allocator
     (10, {"free"}),  # KPF_BUDDY
@@ -48,12 +49,13 @@ def page_faults(asked: "Asked") -> Count:
     """Count the task's page faults in both modes, and by ru_minflt.
 
     The kernel does not count those of accesses with page faults disabled, after which it tries again in another way:
-    write() begins with one since 665575cff098 (6.15), and so does the return to user mode of a task with rseq (7.0).
+    write() begins with one since 665575cff098 (6.15), and so does the return to user mode of a task with rseq (7.0), after
+    a system call or an interrupt.
     """
     faults = asked.mine & asked.events.is_kind(EventKind.ENTRY_EXCEPTION, EventKind.NESTED_EXCEPTION, arg=PAGE_FAULT)
     for event in np.flatnonzero(faults & asked.events.is_kind(EventKind.NESTED_EXCEPTION)):
         leaf = asked.events.stack_names(int(asked.events.stack[event]))[0]
-        faults[event] = leaf not in {"copy_folio_from_iter_atomic", "do_syscall_64"}
+        faults[event] = not FAULTS_DISABLED.fullmatch(leaf)
     return Count(*asked.between("rusage", faults), asked.growth("rusage", r"minflt (\d+)"))
 
 
