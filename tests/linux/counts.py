@@ -49,8 +49,7 @@ def page_faults(asked: "Asked") -> Count:
     """Count the task's page faults in both modes, and by ru_minflt.
 
     The kernel does not count those of accesses with page faults disabled, after which it tries again in another way:
-    write() begins with one since 665575cff098 (6.15), and so does the return to user mode of a task with rseq (7.0), after
-    a system call or an interrupt.
+    write() begins with one since 665575cff098 (6.15), and so does the return to user mode of a task with rseq (7.0).
     """
     faults = asked.mine & asked.events.is_kind(EventKind.ENTRY_EXCEPTION, EventKind.NESTED_EXCEPTION, arg=PAGE_FAULT)
     for event in np.flatnonzero(faults & asked.events.is_kind(EventKind.NESTED_EXCEPTION)):
