@@ -55,7 +55,7 @@ static void name_cache(uint64_t cache)
 }
 
 /*
- * The head of a compound page's tail. compound_head, since 7.1 (compound_info) for some kernels, holds in a tail 1 plus
+ * The head of a compound page's tail. compound_head, compound_info since 7.1 or 7.2, holds in a tail 1 plus
  * the head's address or, where struct pages are aligned, the mask that makes it of the tail's address
  * (include/linux/page-flags.h, _compound_head()). The two cannot be confused: a mask is no address in vmemmap.
  */
