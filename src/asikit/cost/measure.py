@@ -117,7 +117,7 @@ class _ProcessSwitches:
         self.times = 0
 
     def feed(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers") -> None:
-        """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm that it finds."""
+        """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
         at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
         for number in np.unique(cpu[at]).tolist():
             own = at[cpu[at] == number]
