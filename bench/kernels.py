@@ -53,13 +53,11 @@ def main(chosen: list[str]) -> int:
         for guest in guests:
             asked = _asked(guest.recording(str(truth)), Path(folder))
             kernel = asked.events.trace.meta["kernel"]
-            forms[kernel["release"]] = kernel["forms"] | {
-                f"no {what}": lost for what, lost in kernel["missing"].items()
-            }
+            name = f"{kernel['release']}{f' {guest.append}' if guest.append else ''}"
+            forms[name] = kernel["forms"] | {f"no {what}": lost for what, lost in kernel["missing"].items()}
             counts = [count(asked) for count in COUNTS]
             kinds = kinds_of_frames(asked)
             wrong = wrong_kinds(asked, kinds)
-            name = f"{kernel['release']}{f' {guest.append}' if guest.append else ''}"
             print(
                 _row((name, guest.cpus, _calls(asked), *counts, f"{len(wrong)} of {len(kinds)}", *_fio(guest, folder)))
             )

@@ -178,6 +178,20 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert base.walked.flushes == {1: 1, 2: 2}
 
 
+def test_context_switches_to_another_mm(tmp_path: Path) -> None:
+    """Of the switches of mm on each CPU: neither exec's, nor the kernel's patching, nor the end of a process."""
+    b = TraceBuilder()
+    for cpu in (0, 1):
+        b.return_user(cpu=cpu)
+    b.entry_syscall(59).mm_switch(3).task_switch("1", cpu=1)
+    b.task_switch("2").mm_switch(2).mm_switch(9).mm_switch(2).task_switch("0").mm_switch(0)
+    b.mm_switch(4, cpu=1).task_switch("3").task_switch("2").mm_switch(3).return_user()
+    base, _ = measure(b.write(tmp_path / "t.asitrace"), [])
+    assert base.happenings[Happening.MM_SWITCH] == 7
+    assert base.happenings[Happening.TASK_SWITCH] == 5
+    assert base.happenings[Happening.PROCESS_SWITCH] == 3
+
+
 def test_touch_of_no_place_is_refused(tmp_path: Path) -> None:
     """The loop follows no reference that was not checked."""
     b = TraceBuilder()

@@ -107,6 +107,18 @@ def test_readme_shows_the_demo() -> None:
     assert "make demo" in [example.command for example in _examples(ROOT / "README.md")]
 
 
+def test_readme_has_the_first_steps() -> None:
+    """What ``tools/first-steps`` runs in fresh Debians has the README's way from nothing to a replayed recording."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for line in block.split("\n")
+    ]
+    wanted = ("apt-get", "make demo", ". .venv/bin/activate", "asi record -- ls", "asi replay ls.asitrace", "asi cost")
+    assert [word for line in lines for word in wanted if line.startswith(word)] == list(wanted)
+
+
 def test_links_lead_somewhere() -> None:
     """Each relative link of a page names a file that exists."""
     for page in PAGES:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from asikit.trace import TOUCH_KINDS, EventKind, Trace
+from asikit.trace import EventKind, Trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,13 +105,6 @@ class Asked:
         return int(np.count_nonzero(counted[first.end : second.begin])), int(
             np.count_nonzero(counted[first.begin : second.end])
         )
-
-    def touched_by(self, name: str, begin: int, end: int) -> int:
-        """Count the touches between two events by functions whose name has a word in it."""
-        inside = np.flatnonzero(self.events.is_kind(*TOUCH_KINDS)[begin:end]) + begin
-        stacks, times = np.unique(self.events.stack[inside], return_counts=True)
-        leaves = (self.events.stack_names(int(stack))[:1] for stack in stacks)
-        return sum(int(count) for leaf, count in zip(leaves, times, strict=True) if any(name in word for word in leaf))
 
     def growth(self, name: str, pattern: str) -> int:
         """Give by how much the sum of what a pattern finds has grown from the first answer to the second."""

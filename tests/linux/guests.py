@@ -49,7 +49,7 @@ GUESTS = (
     Guest("6.1", append="kaslr"),
     Guest("7.2", cpus=2, append="kaslr"),
     Guest("6.1", append="pti=on"),
-    Guest("6.12", append="pti=on"),
+    Guest("7.2", append="mitigations=auto pti=on"),
     Guest("6.18", append="no5lvl"),
 )
 """Kernels from Debian's oldest suite to its newest, in their flavours, with what changes the address space."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asikit.linux._stream import RecordType
 from tests.linux.kernels import bzimage
 from tests.linux.running import Command, program
 
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.needs_cc, pytest.mark.needs_busybox]
 REBUILD = "remove asikit's compiled programs from the cache (~/.cache/asikit/programs)"
 CONSOLE = 'for word; do case $word in file:*/console) console="${word#file:}";; esac; done'
 FOLDER = 'for word; do case $word in file:*/console) folder="${word#file:}"; folder="${folder%/console}";; esac; done'
+CONFIGURE = chr(RecordType.CONFIGURE)
 STREAM = 'for word; do case $word in *,stream=*) stream="${word#*,stream=}"; stream="${stream%%,*}";; esac; done'
 
 
@@ -65,7 +67,7 @@ def vmlinuz(tmp_path: Path) -> str:
             f"the recorder's stream has a record of unknown type 99; {REBUILD}",
         ),
         (
-            f"{STREAM}; (printf G; head -c 31 /dev/zero) >&$stream; exec sleep 60",
+            f"{STREAM}; (printf {CONFIGURE}; head -c 31 /dev/zero) >&$stream; exec sleep 60",
             "the guest's /proc/kallsyms is empty; record a kernel with CONFIG_KALLSYMS_ALL=y",
         ),
     ],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.linux.kernels import debian_kernel
 from tests.linux.validation.compared import compared, is_close, works_of
 from tests.linux.validation.real import REASONS, Real, read_real
 from tests.linux.validation.recorded import Piece, Work, policies, record_works, replay_pieces
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from tests.linux.validation.compared import Compared
 
-SOME = ("pipe4k", "vfork", "truncate", "proccmdline")
-"""Workloads that copy, switch tasks, allocate and read another mm; few operations each."""
+SOME = ("pipe4k", "vfork", "fork", "mprotect", "madvise", "truncate", "proccmdline", "open")
+"""Workloads that copy, switch tasks and mm, flush the TLB, allocate, read another mm and look paths up."""
 
 
 def _silent(_: str) -> None:
@@ -26,23 +27,29 @@ def _silent(_: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def predicted(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Compared]":
-    """Record some workloads, and compare them under variant m."""
-    real = read_real()
-    works = works_of(SOME, real)
-    trace = record_works(works, tmp_path_factory.mktemp("validation"), say=_silent)
-    return {one.workload: one for one in compared("m", replay_pieces(trace, works, policies()["m"]), real)}
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> "dict[tuple[str, str], Compared]":
+    """Record some workloads, and compare them under the policy of each variant."""
+    real, works = read_real(), works_of(SOME, read_real())
+    kernel = debian_kernel("6.1")  # of the series that the real one was made of
+    trace = record_works(works, tmp_path_factory.mktemp("validation"), kernel, say=_silent)
+    return {
+        (variant, one.workload): one
+        for variant, policy in policies().items()
+        for one in compared(variant, replay_pieces(trace, works, policy, node_mapped=variant == "u"), real)
+    }
 
 
 @pytest.mark.needs_qemu
 @pytest.mark.needs_busybox
 @pytest.mark.needs_cc
+@pytest.mark.needs_apt
 @pytest.mark.parametrize("workload", SOME)
-def test_as_a_real_kernel(workload: str, predicted: "dict[str, Compared]") -> None:
+@pytest.mark.parametrize("variant", ["m", "u"])
+def test_as_a_real_kernel(variant: str, workload: str, predicted: "dict[tuple[str, str], Compared]") -> None:
     """An operation exits as often as on the real kernel: within 2 %, or a hundredth of an exit."""
-    one = predicted[workload]
+    one = predicted[variant, workload]
     assert one.real is not None
-    assert is_close(one.predicted, one.real), "\n".join(differences({"m": [one]}))
+    assert is_close(one.predicted, one.real), "\n".join(differences({variant: [one]}))
 
 
 def test_real_figures() -> None:

@@ -91,23 +91,29 @@ static char *touch_pages(void)
 }
 
 /* A child that answers each byte: two switches a turn. */
-static void take_turns(void)
+static struct { int there[2], back[2]; pid_t pid; } child;
+
+static void make_child(void)
 {
-    int there[2], back[2];
     char byte = 0;
-    if (pipe(there) || pipe(back))
+    if (pipe(child.there) || pipe(child.back))
         perror("pipe");
-    pid_t child = fork();
-    if (!child) {
+    child.pid = fork();
+    if (!child.pid) {
         for (int i = 0; i < TURNS; i++)
-            if (read(there[0], &byte, 1) != 1 || write(back[1], &byte, 1) != 1)
+            if (read(child.there[0], &byte, 1) != 1 || write(child.back[1], &byte, 1) != 1)
                 _exit(1);
         _exit(0);
     }
+}
+
+static void take_turns(void)
+{
+    char byte = 0;
     for (int i = 0; i < TURNS; i++)
-        if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
+        if (write(child.there[1], &byte, 1) != 1 || read(child.back[0], &byte, 1) != 1)
             perror("turn");
-    waitpid(child, NULL, 0);
+    waitpid(child.pid, NULL, 0);
 }
 
 static void write_tmpfs(void)
@@ -136,6 +142,7 @@ static void stacks(void)
     write_file(EVENT "trigger", "stacktrace", 0);
     touch_pages();
     write_tmpfs();
+    make_child();
     take_turns();
     write_file(EVENT "enable", "0", 0);
     write_file(EVENT "trigger", "!stacktrace", 0);
@@ -174,6 +181,7 @@ int main(void)
 {
     memset(text, 0, sizeof text); /* no page faults for it later */
     note("pid %d\n", getpid());
+    make_child(); /* before counting: pages of a new stack have no event */
     counts();
     begin("calls");
     for (int i = 0; i < CALLS; i++)

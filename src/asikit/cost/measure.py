@@ -109,6 +109,24 @@ class Measured:
     pageblocks: Pageblocks
 
 
+class _ProcessSwitches:
+    """Counts context switches that change the mm: TASK_SWITCH, and no other switch before MM_SWITCH, on one CPU."""
+
+    def __init__(self, cpus: int) -> None:
+        self._last = [0] * cpus
+        self.times = 0
+
+    def feed(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers") -> None:
+        """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
+        at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
+        for number in np.unique(cpu[at]).tolist():
+            own = at[cpu[at] == number]
+            before = np.concatenate(([self._last[number]], kind[own[:-1]]))
+            after_task = before == EventKind.TASK_SWITCH
+            self.times += int(np.count_nonzero(after_task & (kind[own] == EventKind.MM_SWITCH) & (arg[own] != 0)))
+            self._last[number] = int(kind[own[-1]])
+
+
 class _Walker:
     """The state of a walk."""
 
@@ -207,10 +225,12 @@ def measure(trace: "Trace", policies: "Sequence[Policy]") -> tuple[Base, list[Me
     blocks = [PageblockCounter.of(tables, sensitive) for sensitive in applied]
     base = _Walker(tables, cpus, flush_always=True)
     kinds = np.zeros(max(EventKind) + 1, np.int64)
+    process_switches = _ProcessSwitches(cpus)
     none = np.empty(0, np.int64)
     for columns in _pieces(trace, tables):
         cpu, kind, arg, _, stack = columns
         kinds += np.bincount(kind, minlength=kinds.size)
+        process_switches.feed(cpu, kind, arg)
         base.feed(columns, none)
         for run, walker, counter in zip(runs, walkers, blocks, strict=True):
             walker.feed(columns, run.feed(cpu, kind, arg, stack))
@@ -220,7 +240,8 @@ def measure(trace: "Trace", policies: "Sequence[Policy]") -> tuple[Base, list[Me
         tally = run.tally()
         result = name_result(tally, tables, policy, ALL_CLASSES)
         measured.append(Measured(policy, result, tally.effects, walker.walked(), counter.result()))
-    return Base(base.instructions(), cpus, _happenings(kinds, base.walked()), base.walked()), measured
+    happenings = _happenings(kinds, base.walked()) | {Happening.PROCESS_SWITCH: process_switches.times}
+    return Base(base.instructions(), cpus, happenings, base.walked()), measured
 
 
 def _pieces(trace: "Trace", tables: SideTables) -> "Iterator[Columns]":

@@ -39,6 +39,8 @@ class Happening(StrEnum):
     VM_ENTRY = "vm_entry"
     TASK_SWITCH = "task_switch"
     MM_SWITCH = "mm_switch"
+    PROCESS_SWITCH = "process_switch"
+    """A context switch that changes the mm: no exec, no end of a process, no patching of the kernel's code."""
     KERNEL_INSTRUCTION = "kernel_instruction"
 
 

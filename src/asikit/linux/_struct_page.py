@@ -55,7 +55,7 @@ def page_forms(btf: "Btf") -> PageForms:
 
     :raises RecordError: Something is in no form that is known here.
     """
-    compound = btf.first("page.compound_info", "page.compound_head")  # the former by the mask series for HVO, in 7.1
+    compound = btf.first("page.compound_info", "page.compound_head")  # the former since 7.1 or 7.2
     cache = btf.first("slab.slab_cache", "page.slab_cache")  # struct slab: d122019bf061 (5.17)
     slab, buddy, table = _slab(btf), _typed(btf, "buddy", 0x80), _table(btf)
     hugetlb = _hugetlb(btf)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Piece", "Work", "build", "policies", "record_works", "replay_pieces"]
 
-APPEND = "hardened_usercopy=off"
-"""The measured kernel does not check what it copies to and from user space."""
+APPEND = "hardened_usercopy=off transparent_hugepage=never"
+"""The measured kernel does not check what it copies to and from user space, and was built without huge pages."""
 
 _NODE_FUNCTIONS = (
     "__alloc_pages*",
@@ -70,15 +70,8 @@ class Piece:
 
 
 def policies() -> dict[str, Policy]:
-    """Give the policy of each variant of the measured kernel.
-
-    In variant ``u`` memory that was handed out before the page allocator existed is sensitive too.
-    """
-    mapped = load_policy("denylist-2025")
-    kinds = dict.fromkeys((*mapped.memory.sensitive.unrecorded_kinds, "reserved"))
-    rules = replace(mapped.memory.sensitive, unrecorded_kinds=tuple(kinds))
-    unmapped = replace(mapped, name="unmapped", memory=replace(mapped.memory, sensitive=rules))
-    return {"m": mapped, "u": unmapped}
+    """Give the policy of each variant of the measured kernel: memory handed out at boot mapped, or not."""
+    return {"m": load_policy("denylist-2025"), "u": load_policy("no-boot-memory")}
 
 
 def build(folder: Path) -> Path:

@@ -32,7 +32,7 @@ static bool in_schedule(uint64_t address, void *unused)
 static void write_mm_switch(struct vcpu *v, unsigned cpu)
 {
     v->mm_switch_pending = false;
-    emit_event(MM_SWITCH, cpu, v->loaded_mm_id, stack_now(v, cpu), v->switched_mm);
+    emit_event(MM_SWITCH, cpu, v->loaded_mm_id, v->mm_switch_stack, v->switched_mm);
 }
 
 /*
@@ -49,6 +49,7 @@ void check_mm(struct vcpu *v, unsigned cpu, bool alone)
         return;
     v->loaded_mm_id = id;
     v->switched_mm = mm;
+    v->mm_switch_stack = stack_now(v, cpu);
     forget_touches(v); /* the same user address is another page now, and other memory may be mapped */
     if (alone)
         write_mm_switch(v, cpu);
@@ -121,7 +122,7 @@ void on_task_switch(unsigned cpu, void *udata)
     struct vcpu *v = &vcpus[cpu];
     if (v->mode != MODE_KERNEL)
         return;
-    pages_settle();
+    pages_settle(cpu);
     if (v->task)
         task_row(v->task);
     v->task = per_cpu_pointer(cpu, layout.current_task);

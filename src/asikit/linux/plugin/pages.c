@@ -19,7 +19,7 @@ struct frame { uint32_t page, allocation; uint8_t kind, reported; uint64_t about
 #define MAX_UNSETTLED 1024
 
 static struct frame *frames;
-static uint32_t unsettled[MAX_UNSETTLED], n_unsettled; /* frames to look at again */
+static struct { uint32_t frame[MAX_UNSETTLED], n; } unsettled[MAX_CPUS]; /* frames that a CPU is to look at again */
 static uint32_t n_pages, n_allocations, n_places;
 static struct table places, names;
 
@@ -55,7 +55,7 @@ static void name_cache(uint64_t cache)
 }
 
 /*
- * The head of a compound page's tail. compound_head, since 7.1 (compound_info) for some kernels, holds in a tail 1 plus
+ * The head of a compound page's tail. compound_head, compound_info since 7.1 or 7.2, holds in a tail 1 plus
  * the head's address or, where struct pages are aligned, the mask that makes it of the tail's address
  * (include/linux/page-flags.h, _compound_head()). The two cannot be confused: a mask is no address in vmemmap.
  */
@@ -150,22 +150,23 @@ static void look(uint64_t frame)
     report(frame);
 }
 
-static void look_again_later(uint64_t frame)
+static void look_again_later(unsigned cpu, uint64_t frame)
 {
-    if (n_unsettled < MAX_UNSETTLED && (!n_unsettled || unsettled[n_unsettled - 1] != frame))
-        unsettled[n_unsettled++] = frame;
+    uint32_t n = unsettled[cpu].n;
+    if (n < MAX_UNSETTLED && (!n || unsettled[cpu].frame[n - 1] != frame))
+        unsettled[cpu].frame[unsettled[cpu].n++] = frame;
 }
 
-void pages_settle(void)
+void pages_settle(unsigned cpu)
 {
-    while (n_unsettled) {
-        uint32_t frame = unsettled[--n_unsettled];
+    while (unsettled[cpu].n) {
+        uint32_t frame = unsettled[cpu].frame[--unsettled[cpu].n];
         if (frames[frame].page != NONE && !specific(frames[frame].kind))
             look(frame);
     }
 }
 
-uint32_t place_of(uint64_t vaddr, uint64_t frame)
+uint32_t place_of(unsigned cpu, uint64_t vaddr, uint64_t frame)
 {
     bool fresh;
     uint32_t page = NONE;
@@ -179,7 +180,7 @@ uint32_t place_of(uint64_t vaddr, uint64_t frame)
                 report(frame);
             }
             if (!specific(f->kind))
-                look_again_later(frame);
+                look_again_later(cpu, frame);
         }
         page = f->page;
     }

@@ -52,6 +52,16 @@ static bool is_call(const uint8_t *code, size_t size)
     return code[i] == 0xe8 || (code[i] == 0xff && (code[i + 1] & 0x38) == 0x10);
 }
 
+/* The last of a function may be another's call, made as a jump. */
+static bool jumps_out(const uint8_t *code, size_t size, uint64_t ip, uint64_t start, uint64_t end)
+{
+    int32_t distance;
+    if (size != 5 || code[0] != 0xe9)
+        return false;
+    memcpy(&distance, code + 1, 4);
+    return ip + size + distance - start >= end - start;
+}
+
 /* Where a direct call goes; 0 for an indirect one. */
 static uint64_t call_target(const uint8_t *code, size_t size, uint64_t ip)
 {
@@ -102,7 +112,8 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uin
         api_on_insn(insn, on_switch_begin, NULL);
     if (ip == layout.task_hook)
         api_on_insn(insn, on_task_switch, NULL);
-    if (returns && in_range(ip, layout.mm_hook_start, layout.mm_hook_end))
+    if (in_range(ip, layout.mm_hook_start, layout.mm_hook_end) &&
+        (returns || jumps_out(code, size, ip, layout.mm_hook_start, layout.mm_hook_end)))
         api_on_insn(insn, on_mm_switch, NULL);
     for (int i = 0; i < layout.n_flushers; i++)
         if (ip == layout.flusher[i].start)

@@ -108,6 +108,7 @@ struct vcpu {
     uint64_t loaded_mm_id;
     bool mm_switch_pending;  /* in a context switch: written after it, as ASI exits before it changes the mm */
     uint64_t switched_mm;
+    uint32_t mm_switch_stack;
     bool switching;          /* between the outgoing task's last and the incoming task's first instruction */
     uint32_t switched_from;  /* the outgoing task's stack */
     bool flushed;            /* the TLB flush in progress has been written */
@@ -153,10 +154,10 @@ uint64_t read_pointer(uint64_t address);      /* 0 if it cannot be read */
 
 /* pages.c: what each page is */
 void pages_prepare(void);
-uint32_t place_of(uint64_t vaddr, uint64_t frame);
+uint32_t place_of(unsigned cpu, uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
-void pages_settle(void);      /* look again at pages touched of late that were nothing in particular then */
+void pages_settle(unsigned cpu); /* look again at pages that it touched of late that were nothing in particular then */
 void pages_resolve_all(void);
 
 /* vmalloc.c: which area an address of the vmalloc or the modules region lies in */

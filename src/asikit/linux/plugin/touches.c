@@ -120,7 +120,7 @@ static uint64_t frame_of(uint64_t vaddr, qemu_plugin_meminfo_t info)
 
 static void first_touch(struct vcpu *v, unsigned cpu, uint64_t vaddr, uint32_t kind, uint64_t ip, qemu_plugin_meminfo_t info)
 {
-    uint32_t place = place_of(vaddr, frame_of(vaddr, info));
+    uint32_t place = place_of(cpu, vaddr, frame_of(vaddr, info));
     uint32_t stack = stack_leaf(stack_now(v, cpu), ip);
     emit_event(kind == READ ? TOUCH_READ : kind == WRITE ? TOUCH_WRITE : TOUCH_FETCH, cpu, place, stack, vaddr);
 }
@@ -339,7 +339,7 @@ void on_sysret(unsigned cpu, void *udata)
 {
     if (vcpus[cpu].mode == MODE_KERNEL) {
         leave(&vcpus[cpu], MODE_USER);
-        pages_settle();
+        pages_settle(cpu);
         emit_event(RETURN_USER, cpu, 0, 0, (uint64_t)udata);
     }
 }
@@ -363,8 +363,8 @@ void on_iret_load(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void
     if (target == (uint64_t)ip + IRETQ_SIZE) /* iret_to_self(): a serializing instruction, not a return */
         return;
     if (target < KERNEL_HALF) {
-        v->mode = MODE_USER;
-        pages_settle();
+        leave(v, MODE_USER);
+        pages_settle(cpu);
         emit_event(RETURN_USER, cpu, 1, 0, (uint64_t)ip);
         return;
     }
