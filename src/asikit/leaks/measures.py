@@ -106,6 +106,7 @@ _HAPPENINGS: dict[str, tuple[Happening, ...]] = {
     "user_entry": _USER_ENTRY,
     "user_return": (Happening.RETURN_USER,),
     "task_switch": (Happening.CONTEXT_SWITCH,),
+    "process_switch": (Happening.MM_SWITCH,),
 }
 _AFTER_GUESTS = "user_return_after_vm_exit"
 """The first return to user mode after a VM exit: of all returns only those that have a guest behind them."""
