@@ -102,7 +102,8 @@ class StreamReader:
 
     def _take(self, records: "Records") -> None:
         kinds = records["type"]
-        events = records[kinds < _FIRST_ROW]
+        is_event = kinds < _FIRST_ROW
+        events = records if is_event.all() else records[is_event]  # mostly all: not a copy
         if len(events):
             self.events += len(events)
             self._writer.append_events(
