@@ -101,9 +101,8 @@ class StreamReader:
         return np.concatenate(parts) if parts else np.empty(0, RECORD)
 
     def _take(self, records: "Records") -> None:
-        kinds = records["type"]
-        is_event = kinds < _FIRST_ROW
-        events = records if is_event.all() else records[is_event]  # mostly all: not a copy
+        is_event = records["type"] < _FIRST_ROW
+        events, others = (records, records[:0]) if is_event.all() else (records[is_event], records[~is_event])
         if len(events):
             self.events += len(events)
             self._writer.append_events(
@@ -113,13 +112,12 @@ class StreamReader:
                 arg=events["arg"],
                 stack=events["stack"],
             )
-        if len(events) == len(records):
-            return
+        kinds = others["type"]
         for kind, parts in self._rows.items():
-            rows = records[kinds == kind]
+            rows = others[kinds == kind]
             if len(rows):
                 parts.append(rows)
-        for record in records[kinds > max(_ROW_TYPES)]:
+        for record in others[kinds > max(_ROW_TYPES)]:
             self._control(record)
 
     def _control(self, record: np.void) -> None:
