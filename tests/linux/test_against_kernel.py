@@ -51,8 +51,8 @@ def test_context_switches(asked: "Asked") -> None:
 
 def test_page_allocations(asked: "Asked") -> None:
     """The kernel's counts of pages allocated and freed are the sums over the recorded events."""
-    for count in (pages_allocated(asked), pages_freed(asked)):
-        assert count.least >= 10
+    for count, enough in ((pages_allocated(asked), 300), (pages_freed(asked), 10)):
+        assert count.most >= enough
         assert count.agrees, count
 
 
