@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from tests.linux.validation.compared import Compared
 
-SOME = ("pipe4k", "vfork", "fork", "mprotect", "madvise", "truncate", "proccmdline", "open")
-"""Workloads that copy, switch tasks and mm, flush the TLB, allocate, read another mm and look paths up."""
+SOME = ("pipe4k", "vfork", "mprotect", "madvise", "truncate", "proccmdline", "open")
+"""Workloads that copy, switch tasks, flush the TLB, allocate, read another mm and look paths up.
+
+Not fork: how many pages of its own data a C library has copied after it differs from one to the next.
+"""
 
 
 def _silent(_: str) -> None:
