@@ -1,5 +1,6 @@
 """``asi record``: what a real Linux kernel does under a workload."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 from asikit.cli._output import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from asikit.linux import Recorded
 
     _Integer = click.ParamType[int]
@@ -53,13 +56,16 @@ class _Size(_Integer):
 @click.option("--memory", type=_Size(), default="1G", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
 @click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
-@click.option(
-    "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
-)
+@click.option("--env", "environment", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or take it from here.")
+@click.option("--clean-env", is_flag=True, help="Without this environment: PATH, HOME and --env alone.")
+@click.option("--net", "network", is_flag=True, help="With a network to the outside (QEMU's user-mode network).")
+@click.option("--show", type=_PATH, multiple=True, metavar="PATH", help="Credentials that the guest may see (~/.ssh).")
 @click.option(
     "--module", "modules", multiple=True, metavar="NAME", help="A kernel module to load first, for example kvm-amd."
 )
-@click.option("--root", type=_PATH, metavar="DIR", help="A folder that becomes the guest's whole root file system.")
+@click.option("--root", type=_PATH, metavar="DIR", help="DIR is the guest's root file system. [default: /]")
+@click.option("--bare", is_flag=True, help="A guest with COMMAND, its libraries and busybox, in memory.")
+@click.option("--include", type=_PATH, multiple=True, metavar="PATH", help="With --bare: a file or folder that is needed.")
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -72,7 +78,12 @@ def command(  # noqa: PLR0913  (an option each)
     memory: int,
     cpus: int,
     cpu: str | None,
+    environment: tuple[str, ...],
+    clean_env: bool,
+    network: bool,
+    show: tuple[Path, ...],
     include: tuple[Path, ...],
+    bare: bool,
     modules: tuple[str, ...],
     root: Path | None,
     append: str,
@@ -81,8 +92,9 @@ def command(  # noqa: PLR0913  (an option each)
 ) -> None:
     """Run COMMAND under a real Linux kernel and record what the kernel does.
 
-    Boots a stock kernel in QEMU (software emulation; no root, no KVM), with COMMAND, the libraries that it needs and
-    busybox in it. COMMAND's output is passed on; the trace is a folder for `asi info` and `asi replay`.
+    Boots a stock kernel in QEMU (software emulation; no root, no KVM) and runs COMMAND in it as it would run here: it sees
+    this machine's files, the current directory, the environment and standard input. What it writes to files is thrown
+    away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
     from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
@@ -98,12 +110,27 @@ def command(  # noqa: PLR0913  (an option each)
         timeout=timeout,
         module_folder=module_folder,
         cpu=cpu,
+        bare=bare,
+        environment=tuple(_variables(environment)),
+        clean_environment=clean_env,
+        show=show,
+        network=network,
     )
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
     _report(done, trace)
     if done.exit_status:
         click.get_current_context().exit(1)
+
+
+def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
+    """Read NAME=VALUE, or NAME, whose value is this environment's; one that is not set here is not set there."""
+    for word in words:
+        name, given, value = word.partition("=")
+        if given:
+            yield name, value
+        elif name in os.environ:
+            yield name, os.environ[name]
 
 
 def _report(done: "Recorded", trace: Path) -> None:

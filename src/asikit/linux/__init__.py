@@ -1,5 +1,6 @@
 """Recording a real Linux kernel: QEMU with our TCG plugin, the guest's files, symbols, what each page is."""
 
+from asikit.linux._streams import Streams
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel, read_release
 from asikit.linux.recording import Recorded, Recording, record, run_unrecorded
@@ -9,6 +10,7 @@ __all__ = [
     "RecordError",
     "Recorded",
     "Recording",
+    "Streams",
     "WorkloadError",
     "find_kernel",
     "read_release",

@@ -13,6 +13,8 @@ from asikit.linux.errors import RecordError
 
 __all__ = ["Programs", "cache_folder", "make_folder", "programs"]
 
+_INIT = ("init.c", "host.c", "mounts.c", "network.c", "streams.c")
+
 
 class Programs(NamedTuple):
     """The compiled plugin (a shared object for QEMU) and the guest's init (a static executable)."""
@@ -57,7 +59,7 @@ def programs() -> Programs:
         code = [source for source in sources if source.match("plugin/*.c")]
         _compile(made.plugin, code, ["-shared", "-fPIC", "-fvisibility=hidden"])
     if not made.init.exists():
-        _compile(made.init, [room / "guest" / "init.c"], ["-static"])
+        _compile(made.init, [room / "guest" / name for name in _INIT], ["-static"])
     return made
 
 

@@ -273,7 +273,7 @@ static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vadd
     struct qemu_plugin_hwaddr *at = qemu_plugin_get_hwaddr(info, vaddr);
     uint8_t *page = at ? guest_physical(qemu_plugin_hwaddr_phys_addr(at) & ~(PAGE_SIZE - 1)) : NULL;
     if (page)
-        save_guest_data(page);
+        exchange((struct handed_over *)page);
 }
 
 /* Instructions with a displacement that nobody else uses: see guest/marker.h. */
@@ -303,15 +303,18 @@ static void find_mark(struct qemu_plugin_tb *tb)
 int recorder_install(int cpus, int argc, char **argv)
 {
     const char *directory = NULL;
-    int stream_fd = -1, layout_fd = -1;
+    struct pipes pipes = { -1, -1, -1, -1, -1 };
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "directory=", 10))
             directory = argv[i] + 10;
-        sscanf(argv[i], "stream=%d", &stream_fd);
-        sscanf(argv[i], "layout=%d", &layout_fd);
+        sscanf(argv[i], "stream=%d", &pipes.stream);
+        sscanf(argv[i], "layout=%d", &pipes.layout);
+        sscanf(argv[i], "in=%d", &pipes.in);
+        sscanf(argv[i], "out=%d", &pipes.out);
+        sscanf(argv[i], "err=%d", &pipes.err);
     }
-    if (!directory || stream_fd < 0 || layout_fd < 0) {
-        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD\n");
+    if (!directory || pipes.stream < 0 || pipes.layout < 0 || pipes.in < 0 || pipes.out < 0 || pipes.err < 0) {
+        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD,in=FD,out=FD,err=FD\n");
         return 1;
     }
     char memory[4200];
@@ -319,7 +322,7 @@ int recorder_install(int cpus, int argc, char **argv)
     n_cpus = cpus;
     one_cpu = n_cpus == 1;
     guest_map(memory);
-    stream_open(directory, stream_fd, layout_fd);
+    stream_open(directory, pipes);
     api_translate(translate_idle);
     return 0;
 }

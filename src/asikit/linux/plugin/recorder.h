@@ -126,7 +126,8 @@ int recorder_install(int cpus, int argc, char **argv);
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
-void stream_open(const char *directory, int stream_fd, int layout_fd);
+struct pipes { int stream, layout, in, out, err; }; /* to asi and from it; the last three are the workload's streams */
+void stream_open(const char *directory, struct pipes);
 void stream_read_layout(void);
 void stream_flush(void);
 struct record *emit(struct record r);
@@ -134,7 +135,8 @@ void stream_hold(void);                      /* keep the records in reach until 
 void stream_release(void);
 void count_lost(enum lost what);
 void stream_end(int n_cpus);
-void save_guest_data(const uint8_t *page);
+struct handed_over { char name[32]; uint64_t length; uint8_t content[4056]; }; /* a page of the guest's init */
+void exchange(struct handed_over *);
 static inline struct record *emit_event(enum record_type type, unsigned cpu, uint32_t arg, uint32_t stack, uint64_t addr)
 {
     return emit((struct record){ .type = type, .cpu = cpu, .arg = arg, .stack = stack,

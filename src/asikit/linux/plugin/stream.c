@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../guest/marker.h"
 #include "recorder.h"
 
 #define BUFFER (1 << 15)
@@ -14,15 +15,15 @@
 struct layout layout;
 static struct record buffer[BUFFER + SLACK];
 static uint32_t buffered, held;
-static int stream = -1, layout_source = -1;
 static uint64_t lost[LOST_KINDS];
 static char directory[4096];
 
-void stream_open(const char *path, int stream_fd, int layout_fd)
+static struct pipes pipes;
+
+void stream_open(const char *path, struct pipes p)
 {
     snprintf(directory, sizeof directory, "%s", path);
-    stream = stream_fd;
-    layout_source = layout_fd;
+    pipes = p;
 }
 
 /* The host has gone: nobody will ever read this recording. */
@@ -32,19 +33,22 @@ static void give_up(const char *what)
     _exit(1);
 }
 
-void stream_flush(void)
+static void write_all(int fd, const void *bytes, size_t left)
 {
-    const char *at = (const char *)buffer;
-    size_t left = buffered * sizeof *buffer;
-    while (left) {
-        ssize_t n = write(stream, at, left);
+    for (const char *at = bytes; left;) {
+        ssize_t n = write(fd, at, left);
         if (n < 0 && errno != EINTR)
-            give_up("writing the stream");
+            give_up("writing to asi");
         if (n > 0) {
             at += n;
             left -= n;
         }
     }
+}
+
+void stream_flush(void)
+{
+    write_all(pipes.stream, buffer, buffered * sizeof *buffer);
     buffered = 0;
     for (int i = 0; i < MAX_CPUS; i++)
         if (vcpus[i].wants_number) {
@@ -86,18 +90,34 @@ void stream_end(int n_cpus)
     stream_flush();
 }
 
-/* A page that the guest's init hands over: 32 bytes of file name, its length, 4056 bytes of content. */
-void save_guest_data(const uint8_t *page)
+/* The user's input, as much as there is and the page has room for; what QEMU waits for the guest waits for. */
+static void give_input(struct handed_over *page)
 {
-    char name[4200], file[33] = { 0 };
-    uint64_t length = read64(page + 32);
-    memcpy(file, page, 32);
-    if (length > PAGE_SIZE - 40 || strchr(file, '/'))
+    ssize_t n;
+    do
+        n = read(pipes.in, page->content, sizeof page->content);
+    while (n < 0 && errno == EINTR);
+    page->length = n >= 0 ? (uint64_t)n : errno == EAGAIN ? INPUT_NONE : 0;
+}
+
+void exchange(struct handed_over *page)
+{
+    char path[4200], name[sizeof page->name + 1] = { 0 };
+    memcpy(name, page->name, sizeof page->name);
+    if (!strcmp(name, INPUT_NAME)) {
+        give_input(page);
         return;
-    snprintf(name, sizeof name, "%s/guest-%s", directory, file);
-    FILE *out = fopen(name, "ab");
-    if (!out || fwrite(page + 40, 1, length, out) != length || fclose(out))
-        give_up(name);
+    }
+    if (page->length > sizeof page->content || strchr(name, '/'))
+        return;
+    if (!strcmp(name, OUTPUT_NAME) || !strcmp(name, ERROR_NAME)) {
+        write_all(strcmp(name, ERROR_NAME) ? pipes.out : pipes.err, page->content, page->length);
+        return;
+    }
+    snprintf(path, sizeof path, "%s/guest-%s", directory, name);
+    FILE *out = fopen(path, "ab");
+    if (!out || fwrite(page->content, 1, page->length, out) != page->length || fclose(out))
+        give_up(path);
 }
 
 static void set_field(const char *key, uint64_t index, uint64_t value)
@@ -132,7 +152,7 @@ void stream_read_layout(void)
     unsigned long long index, value;
     emit((struct record){ .type = CONFIGURE });
     stream_flush();
-    FILE *in = fdopen(layout_source, "r");
+    FILE *in = fdopen(pipes.layout, "r");
     if (!in)
         give_up("the layout");
     while (fscanf(in, "%63s %llx %llx", key, &index, &value) == 3)
