@@ -1,0 +1,8 @@
+"""A folder of the host as a disk of the guest: an ext4 file system that is made up as it is read, over NBD."""
+
+from asikit.linux.disk.image import HostDisk
+from asikit.linux.disk.nbd import NbdServer
+from asikit.linux.disk.room import DiskFullError
+from asikit.linux.disk.tree import ExtraFile
+
+__all__ = ["DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]

@@ -1,0 +1,192 @@
+"""A folder of the host as the guest is to see it: what is hidden, what is shown empty, and files that are not there."""
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from errno import EPERM, ESTALE
+from typing import TYPE_CHECKING
+
+from asikit.linux.disk.ext4 import Attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["Entry", "ExtraFile", "HostTree"]
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER = Attributes(stat.S_IFDIR | 0o755, 0, 0, 0, 2, (0, 0), 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraFile:
+    """A file that the guest sees and the host does not have."""
+
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a folder says of one name.
+
+    :ivar identity: Device and inode number on the host; None if it is not there.
+    :ivar holes: Whether the host's file takes fewer blocks than its size.
+    :ivar content: An extra file's.
+    """
+
+    name: bytes
+    attributes: Attributes
+    identity: tuple[int, int] | None
+    holes: bool = False
+    content: bytes | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return stat.S_ISDIR(self.attributes.mode)
+
+
+@dataclass(slots=True)
+class _Made:
+    """A folder in which there is what the host does not have."""
+
+    folders: "dict[bytes, _Made]" = field(default_factory=dict)
+    files: dict[bytes, ExtraFile] = field(default_factory=dict)
+
+
+class HostTree:
+    """The folder, asked by paths relative to it: ``b"usr/bin"``, and ``b""`` for itself.
+
+    Links on the way are not followed, mount points are crossed.
+    """
+
+    def __init__(
+        self, root: "Path", *, hidden: "Iterable[Path]", empty: "Iterable[Path]", extra: "Mapping[str, ExtraFile]"
+    ) -> None:
+        """Prepare; all paths are absolute, as in the guest."""
+        self._root = os.fsencode(root.absolute()).rstrip(b"/")
+        self._made = _Made()
+        for path, file in extra.items():
+            *folders, name = _parts(path)
+            self._make(folders).files[name] = file
+        self._empty = {b"/".join(_parts(path)) for path in empty}
+        for each in empty:
+            self._make(_parts(each))
+        self._hidden = {b"/".join(_parts(path)) for path in hidden}
+        self._hidden_identities = set()
+        for name in self._hidden:
+            with suppress(OSError):  # it is not there
+                self._hidden_identities.add(_identity(os.stat(self._on_host(name))))
+
+    def root(self) -> Entry:
+        """Give the folder itself.
+
+        :raises OSError: It is not there.
+        """
+        return _entry(b"", os.stat(self._root or b"/"))
+
+    def entries(self, path: bytes, identity: tuple[int, int] | None) -> list[Entry]:
+        """List a folder, sorted by name; as empty if this user may not.
+
+        What else is wrong with the host's folder (it may have gone) makes it empty, too.
+        """
+        made = self._made_at(path)
+        found = {} if self._is_empty(path, identity) else self._listed(path)
+        for name in made.folders:
+            if name not in found or not found[name].is_folder:
+                found[name] = Entry(name, _FOLDER, None)
+        for name, file in made.files.items():
+            attributes = replace(_FOLDER, mode=stat.S_IFREG | file.mode, size=len(file.content), links=1)
+            found[name] = Entry(name, attributes, None, content=file.content)
+        return [found[name] for name in sorted(found)]
+
+    def target(self, path: bytes) -> bytes:
+        """Read a symbolic link; one that has gone points nowhere."""
+        try:
+            return os.readlink(self._on_host(path)) or b"?"
+        except OSError:
+            return b"?"
+
+    def open(self, path: bytes, identity: tuple[int, int]) -> int:
+        """Open a regular file to read, without touching its access time where that can be.
+
+        :raises OSError: This user may not, or it is another file by now.
+        """
+        name = self._on_host(path)
+        try:
+            file = os.open(name, _OPEN | os.O_NOATIME)
+        except OSError as error:
+            if error.errno != EPERM:
+                raise
+            file = os.open(name, _OPEN)
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or _identity(status) != identity:
+            os.close(file)
+            raise OSError(ESTALE, os.strerror(ESTALE), name)
+        return file
+
+    def _listed(self, path: bytes) -> dict[bytes, Entry]:
+        found = {}
+        with suppress(OSError), os.scandir(self._on_host(path) or b"/") as listing:
+            for each in listing:
+                with suppress(OSError):  # it has gone meanwhile
+                    entry = _entry(each.name, each.stat(follow_symlinks=False))
+                    if entry.is_folder or not self._is_hidden(_join(path, each.name), entry):
+                        found[each.name] = entry
+        return found
+
+    def _is_hidden(self, path: bytes, entry: Entry) -> bool:
+        return path in self._hidden or entry.identity in self._hidden_identities
+
+    def _is_empty(self, path: bytes, identity: tuple[int, int] | None) -> bool:
+        """Tell whether nothing of what the host has in a folder is shown."""
+        gone = identity is None  # the host does not have it
+        return gone or path in self._empty or path in self._hidden or identity in self._hidden_identities
+
+    def _make(self, folders: list[bytes]) -> _Made:
+        made = self._made
+        for name in folders:
+            made = made.folders.setdefault(name, _Made())
+        return made
+
+    def _made_at(self, path: bytes) -> _Made:
+        made = self._made
+        for name in path.split(b"/") if path else ():
+            if name not in made.folders:
+                return _Made()
+            made = made.folders[name]
+        return made
+
+    def _on_host(self, path: bytes) -> bytes:
+        return self._root + b"/" + path
+
+
+def _parts(path: "str | Path") -> list[bytes]:
+    """Split an absolute path of the guest."""
+    return [part for part in os.fsencode(path).split(b"/") if part]
+
+
+def _join(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _entry(name: bytes, status: os.stat_result) -> Entry:
+    device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    attributes = Attributes(
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        status.st_nlink,
+        device,
+        status.st_atime_ns,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    return Entry(name, attributes, _identity(status), holes=status.st_blocks * 512 < status.st_size)
