@@ -26,6 +26,7 @@ class Guest:
             kernel=debian_kernel(self.kernel) if self.kernel else None,
             cpus=self.cpus,
             append=self.append,
+            bare=True,
         )
 
     def marks(self) -> list[pytest.MarkDecorator]:

@@ -43,6 +43,7 @@ class Command:
 
         :param programs: A folder whose programs are found before the machine's.
         """
+        self.options: tuple[str, ...] = ("--bare",)
         self.folder = folder / "here"
         self.temporary = folder / "temporary"
         self.folder.mkdir()
@@ -60,7 +61,7 @@ class Command:
     def start(self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         """Start it."""
         return subprocess.Popen(
-            [*_ASI, *words],
+            [*_ASI, *self.options, *words],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,

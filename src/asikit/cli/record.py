@@ -56,7 +56,7 @@ class _Size(_Integer):
 @click.option("--memory", type=_Size(), default="1G", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
 @click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
-@click.option("--env", "environment", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or take it from here.")
+@click.option("--env", "environment", multiple=True, metavar="NAME[=VALUE]", help="A variable to set or keep.")
 @click.option("--clean-env", is_flag=True, help="Without this environment: PATH, HOME and --env alone.")
 @click.option("--net", "network", is_flag=True, help="With a network to the outside (QEMU's user-mode network).")
 @click.option("--show", type=_PATH, multiple=True, metavar="PATH", help="Credentials that the guest may see (~/.ssh).")
@@ -65,7 +65,7 @@ class _Size(_Integer):
 )
 @click.option("--root", type=_PATH, metavar="DIR", help="DIR is the guest's root file system. [default: /]")
 @click.option("--bare", is_flag=True, help="A guest with COMMAND, its libraries and busybox, in memory.")
-@click.option("--include", type=_PATH, multiple=True, metavar="PATH", help="With --bare: a file or folder that is needed.")
+@click.option("--include", type=_PATH, multiple=True, metavar="PATH", help="With --bare: a file or folder.")
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -92,9 +92,9 @@ def command(  # noqa: PLR0913  (an option each)
 ) -> None:
     """Run COMMAND under a real Linux kernel and record what the kernel does.
 
-    Boots a stock kernel in QEMU (software emulation; no root, no KVM) and runs COMMAND in it as it would run here: it sees
-    this machine's files, the current directory, the environment and standard input. What it writes to files is thrown
-    away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
+    Boots a stock kernel in QEMU (software emulation; no root, no KVM) and runs COMMAND in it as it would run here: it
+    sees this machine's files, the current directory, the environment and standard input. What it writes to files is
+    thrown away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
     from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
 
@@ -119,8 +119,7 @@ def command(  # noqa: PLR0913  (an option each)
     trace = output or Path(f"{Path(workload[0]).name}.asitrace")
     done = record(recording, trace, say=_say, overwrite=overwrite)
     _report(done, trace)
-    if done.exit_status:
-        click.get_current_context().exit(1)
+    click.get_current_context().exit(done.exit_status)
 
 
 def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
@@ -141,7 +140,7 @@ def _report(done: "Recorded", trace: Path) -> None:
     if done.out_of_memory is not None:
         _say(f"the guest ran out of memory and killed {done.out_of_memory!r}; give it more (--memory)")
     if done.exit_status:
-        _say(f"error: the workload {_ending(done.exit_status)}; the trace holds what it did until then")
+        _say(f"the workload {_ending(done.exit_status)}; the trace holds what it did until then")
 
 
 def _ending(status: int) -> str:

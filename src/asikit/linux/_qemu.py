@@ -293,8 +293,8 @@ class Guest:
         if machine.network:
             command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         if self._plugin is not None:
-            options = (f"{name}={number}" for name, number in ends.items())
-            command += ["-plugin", ",".join([f"file={_option(self._plugin)},directory={_option(self.folder)}", *options])]
+            pipes = ",".join(f"{name}={number}" for name, number in ends.items())
+            command += ["-plugin", f"file={_option(self._plugin)},directory={_option(self.folder)},{pipes}"]
         return command
 
 
@@ -307,4 +307,3 @@ def _dying_with_us() -> list[str]:
 def _option(path: Path) -> str:
     """Write a path as part of a QEMU option, where a comma stands twice."""
     return str(path).replace(",", ",,")
-

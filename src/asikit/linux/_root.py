@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from asikit.linux.errors import RecordError
 
-__all__ = ["GUEST_PATH", "MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
+__all__ = ["GUEST_PATH", "MODULES", "MOUNT_OPTIONS", "NETWORK_MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
 
 GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where the guest looks for programs."""
@@ -15,12 +15,16 @@ GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sb
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
 """What the guest needs to mount its disk."""
 
+MOUNT_OPTIONS = "inode_readahead_blks=0"
+"""Inodes are made up when they are read: none that has not been asked for."""
+
 NETWORK_MODULES = ("virtio_pci", "virtio_net")
 
-_KERNEL_TYPES = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs proc "
-    "pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
-)
+_KERNEL_TYPES = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs",
+    "tracefs",
+))  # fmt: skip
 """File systems of the kernel's own, which hold no files."""
 
 _MOUNT_POINT = 4
@@ -29,9 +33,9 @@ _MOUNT_POINT = 4
 _CREDENTIALS = (
     ".ssh", ".gnupg", ".password-store", ".local/share/keyrings", ".local/share/kwalletd", ".pki", ".netrc", ".pgpass",
     ".git-credentials", ".config/git/credentials", ".config/gh", ".config/gcloud", ".config/rclone", ".aws", ".azure",
-    ".kube", ".docker/config.json", ".config/containers/auth.json", ".cargo/credentials.toml", ".npmrc", ".pypirc", ".vault-token",
-    ".mozilla", ".thunderbird", ".config/google-chrome", ".config/chromium", ".config/BraveSoftware", ".config/microsoft-edge",
-    ".config/opera", ".config/vivaldi", "snap/firefox", "snap/chromium",
+    ".kube", ".docker/config.json", ".config/containers/auth.json", ".cargo/credentials.toml", ".npmrc", ".pypirc",
+    ".vault-token", ".mozilla", ".thunderbird", ".config/google-chrome", ".config/chromium", ".config/BraveSoftware",
+    ".config/microsoft-edge", ".config/opera", ".config/vivaldi", "snap/firefox", "snap/chromium",
 )  # fmt: skip
 """Where programs keep keys, passwords and tokens, below a home folder."""
 
@@ -54,15 +58,15 @@ def kernel_mounts() -> list[Path]:
 
 
 def hidden_paths(shown: "tuple[Path, ...]" = ()) -> list[Path]:
-    """Give the files and folders with credentials in the usual places, of all users, but for those that are asked for."""
+    """Give the files and folders with credentials in the usual places, of all users, but for what is asked for."""
     homes = {Path.home(), *(Path(user.pw_dir) for user in pwd.getpwall())}
     paths = [home / name for home in sorted(homes) for name in _CREDENTIALS]
-    asked = [Path(os.path.abspath(path)) for path in shown]
+    asked = [Path(os.path.abspath(path.expanduser())) for path in shown]  # noqa: PTH100  (links as they are)
     return [path for path in paths if not any(path.is_relative_to(one) or one.is_relative_to(path) for one in asked)]
 
 
 def _unescaped(path: bytes) -> bytes:
-    """Read a path of mountinfo, which has blanks and backslashes as octal numbers (``mangle()``, fs/proc_namespace.c)."""
+    """Read a path of mountinfo, where blanks and backslashes are octal numbers (``mangle()``, fs/proc_namespace.c)."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), path)
 
 
@@ -100,4 +104,3 @@ def _inside(root: Path, path: str) -> Path | None:
             at = PurePosixPath("/")
         left = [part for part in target.parts if part != "/"] + left
     return root / at.relative_to("/")
-

@@ -2,15 +2,16 @@
 
 import os
 import select
-import socket
 import stat
 import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from io import BufferedReader
 
@@ -32,13 +33,13 @@ class Streams:
     @classmethod
     def of_this_process(cls) -> Self:
         """Give this process's own. Python has None for what was closed when it began."""
-        own = (stream and stream.buffer for stream in (sys.stdin, sys.stdout, sys.stderr))
-        return cls(*own)
+        stdin, out, err = (None if stream is None else stream.buffer for stream in (sys.stdin, sys.stdout, sys.stderr))
+        return cls(stdin, out, err)
 
     @classmethod
     def to(cls, out: BinaryIO, err: BinaryIO, stdin: BinaryIO | None = None) -> Self:
         """Give streams that end in two files; without ``stdin`` the input is empty."""
-        return cls(stdin or open(os.devnull, "rb"), out, err)  # noqa: SIM115  (closed with the last reference to it)
+        return cls(stdin or Path(os.devnull).open("rb"), out, err)
 
     def kinds(self) -> tuple[str, str, str]:
         """Give the kinds, as guest/init.c knows them."""
@@ -71,7 +72,7 @@ def _kind(stream: BinaryIO | None) -> str:
         return "pipe"
     if os.isatty(stream.fileno()):
         return "tty"
-    return "null" if status.st_rdev == os.stat(os.devnull).st_rdev else "pipe"
+    return "null" if status.st_rdev == Path(os.devnull).stat().st_rdev else "pipe"
 
 
 def _are_one(one: BinaryIO | None, other: BinaryIO | None) -> bool:
@@ -111,7 +112,7 @@ class Forwarder(threading.Thread):
 class Feeder(threading.Thread):
     """Passes what the user sends to the recorder's pipe, and rings the guest's bell for it."""
 
-    def __init__(self, source: BinaryIO, pipe: int, bell: socket.socket) -> None:
+    def __init__(self, source: BinaryIO, pipe: int, bell: "socket.socket") -> None:
         """Prepare to read from ``source``. The thread closes ``pipe`` at the end of the input."""
         super().__init__(daemon=True)
         self._source = source

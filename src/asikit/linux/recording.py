@@ -10,13 +10,13 @@ from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
 from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
-from asikit.linux._root import MODULES, NETWORK_MODULES
+from asikit.linux._root import MODULES, MOUNT_OPTIONS, NETWORK_MODULES
 from asikit.linux._stream import StreamReader
 from asikit.linux._streams import Streams
 from asikit.linux._symbols import Symbols
 from asikit.linux._tables import Attribution, write_tables
 from asikit.linux._workload import Workload, prepare_workload
-from asikit.linux.disk import MOUNT_OPTIONS, NbdServer
+from asikit.linux.disk import NbdServer
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
