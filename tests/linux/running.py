@@ -61,7 +61,7 @@ class Command:
     def start(self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         """Start it."""
         return subprocess.Popen(
-            [*_ASI, *self.options, *words],
+            [*_ASI, *(() if "--root" in words else self.options), *words],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
