@@ -79,7 +79,9 @@ def boot(
     """
     files = Initramfs()
     files.add_busybox(find_busybox())
-    for number, (name, content) in enumerate(find_kernel(kernel, print).module_files(("virtio_pci", "virtio_blk", "ext4"))):
+    for number, (name, content) in enumerate(
+        find_kernel(kernel, print).module_files(("virtio_pci", "virtio_blk", "ext4"))
+    ):
         files.add(f"/modules/{number:03}-{name}.ko", content)
     files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
     text = io.BytesIO()

@@ -83,6 +83,8 @@ def _applets(folder: Path) -> Path:
     applets = folder / "applets"
     if not applets.exists():
         applets.mkdir()
-        for name in subprocess.run([find_busybox(), "--list"], capture_output=True, text=True, check=True).stdout.split():
+        for name in subprocess.run(
+            [find_busybox(), "--list"], capture_output=True, text=True, check=True
+        ).stdout.split():
             (applets / name).symlink_to(find_busybox())
     return applets
