@@ -1,6 +1,6 @@
 """The ext4 file system's structures, as they lie on the disk.
 
-Their source is Documentation/filesystems/ext4/ in the kernel's source (super.rst, group_descr.rst, inodes.rst, ifork.rst, directory.rst,
+Their source is Documentation/filesystems/ext4/ in the kernel's source (super.rst, group_descr.rst, inodes.rst, ifork.rst,
 journal.rst) and fs/ext4/ext4.h, whose names are used here.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asikit.linux.disk.geometry import BLOCK_BYTES, INODE_BYTES, Geometry
+from asikit.linux.disk.name_hash import SEED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +43,8 @@ _EXTENT_MAGIC = 0xF30A
 _JOURNAL_MAGIC = 0xC03B3998
 _JOURNAL_SUPERBLOCK_V2 = 4
 _UUID = b"asikit host disk"
-_HASH_SEED = (0x61736B69, 0x74206861, 0x73682073, 0x65656421)
 _EXTENTS_FLAG = 0x80000
+_INDEX_FLAG = 0x1000
 _MOST_LINKS = 65000
 """``EXT4_LINK_MAX``: a folder with more says 1 (the feature ``dir_nlink``)."""
 
@@ -52,14 +53,15 @@ _MOST_TIME = 1 << 34
 _SECTOR = 512
 
 _COMPAT = 0x4 | 0x8 | 0x20 | 0x200
-"""``has_journal``, ``ext_attr``, ``dir_index``, ``sparse_super2``: as ``mke2fs`` makes it, but that there are no copies of the superblock."""
+"""``has_journal``, ``ext_attr``, ``dir_index``, ``sparse_super2``: as ``mke2fs`` makes it, but without copies of the
+superblock."""
 
 _INCOMPAT = 0x2 | 0x40 | 0x80 | 0x200
 """``filetype``, ``extents``, ``64bit``, ``flex_bg``."""
 
 _RO_COMPAT = 0x2 | 0x8 | 0x20 | 0x40
-"""``large_file``, ``huge_file``, ``dir_nlink``, ``extra_isize``. Not ``metadata_csum``: checksums of what is made up as it is read would cost
-more than all else here."""
+"""``large_file``, ``huge_file``, ``dir_nlink``, ``extra_isize``. Not ``metadata_csum``: checksums of what is made up as it
+is read would cost more than all else here."""
 
 ROOT_EXTENTS = 4
 """Extents for which an inode has room."""
@@ -115,7 +117,7 @@ def superblock(geometry: Geometry, journal_map: bytes, journal_bytes: int) -> by
         (0x64, "I", _RO_COMPAT),
         (0x68, "16s", _UUID),
         (0xE0, "I", JOURNAL_INODE),
-        *((0xEC + 4 * i, "I", word) for i, word in enumerate(_HASH_SEED)),
+        *((0xEC + 4 * i, "I", word) for i, word in enumerate(SEED)),
         (0xFC, "B", 1),  # s_def_hash_version: half MD4
         (0xFD, "B", 1),  # s_jnl_backup_type: s_jnl_blocks is i_block and i_size
         (0xFE, "H", 64),  # s_desc_size
@@ -154,16 +156,17 @@ def group_descriptors(geometry: Geometry) -> bytes:
 
 
 def bitmap(used: int, free: int) -> bytes:
-    """Give a block of bitmap: used, then free, then what does not exist and so counts as used. Both are multiples of 8."""
+    """Give a block of bitmap: used, then free, then what does not exist and so counts as used; in multiples of 8."""
     return (b"\xff" * (used // 8) + b"\0" * (free // 8)).ljust(BLOCK_BYTES, b"\xff")
 
 
-def inode(of: Attributes, block_map: bytes, blocks: int, *, extents: bool) -> bytes:
+def inode(of: Attributes, block_map: bytes, blocks: int, *, extents: bool, indexed: bool = False) -> bytes:
     """Give an inode.
 
     :param block_map: ``i_block``.
     :param blocks: Blocks that it takes.
     :param extents: Whether ``block_map`` is the root of an extent tree.
+    :param indexed: Whether it is a directory with an index.
     """
     sectors = blocks * (BLOCK_BYTES // _SECTOR)
     times = [_time(at) for at in (of.atime, of.ctime, of.mtime)]
@@ -179,7 +182,7 @@ def inode(of: Attributes, block_map: bytes, blocks: int, *, extents: bool) -> by
         of.gid & 0xFFFF,
         1 if of.links >= _MOST_LINKS else of.links,
         sectors & 0xFFFFFFFF,
-        _EXTENTS_FLAG if extents else 0,
+        (_EXTENTS_FLAG if extents else 0) | (_INDEX_FLAG if indexed else 0),
         0,
         block_map,
         0,

@@ -36,8 +36,8 @@ _SUPERBLOCK_OFFSET = 1024
 class HostDisk:
     """An ext4 file system whose tree is a folder of the host, and which keeps what is written to it until it is closed.
 
-    Inodes and blocks are allotted as the guest reads what refers to them, so a disk costs what the guest looks at. The host's files are only read.
-    Not for several threads at once.
+    Inodes and blocks are allotted as the guest reads what refers to them, so a disk costs what the guest looks at. The
+    host's files are only read. Not for several threads at once.
     """
 
     def __init__(  # noqa: PLR0913  (each named at the call)
@@ -53,7 +53,7 @@ class HostDisk:
         """Prepare.
 
         :param root: The folder.
-        :param hidden: Absolute paths in the guest: folders are shown as empty, files not at all, under any of their names.
+        :param hidden: Absolute paths in the guest, under whichever name: folders are shown empty, files not at all.
         :param empty: Absolute paths in the guest of folders that are shown empty (there, if the host has none).
         :param extra: Files that the host does not have, by their absolute paths in the guest.
         :param scratch: Where the file lies that takes what the guest writes.
@@ -190,7 +190,7 @@ class _Reserved:
         self._inodes = inodes
         self._journal = journal
 
-    def read(self, first: int, count: int) -> bytes:
+    def read(self, first: int, count: int) -> bytes:  # noqa: ARG002  (a run of one block)
         """Give the block."""
         block = bytearray(BLOCK_BYTES)
         for number, made in ((ROOT_INODE, self._inodes.root()), (JOURNAL_INODE, self._journal)):

@@ -1,10 +1,11 @@
 """The host's files as inodes: numbers, and blocks of the inode table, made up as the guest reads them."""
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from asikit.linux.disk.directory import linear_directory
+from asikit.linux.disk.directory import make_directory
 from asikit.linux.disk.ext4 import INLINE_LINK_BYTES, ROOT_EXTENTS, ROOT_INODE, device_map, extent_node, inode
 from asikit.linux.disk.files import Fixed, HostFile, OpenFiles, chunks_of, map_chunks
 from asikit.linux.disk.geometry import BLOCK_BYTES, INODES_PER_BLOCK, Geometry, blocks_of
@@ -78,8 +79,9 @@ class _TableRun:
 class Inodes:
     """The inodes of a tree.
 
-    A folder's inode says how large the folder is, so that it is listed when its inode is read, and then all that is in it gets its number.
-    A folder therefore begins a block of the inode table, which is not read for another's sake; files that it holds fill that block.
+    A folder's inode says how large the folder is, so that it is listed when its inode is read, and then all that is in it
+    gets its number. A folder therefore begins a block of the inode table, which is not read for another's sake; files that
+    it holds fill that block.
     """
 
     def __init__(self, geometry: Geometry, tree: "HostTree", rooms: Rooms) -> None:
@@ -134,10 +136,8 @@ class Inodes:
             return Fixed(entry.content or b""), segments
         content = HostFile(self._files, node.path, entry.identity)
         if entry.holes:
-            try:
+            with suppress(OSError):  # else it is shown without holes; to read it will fail, too
                 segments = content.segments(size)
-            except OSError:  # shown without holes; to read it will fail, too
-                pass
         return content, segments
 
     def _make_link(self, node: _Node) -> bytes:
@@ -151,19 +151,17 @@ class Inodes:
     def _make_folder(self, node: _Node) -> bytes:
         entries = self._tree.entries(node.path(), node.entry.identity)
         children = self._number(node, entries)
-        own = node.entry.attributes.mode
-        parent = node.parent or node
-        listing = [(b".", node.number, own), (b"..", parent.number, own)]
-        listing += [
+        names = [
             (entry.name, child.number, child.entry.attributes.mode)
-            for entry, child in zip(entries, children, strict=False)
+            for entry, child in zip(entries, children, strict=True)
         ]
-        content = Fixed(linear_directory(listing))
-        chunks = chunks_of([(0, blocks_of(len(content.content)))], _CHUNK_BLOCKS)
-        block_map, blocks = map_chunks(chunks, content, self._rooms.meta, self._rooms.meta)
+        directory = make_directory(node.number, (node.parent or node).number, names)
+        size = len(directory.content)
+        chunks = chunks_of([(0, blocks_of(size))], _CHUNK_BLOCKS)
+        block_map, blocks = map_chunks(chunks, Fixed(directory.content), self._rooms.meta, self._rooms.meta)
         links = 2 + sum(entry.is_folder for entry in entries)
-        of = replace(node.entry.attributes, size=len(content.content), links=links)
-        return inode(of, block_map, blocks, extents=True)
+        of = replace(node.entry.attributes, size=size, links=links)
+        return inode(of, block_map, blocks, extents=True, indexed=directory.indexed)
 
     def _number(self, folder: _Node, entries: list["Entry"]) -> list[_Node]:
         """Give each entry's node, numbered."""
@@ -185,7 +183,7 @@ class Inodes:
         return nodes
 
     def _place_files(self, folder: _Node, files: list[_Node]) -> None:
-        """Number a folder's files: first those that go into the folder's own block, the others in blocks of their own."""
+        """Number a folder's files: some go into the folder's own block, the others into blocks of their own."""
         done = 0
         if folder.home is not None:
             done = min(len(files), INODES_PER_BLOCK - len(folder.home.nodes))

@@ -1,7 +1,7 @@
 """The disk as QEMU reads it: a server of the network block device protocol on a socket of this machine.
 
-The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; names as there. Of it what QEMU's client uses, and no more: the "fixed newstyle"
-handshake and simple replies.
+The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; names as there. Of it what QEMU's client
+uses, and no more: the "fixed newstyle" handshake and simple replies.
 """
 
 import socket

@@ -23,8 +23,8 @@ class Content(Protocol):
 class Room:
     """Runs of blocks, handed out in rising order: the same part of each of some groups.
 
-    A block that the guest reads before it has a meaning never gets one. The guest keeps what it has read, so it would not see the
-    meaning; and it does read what nothing refers to, since it reads ahead.
+    A block that the guest reads before it has a meaning never gets one. The guest keeps what it has read, so it would not
+    see the meaning; and it does read what nothing refers to, since it reads ahead.
     """
 
     def __init__(self, what: str, groups: range, group_blocks: int, offset: int, length: int) -> None:
@@ -60,7 +60,7 @@ class Room:
         return start
 
     def at(self, block: int) -> tuple[Content, int, int] | None:
-        """Give the content of the run that a block belongs to, the block's place in it, and how many blocks follow, with this one.
+        """Give the content of the run that a block belongs to, the block's place in it, and how many are left from it on.
 
         None: it has no meaning, and will never have one.
         """

@@ -37,7 +37,7 @@ class Scratch:
         return self._written.isdisjoint(range(first, first + count))
 
     def runs(self, first: int, count: int) -> list[tuple[int, int, bool]]:
-        """Divide a run of blocks into runs that have been written and such that have not: the first block, how many, and which."""
+        """Divide a run of blocks: the first block of each part, how many, and whether they have been written."""
         runs: list[tuple[int, int, bool]] = []
         for block in range(first, first + count):
             written = block in self._written

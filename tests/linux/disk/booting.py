@@ -1,0 +1,98 @@
+"""A guest that has nothing but busybox and the disk, mounted on /disk, and runs a shell script."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asikit.linux._guest import Initramfs, find_busybox
+from asikit.linux._qemu import Guest, Machine
+from asikit.linux.disk import HostDisk, NbdServer
+from asikit.linux.kernel import find_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOUNT_OPTIONS = "inode_readahead_blks=0"
+_PATIENCE_SECONDS = 600.0
+_INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in /modules/*; do [ -f $module ] && insmod $module; done
+exec >/dev/ttyS1 2>/dev/ttyS1
+stty raw </dev/ttyS1
+mkdir /disk
+{before}
+mount -t ext4 -o {options} /dev/vda /disk
+{script}
+cd /
+umount /disk
+echo END OF SCRIPT
+dmesg
+sleep 1
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Booted:
+    """What became of it.
+
+    :ivar text: What the script wrote.
+    :ivar kernel: What the kernel said.
+    """
+
+    text: str
+    kernel: str
+
+
+class _Guest(Guest):
+    """A guest with the disk."""
+
+    socket: Path
+
+    def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
+        drive = f"file=nbd:unix:{self.socket},format=raw,if=virtio,werror=report,rerror=report"
+        command = super()._command(stream, layout, out, err)
+        command = [word.replace("sleep=off", "sleep=on") for word in command]
+        return [*command, "-drive", drive]
+
+
+def boot(
+    kernel: Path,
+    disk: HostDisk,
+    folder: Path,
+    script: str,
+    *,
+    options: str = MOUNT_OPTIONS,
+    before: str = "",
+    cpus: int = 1,
+    served: "Callable[[NbdServer], None]" = lambda _: None,
+) -> Booted:
+    """Run a shell script in a guest.
+
+    :param options: The mount's.
+    :param before: Shell commands before the mount.
+    :param served: Given the server when the guest has ended.
+    """
+    files = Initramfs()
+    files.add_busybox(find_busybox())
+    for number, (name, content) in enumerate(
+        find_kernel(kernel, print).module_files(("virtio_pci", "virtio_blk", "ext4"))
+    ):
+        files.add(f"/modules/{number:03}-{name}.ko", content)
+    files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
+    text = io.BytesIO()
+    with NbdServer(disk, folder / "disk.socket") as server:
+        guest = _Guest(Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"), files.archive(), None)
+        guest.socket = folder / "disk.socket"
+        with guest:
+            guest.forward_output(text, io.BytesIO())
+            guest.stop_after(_PATIENCE_SECONDS)
+            status = guest.wait()
+            assert not status, guest.qemu_error()
+        served(server)
+    told, _, kernel_said = text.getvalue().decode(errors="surrogateescape").partition("END OF SCRIPT\n")
+    return Booted(told, kernel_said)
