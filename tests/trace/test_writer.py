@@ -60,7 +60,7 @@ def test_wrong_events(tmp_path: "Path", change: dict[str, Any], message: str) ->
         (
             "events",
             pl.DataFrame(),
-            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks",
+            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks, phases",
         ),
         ("tasks", pl.DataFrame({"pid": [1]}), "tasks: column 'pid' is int64, not uint32"),
         ("tasks", pl.DataFrame({"pid": [1]}, {"pid": pl.UInt32}), "tasks: column 'tgid' is missing"),

@@ -1,11 +1,13 @@
 """Recording a real Linux kernel: QEMU with our TCG plugin, the guest's files, symbols, what each page is."""
 
+from asikit.linux._build import MARK_HEADER, mark_command, mark_header
 from asikit.linux._streams import Streams
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel, read_release
 from asikit.linux.recording import Recorded, Recording, record, run_unrecorded
 
 __all__ = [
+    "MARK_HEADER",
     "Kernel",
     "RecordError",
     "Recorded",
@@ -13,6 +15,8 @@ __all__ = [
     "Streams",
     "WorkloadError",
     "find_kernel",
+    "mark_command",
+    "mark_header",
     "read_release",
     "record",
     "run_unrecorded",

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * How the guest's init speaks to the recorder: NOPL disp32(%rax,%rax) with these displacements does nothing anywhere
- * else; a page is handed over by MOVB disp32(%rax), %al, which loads from it.
+ * else; a page is handed over by MOVB disp32(%rax), %al, which loads from it. The workload's marks have the numbers that
+ * follow: asi_mark.h.
  */
 #ifndef ASI_MARKER_H
 #define ASI_MARKER_H

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../guest/asi_mark.h"
 #include "../guest/marker.h"
 #include "callbacks.h"
 
@@ -276,7 +277,7 @@ static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vadd
         exchange((struct handed_over *)page);
 }
 
-/* Instructions with a displacement that nobody else uses: see guest/marker.h. */
+/* Instructions with a displacement that nobody else uses: see guest/marker.h and guest/asi_mark.h. */
 static void find_mark(struct qemu_plugin_tb *tb)
 {
     size_t n = qemu_plugin_tb_n_insns(tb);
@@ -289,6 +290,8 @@ static void find_mark(struct qemu_plugin_tb *tb)
             memcpy(&mark, code + 2, 4);
             if (mark == MARK_HAND_OVER)
                 api_on_memory(insn, on_hand_over, NULL);
+            else if (mark == ASI_MARK_BEGIN || mark == ASI_MARK_END)
+                api_on_memory(insn, on_phase_mark, (void *)(uintptr_t)(mark == ASI_MARK_END));
         }
         if (size != 8 || memcmp(code, "\x0f\x1f\x84\x00", 4))
             continue;

@@ -30,6 +30,7 @@ enum record_type {
     ROW_TASK_MM,       /* arg task id, x mm id */
     ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
     ROW_AREA,          /* an area of the vmalloc or the modules region: arg id, addr start, clock end; x and stack: low and high half of its maker's address */
+    ROW_MARK,          /* of a phase, where it stands among the events: arg 1 if it ends, x task id; clock and addr: 16 bytes of its name, aux which 16 */
     CONFIGURE,         /* the guest is ready: the host sends the layout */
     LOST,              /* arg which counter, clock count */
     COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
