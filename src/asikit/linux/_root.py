@@ -4,9 +4,10 @@ import os
 import shutil
 import stat
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asikit.linux._links import follow
 from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ _SPARE_BYTES = 512 << 20
 
 _FILE_BYTES = 4096
 """For a file's inode and the unfilled rest of its last block."""
-
-_MOST_LINKS = 40
-"""The kernel follows no more symbolic links than this in one path (``MAXSYMLINKS``, include/linux/namei.h)."""
 
 
 def root_image(folder: Path, image: Path, *, say: "Callable[[str], None]") -> Path:
@@ -68,23 +66,15 @@ def find_in_root(root: Path, command: str) -> str:
 
 def _inside(root: Path, path: str) -> Path | None:
     """Follow a path as the guest will, whose ``/`` is the root: its absolute links stay inside."""
-    left = list(PurePosixPath(path).parts[1:])
-    at, links = PurePosixPath("/"), 0
-    while left:
-        part = left.pop(0)
-        here = at.parent if part == ".." else at / part
-        on_host = root / here.relative_to("/")
-        if not on_host.is_symlink():
-            at = here
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            return None
-        target = PurePosixPath(on_host.readlink())
-        if target.is_absolute():
-            at = PurePosixPath("/")
-        left = [part for part in target.parts if part != "/"] + left
-    return root / at.relative_to("/")
+
+    def target(here: str) -> str | None:
+        on_host = root / here.lstrip("/")
+        return str(on_host.readlink()) if on_host.is_symlink() else None
+
+    try:
+        return root / follow(path, target).lstrip("/")
+    except OSError:
+        return None
 
 
 def _used_bytes(folder: Path) -> int:

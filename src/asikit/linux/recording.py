@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from asikit.linux._build import programs
-from asikit.linux._guest import Initramfs, find_busybox, workload_files
+from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
+from asikit.linux._programs import find_busybox, workload_files
 from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
 from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
@@ -154,6 +155,8 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
         raise RecordError("--include and --root exclude each other; put the files into the root")
     files = Initramfs()
     workload = list(_add_workload(recording, files))
+    for line in files.left_out():
+        say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
     words = [*_add_modules(recording, kernel, files), *workload]
     built = programs()
