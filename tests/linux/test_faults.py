@@ -129,6 +129,60 @@ def test_bad_input(command: Command, vmlinuz: str, words: list[str], line: str) 
 
 
 @pytest.mark.parametrize(
+    ("workload", "line"),
+    [
+        ("./mine", "./mine is not executable; run `chmod +x ./mine`, or record `/bin/sh -e ./mine`"),
+        ("./text", "./text is not executable; run `chmod +x ./text`, or record `sh ./text`"),
+        ("./folder", "./folder is a folder; give a program in it"),
+        ("folder/", "folder/ is a folder; give a program in it"),
+        ("./nothing", "./nothing: there is no such program on this machine; check the path"),
+        ("text/nothing", "text/nothing: there is no such program on this machine; check the path"),
+        (
+            "mine",
+            (
+                "no program 'mine' on this machine, and busybox has none of that name; "
+                "install it or give its path; for the file in this folder write ./mine"
+            ),
+        ),
+        (
+            "./lost",
+            (
+                "{here}/lost: its first line names '/no/interpreter', which is no program of this machine; "
+                "install it or mend the line"
+            ),
+        ),
+        (
+            "./crlf",
+            (
+                "{here}/crlf: its first line names '/bin/sh\\r', which is no program of this machine; "
+                "install it or mend the line"
+            ),
+        ),
+        (
+            "./own",
+            (
+                "{here}/own: its first line names '{here}/own', which is no program of this machine; "
+                "install it or mend the line"
+            ),
+        ),
+    ],
+)
+def test_programs_that_cannot_be_run(command: Command, vmlinuz: str, workload: str, line: str) -> None:
+    """What a shell would not run either is refused before anything boots, with what to do."""
+    here = command.folder
+    (here / "folder").mkdir()
+    (here / "mine").write_text("#!/bin/sh -e\n")
+    (here / "text").write_text("echo\n")
+    for name, interpreter in (("lost", "/no/interpreter"), ("crlf", "/bin/sh\r"), ("own", f"{here}/own")):
+        (here / name).write_bytes(f"#!{interpreter}\n".encode())
+        (here / name).chmod(0o755)
+    before = command.left()
+    ended = command.run("--kernel", vmlinuz, "--", workload)
+    assert (ended.code, ended.err) == (1, f"asi: error: {line.format(here=here)}\n")
+    assert command.left() == before
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         ([], "missing argument '-- COMMAND...'"),

@@ -1,4 +1,4 @@
-"""The two ways a command reports: text for people, JSON for programs. Both go to stdout."""
+"""The two ways a command reports, text for people and JSON for programs, on stdout; and warnings, on stderr."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rich.console import Console
 
@@ -22,6 +22,12 @@ def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) ->
     """
     envelope = {"schema": f"asikit.{name}/{version}", **_sorted(document)}
     click.echo(json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def warn(lines: "Iterable[str]") -> None:
+    """Print warnings on stderr, before what is printed on stdout."""
+    for line in lines:
+        click.echo(f"asi: warning: {line}", err=True)
 
 
 def console() -> "Console":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import console, warn, write_json
 
 if TYPE_CHECKING:
     from asikit.cost import CostResult, Range
@@ -85,6 +85,7 @@ def command(  # noqa: PLR0913  (an option each)
         base_time=BaseTime(base_seconds, None if cpi is None else _range(cpi)),
         smt=smt,
     )
+    warn(result.warnings)
     if as_json:
         _write_json(result)
     else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from asikit import __version__
-from asikit.cli._output import console, write_json
+from asikit.cli._output import console, warn, write_json
 
 if TYPE_CHECKING:
     from asikit.protocol import AsiClass
@@ -63,6 +63,7 @@ def command(  # noqa: PLR0913  (an option each)
     _check_names([policy.name for policy in loaded])
     opened = Trace.open(trace)
     results = replay(opened, loaded, chosen)
+    warn(line for result in results for line in result.warnings)
     if as_json:
         _write_json(results, opened, top)
     else:

@@ -80,7 +80,8 @@ def price(  # noqa: PLR0913  (what a question consists of)
     for number, cpu in enumerate(cpus):
         own = measured[number * per_cpu : (number + 1) * per_cpu]
         rows += _Pricer(cpu, base, own, chosen, smt=smt).rows(mitigations)
-    return CostResult.of(trace, base, chosen, rows, smt=smt)
+    warnings = dict.fromkeys(line for one in measured for line in one.result.warnings)  # the same on each processor
+    return replace(CostResult.of(trace, base, chosen, rows, smt=smt), warnings=tuple(warnings))
 
 
 def _check(

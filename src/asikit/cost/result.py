@@ -144,6 +144,7 @@ class CostResult:
     :ivar instructions: Of the run, on all CPUs.
     :ivar kernel_instructions: Of these, in round trips into the kernel.
     :ivar base_seconds: The run's CPU seconds, if they were given.
+    :ivar warnings: A line for each name that a policy's author gave and that matches nothing in the recording.
     """
 
     trace: "Mapping[str, Any]"
@@ -152,10 +153,11 @@ class CostResult:
     base_seconds: float | None
     smt: bool
     rows: tuple[CostRow, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, trace: "Trace", base: "Base", base_time: "BaseTime", rows: list[CostRow], *, smt: bool) -> "CostResult":
-        """Return the result for a trace."""
+        """Return the result for a trace, without warnings."""
         recorder = trace.recorder
         identity = {
             "content_hash": trace.content_hash,
@@ -178,6 +180,7 @@ class CostResult:
             },
             "smt": self.smt,
             "rows": [row.to_dict() for row in self.rows],
+            "warnings": list(self.warnings),
         }
 
 

@@ -3,8 +3,9 @@
 import os
 import pwd
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from asikit.linux._links import follow
 from asikit.linux.errors import RecordError
 
 __all__ = ["GUEST_PATH", "MODULES", "MOUNT_OPTIONS", "NETWORK_MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
@@ -38,9 +39,6 @@ _CREDENTIALS = (
     ".config/microsoft-edge", ".config/opera", ".config/vivaldi", "snap/firefox", "snap/chromium",
 )  # fmt: skip
 """Where programs keep keys, passwords and tokens, below a home folder."""
-
-_MOST_LINKS = 40
-"""The kernel follows no more symbolic links than this in one path (``MAXSYMLINKS``, include/linux/namei.h)."""
 
 
 def kernel_mounts() -> list[Path]:
@@ -87,20 +85,12 @@ def find_in_root(root: Path, command: str) -> str:
 
 def _inside(root: Path, path: str) -> Path | None:
     """Follow a path as the guest will, whose ``/`` is the root: its absolute links stay inside."""
-    left = list(PurePosixPath(path).parts[1:])
-    at, links = PurePosixPath("/"), 0
-    while left:
-        part = left.pop(0)
-        here = at.parent if part == ".." else at / part
-        on_host = root / here.relative_to("/")
-        if not on_host.is_symlink():
-            at = here
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            return None
-        target = PurePosixPath(on_host.readlink())
-        if target.is_absolute():
-            at = PurePosixPath("/")
-        left = [part for part in target.parts if part != "/"] + left
-    return root / at.relative_to("/")
+
+    def target(here: str) -> str | None:
+        on_host = root / here.lstrip("/")
+        return str(on_host.readlink()) if on_host.is_symlink() else None
+
+    try:
+        return root / follow(path, target).lstrip("/")
+    except OSError:
+        return None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux._guest import Initramfs, find_busybox, workload_files
+from asikit.linux._guest import Initramfs
+from asikit.linux._programs import find_busybox, workload_files
 from asikit.linux._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts
 from asikit.linux.disk import HostDisk
 from asikit.linux.errors import RecordError

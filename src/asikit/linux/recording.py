@@ -171,6 +171,8 @@ def _guest(
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
     workload = prepare_workload(recording, files)
+    for line in files.left_out():
+        say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
     words = [*_add_modules(recording, kernel, files), *_around(recording, workload), *workload.words, *streams.words()]
     built = programs()

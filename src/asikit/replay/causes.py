@@ -10,6 +10,7 @@ from asikit.replay._events import NO_ENTRY, SVM_EXITS, class_of_entry, entry_lab
 from asikit.replay._stacks import CauseStacks
 from asikit.replay._steps import protocol_config
 from asikit.replay._tally import NO_PLACE, REASONS
+from asikit.replay._unmatched import unmatched_names
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
 from asikit.replay.result import EntryRow, ReplayResult
 from asikit.trace import TOUCH_KINDS, EventKind, PageKind, Region
@@ -62,6 +63,7 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
         by_entry=_by_entry(tally, protected.keys(), tables),
         cause_table=causes,
         stacks=stacks,
+        warnings=unmatched_names(policy, tables),
     )
 
 

@@ -89,6 +89,7 @@ class ReplayResult:
     :ivar by_entry: Round trips by entry, most first.
     :ivar cause_table: The fields of :class:`Cause` but the share, most exits first.
     :ivar stacks: The stacks of the causes, by all their names.
+    :ivar warnings: A line for each name that the policy's author gave and that matches nothing in the recording.
     """
 
     policy: str
@@ -111,6 +112,7 @@ class ReplayResult:
     by_entry: tuple[EntryRow, ...]
     cause_table: "pl.DataFrame"
     stacks: "CauseStacks"
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
@@ -151,6 +153,7 @@ class ReplayResult:
             "amended_events": self.amended_events,
             "by_entry": [asdict(row) for row in self.by_entry[:top]],
             "causes": [self._cause_to_dict(cause) for cause in self.top_causes(top)],
+            "warnings": list(self.warnings),
         }
 
     def _cause_to_dict(self, cause: Cause) -> dict[str, Any]:
