@@ -200,6 +200,23 @@ def test_overwrite_replaces_a_trace(tmp_path: "Path") -> None:
     assert _names(tmp_path) == ["t"]
 
 
+@pytest.mark.parametrize("events", [0, 4])
+def test_last_events(tmp_path: "Path", events: int) -> None:
+    """When the events have come to their end the last are written at once; the trace is the same as without."""
+
+    def written() -> int:
+        return sum(1 for folder in tmp_path.iterdir() for part in folder.glob("events/*"))
+
+    with TraceWriter(tmp_path / "t", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+        writer.end_events()
+        before = written()
+    assert written() == before == max(1, -(-events // 3))
+    with TraceWriter(tmp_path / "u", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+    assert Trace.open(tmp_path / "t").content_hash == Trace.open(tmp_path / "u").content_hash
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 def test_overwrite_replaces_nothing_else(tmp_path: "Path", kind: str) -> None:
     """With overwrite, a folder, a file or a link that is not a trace is refused and kept."""

@@ -145,6 +145,7 @@ class StreamReader:
         elif kind == RecordType.COUNTS:
             self.instructions[int(record["cpu"])] = (clock, int(record["addr"]))
         elif kind == RecordType.END:
+            self._writer.end_events()  # while the guest shuts down
             self.ended = True
         else:
             raise RecordError(

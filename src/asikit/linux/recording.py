@@ -136,7 +136,7 @@ def record(
         reader = StreamReader(guest.read_stream, writer, configure)
         reader.run()
         status = _outcome(guest, recording, ended=reader.ended)
-        symbols = Symbols.read(guest.folder / "guest-symbols-after")
+        symbols = Symbols.read(guest.folder / "guest-symbols-after", known=layouts[0].symbols)
         write_tables(writer, reader.rows, Attribution(layouts[0], symbols))
         writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
         return Recorded(status, reader.events, reader.lost, guest.out_of_memory())

@@ -156,6 +156,15 @@ class TraceWriter:
             if self._buffered == self._capacity:
                 self._flush_part()
 
+    def end_events(self) -> None:
+        """Write the last events: no more are to come. What is left to do when the block ends is quickly done.
+
+        :raises TraceError: The disk is full.
+        """
+        self._require_open()
+        if self._buffered or not self._parts:
+            self._flush_part()
+
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Append rows to a side table, in the order of their ids, with exactly the columns of ``SIDE_TABLES[table]``.
 
@@ -239,8 +248,7 @@ class TraceWriter:
 
     def _complete(self) -> None:
         folder = self._require_open()
-        if self._buffered or not self._parts:
-            self._flush_part()
+        self.end_events()
         tables = {"events": _table(self._parts)}
         for name, frames in self._side.items():
             path = f"{name}.parquet"
