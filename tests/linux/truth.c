@@ -6,6 +6,8 @@
  * Each question stands between two marks in the recording: getsid() before it and getpgid() after it.
  */
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,6 +17,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CALLS 1000
@@ -116,6 +119,37 @@ static void take_turns(void)
     waitpid(child.pid, NULL, 0);
 }
 
+/* A child that goes before everybody else every 20 microseconds, wherever they are, once it has been told to begin. */
+static struct { int begin[2]; pid_t pid; } waker;
+
+static void make_waker(void)
+{
+    struct sched_param first = { .sched_priority = 1 };
+    struct timespec pause = { .tv_nsec = 20000 };
+    char byte = 0;
+    if (pipe(waker.begin))
+        perror("pipe");
+    waker.pid = fork();
+    if (!waker.pid) {
+        if (sched_setscheduler(0, SCHED_FIFO, &first) || read(waker.begin[0], &byte, 1) != 1)
+            _exit(1);
+        for (;;)
+            nanosleep(&pause, NULL);
+    }
+}
+
+/* Page faults, and so page allocations, that are preempted time and again. */
+static void touch_pages_preempted(void)
+{
+    char byte = 0;
+    if (write(waker.begin[1], &byte, 1) != 1)
+        perror("waker");
+    for (int i = 0; i < 4; i++)
+        touch_pages();
+    kill(waker.pid, SIGKILL);
+    waitpid(waker.pid, NULL, 0);
+}
+
 static void write_tmpfs(void)
 {
     static char block[4096];
@@ -182,6 +216,7 @@ int main(void)
     memset(text, 0, sizeof text); /* no page faults for it later */
     note("pid %d\n", getpid());
     make_child(); /* before counting: pages of a new stack have no event */
+    make_waker();
     counts();
     begin("calls");
     for (int i = 0; i < CALLS; i++)
@@ -191,6 +226,7 @@ int main(void)
     char *pages = touch_pages();
     write_tmpfs();
     take_turns();
+    touch_pages_preempted();
     spin();
     end();
     counts();
