@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -25,6 +26,7 @@
 #define TURNS 50
 #define TRACING "/sys/kernel/tracing/"
 #define EVENT TRACING "events/kmem/mm_page_alloc/"
+#define ANOTHER TRACING "instances/another/"
 
 static char text[4 << 20];
 static size_t length;
@@ -119,7 +121,7 @@ static void take_turns(void)
     waitpid(child.pid, NULL, 0);
 }
 
-/* A child that goes before everybody else every 20 microseconds, wherever they are, once it has been told to begin. */
+/* Once told to begin, a child that goes before everybody else every 20 microseconds, and has a page allocated and freed. */
 static struct { int begin[2]; pid_t pid; } waker;
 
 static void make_waker(void)
@@ -133,19 +135,26 @@ static void make_waker(void)
     if (!waker.pid) {
         if (sched_setscheduler(0, SCHED_FIFO, &first) || read(waker.begin[0], &byte, 1) != 1)
             _exit(1);
-        for (;;)
-            nanosleep(&pause, NULL);
+        char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        while (!nanosleep(&pause, NULL)) {
+            *page = 1;
+            madvise(page, 4096, MADV_DONTNEED);
+        }
     }
 }
 
-/* Page faults, and so page allocations, that are preempted time and again. */
+/* Page allocations that are preempted time and again; half of them with another handler of the event beside the recorder's. */
 static void touch_pages_preempted(void)
 {
     char byte = 0;
     if (write(waker.begin[1], &byte, 1) != 1)
         perror("waker");
-    for (int i = 0; i < 4; i++)
-        touch_pages();
+    touch_pages();
+    touch_pages();
+    write_file(ANOTHER "events/kmem/enable", "1", 0);
+    touch_pages();
+    touch_pages();
+    write_file(ANOTHER "events/kmem/enable", "0", 0);
     kill(waker.pid, SIGKILL);
     waitpid(waker.pid, NULL, 0);
 }
@@ -217,6 +226,7 @@ int main(void)
     note("pid %d\n", getpid());
     make_child(); /* before counting: pages of a new stack have no event */
     make_waker();
+    mkdir(ANOTHER, 0700);
     counts();
     begin("calls");
     for (int i = 0; i < CALLS; i++)
