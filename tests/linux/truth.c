@@ -236,8 +236,10 @@ int main(void)
     char *pages = touch_pages();
     write_tmpfs();
     take_turns();
-    touch_pages_preempted();
     spin();
+    end();
+    begin("preempted");
+    touch_pages_preempted();
     end();
     counts();
     stacks();
