@@ -56,5 +56,7 @@ GUESTS = (
     Guest("7.2", append="mitigations=auto pti=on"),
     Guest("6.18", append="no5lvl"),
 )
-"""Kernels from Debian's oldest suite to its newest, in their flavours, with what changes the address space; and a processor for
-which the kernel makes its returns as jumps (return thunks, against Retbleed)."""
+"""Kernels from Debian's oldest suite to its newest, in their flavours, with what changes the address space.
+
+And a processor for which the kernel makes its returns as jumps (return thunks, against Retbleed).
+"""

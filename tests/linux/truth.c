@@ -121,6 +121,27 @@ static void take_turns(void)
     waitpid(child.pid, NULL, 0);
 }
 
+/* On another CPU, where there is one, a child that has pages allocated one by one and freed together all the time. */
+static pid_t make_freer(void)
+{
+    pid_t pid = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? fork() : -1;
+    if (!pid) {
+        char *pages = mmap(NULL, 24 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        for (;;) {
+            for (int i = 0; i < 24; i++)
+                pages[i * 4096] = 1;
+            madvise(pages, 24 * 4096, MADV_DONTNEED);
+        }
+    }
+    return pid;
+}
+
+static void end_child(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
 /* Once told to begin, a child that goes before everybody else every 20 microseconds, and has a page allocated and freed. */
 static struct { int begin[2]; pid_t pid; } waker;
 
@@ -155,8 +176,7 @@ static void touch_pages_preempted(void)
     touch_pages();
     touch_pages();
     write_file(ANOTHER "events/kmem/enable", "0", 0);
-    kill(waker.pid, SIGKILL);
-    waitpid(waker.pid, NULL, 0);
+    end_child(waker.pid);
 }
 
 static void write_tmpfs(void)
@@ -226,6 +246,7 @@ int main(void)
     note("pid %d\n", getpid());
     make_child(); /* before counting: pages of a new stack have no event */
     make_waker();
+    pid_t freer = make_freer();
     mkdir(ANOTHER, 0700);
     counts();
     begin("calls");
@@ -242,6 +263,8 @@ int main(void)
     touch_pages_preempted();
     end();
     counts();
+    if (freer > 0)
+        end_child(freer);
     stacks();
     page_flags(pages);
     note("@ end\n");
