@@ -8,16 +8,13 @@ from pathlib import Path
 from asikit.linux._links import follow
 from asikit.linux.errors import RecordError
 
-__all__ = ["GUEST_PATH", "MODULES", "MOUNT_OPTIONS", "NETWORK_MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
+__all__ = ["GUEST_PATH", "MODULES", "NETWORK_MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
 
 GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where the guest looks for programs."""
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
 """What the guest needs to mount its disk."""
-
-MOUNT_OPTIONS = "inode_readahead_blks=0"
-"""Inodes are made up when they are read: none that has not been asked for."""
 
 NETWORK_MODULES = ("virtio_pci", "virtio_net")
 

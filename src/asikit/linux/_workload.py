@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux._guest import Initramfs
 from asikit.linux._programs import find_busybox, workload_files
 from asikit.linux._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts
 from asikit.linux.disk import HostDisk
@@ -18,6 +17,7 @@ from asikit.linux.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asikit.linux._guest import Initramfs
     from asikit.linux.recording import Recording
 
 __all__ = ["Workload", "prepare_workload"]
@@ -46,7 +46,7 @@ class Workload:
     disk: HostDisk | None = None
 
 
-def prepare_workload(recording: "Recording", files: Initramfs) -> Workload:
+def prepare_workload(recording: "Recording", files: "Initramfs") -> Workload:
     """Find the workload's program, add the files that it needs, and say how it is to be run.
 
     :raises RecordError: Something that the workload needs is not there.
@@ -64,7 +64,7 @@ def prepare_workload(recording: "Recording", files: Initramfs) -> Workload:
     return Workload([*_as_here(recording), *_command(_find_here(recording), recording)], disk)
 
 
-def _bare(recording: "Recording", files: Initramfs) -> "Iterator[str]":
+def _bare(recording: "Recording", files: "Initramfs") -> "Iterator[str]":
     found, needed = workload_files(recording.command[0])
     for path in needed:
         files.add_host_file(path)
