@@ -60,8 +60,9 @@ def prepare_workload(recording: "Recording", files: "Initramfs") -> Workload:
         program = find_in_root(root, recording.command[0])
         words = [*_clean_environment(recording), "tmpfs", _TMP, *_command(program, recording)]
         return Workload(words, HostDisk(root))
+    _check_here(recording)
     disk = HostDisk(root, hidden=hidden_paths(recording.show), empty=kernel_mounts())
-    return Workload([*_as_here(recording), *_command(_find_here(recording), recording)], disk)
+    return Workload([*_as_here(recording), *_command(recording.command[0], recording)], disk)
 
 
 def _bare(recording: "Recording", files: "Initramfs") -> "Iterator[str]":
@@ -121,17 +122,16 @@ def _umask() -> int:
     return mask
 
 
-def _find_here(recording: "Recording") -> str:
-    """Find the workload's program as a shell would, before anything boots.
+def _check_here(recording: "Recording") -> None:
+    """Look for the workload's program as a shell would, before anything boots; init will find it in the same way.
 
     :raises RecordError: There is none, or it cannot be executed.
     """
     name = recording.command[0]
     variables = dict(recording.environment)
     path = variables.get("PATH", ":".join(GUEST_PATH) if recording.clean_environment else os.environ.get("PATH"))
-    found = shutil.which(name, path=path)
-    if found is not None:
-        return name if "/" in name else found
+    if shutil.which(name, path=path) is not None:
+        return
     if "/" not in name:
         raise RecordError(f"no program {name!r} on this machine; install it or give its path")
     if Path(name).is_dir():
