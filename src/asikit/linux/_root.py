@@ -38,7 +38,7 @@ _KERNEL_TYPES = frozenset((
 """File systems of the kernel's own, which hold no files."""
 
 _OF_WHAT_RUNS = (Path("/run/systemd"), Path("/run/udev"))
-"""By these programs know that systemd or udev runs, and ask it instead of doing a thing themselves; in the guest none does."""
+"""By these programs know that systemd or udev runs, and leave work to it; in the guest neither does."""
 
 _MOUNT_POINT = 4
 """Which word of a line of mountinfo it is (Documentation/filesystems/proc.rst, 3.5)."""
