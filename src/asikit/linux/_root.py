@@ -8,7 +8,15 @@ from pathlib import Path
 from asikit.linux._links import follow
 from asikit.linux.errors import RecordError
 
-__all__ = ["GUEST_PATH", "MODULES", "NETWORK_MODULES", "find_in_root", "hidden_paths", "kernel_mounts"]
+__all__ = [
+    "GUEST_PATH",
+    "MODULES",
+    "NETWORK_MODULES",
+    "find_in_root",
+    "hidden_paths",
+    "kernel_mounts",
+    "module_place",
+]
 
 GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where the guest looks for programs."""
@@ -25,6 +33,9 @@ _KERNEL_TYPES = frozenset((
 ))  # fmt: skip
 """File systems of the kernel's own, which hold no files."""
 
+_OF_WHAT_RUNS = (Path("/run/systemd"), Path("/run/udev"))
+"""By these programs know that systemd or udev runs, and leave work to it; in the guest neither does."""
+
 _MOUNT_POINT = 4
 """Which word of a line of mountinfo it is (Documentation/filesystems/proc.rst, 3.5)."""
 
@@ -39,12 +50,15 @@ _CREDENTIALS = (
 
 
 def kernel_mounts() -> list[Path]:
-    """Give the folders of this machine that the guest's kernel has its own of, and those that a look at would mount."""
+    """Give the folders of this machine that are its running system's, not files.
+
+    The guest's kernel has its own of most; some a look at would mount.
+    """
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         mounts = []
-    found = {Path("/proc"), Path("/sys"), Path("/dev")}
+    found = {Path("/proc"), Path("/sys"), Path("/dev"), *_OF_WHAT_RUNS}
     for line in mounts:
         before, _, behind = line.partition(b" - ")
         if behind.split()[0].decode() in _KERNEL_TYPES:
@@ -58,6 +72,12 @@ def hidden_paths(shown: "tuple[Path, ...]" = ()) -> list[Path]:
     paths = [home / name for home in sorted(homes) for name in _CREDENTIALS]
     asked = [Path(os.path.abspath(path.expanduser())) for path in shown]  # noqa: PTH100  (links as they are)
     return [path for path in paths if not any(path.is_relative_to(one) or one.is_relative_to(path) for one in asked)]
+
+
+def module_place(root: Path, release: str) -> Path:
+    """Give the folder, as the guest will see it, where modprobe looks for a kernel's modules."""
+    folder = _inside(root, "/lib/modules")
+    return Path("/lib/modules" if folder is None else f"/{folder.relative_to(root)}") / release
 
 
 def _unescaped(path: bytes) -> bytes:

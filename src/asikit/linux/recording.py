@@ -10,7 +10,7 @@ from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
 from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
-from asikit.linux._root import MODULES, NETWORK_MODULES
+from asikit.linux._root import MODULES, NETWORK_MODULES, module_place
 from asikit.linux._stream import StreamReader
 from asikit.linux._streams import Streams
 from asikit.linux._symbols import Symbols
@@ -235,17 +235,20 @@ def _guest(
         recording.memory_bytes,
         recording.cpus,
         recording.append,
-        _serve(workload, stack),
+        _serve(recording, workload, kernel, stack),
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
     return Guest(machine, archive, built.plugin if recorded else None, streams)
 
 
-def _serve(workload: Workload, stack: ExitStack) -> Path | None:
+def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> Path | None:
     """Serve the guest's disk, if it has one, and give the socket."""
     if workload.disk is None:
         return None
+    modules = kernel.indexed_modules()
+    if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
+        workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-disk-")))
     stack.enter_context(NbdServer(workload.disk, folder / "socket"))
     return folder / "socket"

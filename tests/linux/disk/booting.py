@@ -4,16 +4,17 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asikit.linux._guest import Initramfs, find_busybox
+from asikit.linux._guest import Initramfs
+from asikit.linux._programs import find_busybox
 from asikit.linux._qemu import Guest, Machine
-from asikit.linux.disk import HostDisk, NbdServer
+from asikit.linux._streams import Streams
+from asikit.linux.disk import MOUNT_OPTIONS, HostDisk, NbdServer
 from asikit.linux.kernel import find_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-MOUNT_OPTIONS = "inode_readahead_blks=0"
 _PATIENCE_SECONDS = 600.0
 _INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -21,8 +22,8 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in /modules/*; do [ -f $module ] && insmod $module; done
-exec >/dev/ttyS1 2>/dev/ttyS1
-stty raw </dev/ttyS1
+exec >/dev/ttyS2 2>/dev/ttyS2
+stty raw </dev/ttyS2
 mkdir /disk
 {before}
 mount -t ext4 -o {options} /dev/vda /disk

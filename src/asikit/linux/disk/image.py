@@ -62,8 +62,8 @@ class HostDisk:
         """
         self._geometry = geometry = Geometry(groups)
         self._rooms = _rooms(geometry)
-        tree = HostTree(root, hidden=hidden, empty=empty, extra=extra or {})
-        self._inodes = Inodes(geometry, tree, self._rooms)
+        self._tree = HostTree(root, hidden=hidden, empty=empty, extra=extra or {})
+        self._inodes = Inodes(geometry, self._tree, self._rooms)
         journal = self._rooms.data.take(_JOURNAL_BLOCKS, Fixed(journal_superblock(_JOURNAL_BLOCKS)))
         journal_map = extent_node([(0, journal, _JOURNAL_BLOCKS)], 0, ROOT_EXTENTS)
         journal_bytes = _JOURNAL_BLOCKS * BLOCK_BYTES
@@ -82,6 +82,10 @@ class HostDisk:
         self._scratch = Scratch(scratch)
         self.size = geometry.blocks * BLOCK_BYTES
         """Bytes."""
+
+    def graft(self, place: "Path", folder: "Path") -> None:
+        """Show a folder of the host at another place, an absolute path in the guest; before anything is read."""
+        self._tree.graft(place, folder)
 
     def __enter__(self) -> Self:
         """Give the disk."""

@@ -60,6 +60,8 @@ class _Made:
 
     folders: "dict[bytes, _Made]" = field(default_factory=dict)
     files: dict[bytes, ExtraFile] = field(default_factory=dict)
+    source: bytes | None = None
+    """The folder of the host that is shown here."""
 
 
 class HostTree:
@@ -88,6 +90,10 @@ class HostTree:
             with suppress(OSError):  # it is not there
                 self._hidden_identities.add(_identity(os.stat(self._on_host(name))))  # noqa: PTH116  (paths are bytes)
 
+    def graft(self, place: "Path", folder: "Path") -> None:
+        """Show a folder of the host at another place, instead of what is there."""
+        self._make(_parts(place)).source = os.fsencode(folder.absolute())
+
     def root(self) -> Entry:
         """Give the folder itself.
 
@@ -102,8 +108,11 @@ class HostTree:
         """
         made = self._made_at(path)
         found = {} if self._is_empty(path, identity) else self._listed(path)
-        for name in made.folders:
-            if name not in found or not found[name].is_folder:
+        for name, folder in made.folders.items():
+            if folder.source is not None:
+                with suppress(OSError):  # it has gone
+                    found[name] = _entry(name, os.stat(folder.source))
+            elif name not in found or not found[name].is_folder:
                 found[name] = Entry(name, _FOLDER, None)
         for name, file in made.files.items():
             attributes = replace(_FOLDER, mode=stat.S_IFREG | file.mode, size=len(file.content), links=1)
@@ -192,7 +201,17 @@ class HostTree:
         return made
 
     def _on_host(self, path: bytes) -> bytes:
-        return self._root + b"/" + path
+        """Give the host's path, which is in the innermost of the grafts on the way."""
+        start, made = self._root, self._made
+        names = path.split(b"/") if path else []
+        rest = 0
+        for depth, name in enumerate(names, 1):
+            if name not in made.folders:
+                break
+            made = made.folders[name]
+            if made.source is not None:
+                start, rest = made.source, depth
+        return b"/".join([start, *names[rest:]]) or b"/"
 
 
 def _parts(path: "str | Path") -> list[bytes]:

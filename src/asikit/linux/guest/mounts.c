@@ -7,6 +7,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "init.h"
@@ -35,6 +36,21 @@ static void mount_if_there(const char *type, const char *dir, const char *option
     mount(type, dir, type, 0, options);
 }
 
+/* Devices whose drivers the kernel loads when they are opened. Elsewhere systemd-tmpfiles makes them, from modules.devname. */
+static void make_devices(void)
+{
+    static const struct { const char *path; mode_t mode; unsigned major, minor; } devices[] = {
+        { "/dev/fuse", 0666, 10, 229 },
+        { "/dev/net/tun", 0666, 10, 200 },
+        { "/dev/loop-control", 0660, 10, 237 },
+    };
+    mkdir("/dev/net", 0755);
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+        mknod(devices[i].path, S_IFCHR | devices[i].mode, makedev(devices[i].major, devices[i].minor));
+        chmod(devices[i].path, devices[i].mode);
+    }
+}
+
 void mount_kernel_file_systems(void)
 {
     static const char *const links[][2] = {
@@ -54,6 +70,7 @@ void mount_kernel_file_systems(void)
     mount_if_there("mqueue", "/dev/mqueue", NULL);
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         symlink(links[i][0], links[i][1]);
+    make_devices();
     chmod("/dev/kvm", 0666); /* as systemd's rules do on most machines */
 }
 
