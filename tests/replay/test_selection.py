@@ -1,4 +1,4 @@
-"""What is selected and how it is divided: each event in one part, the parts the whole, and each part the right one's."""
+"""What is selected, and how it is divided: each event is in one part, the right one, and the parts are the whole."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,7 @@ def groupings(draw: st.DrawFn) -> Grouping:
     return Grouping(Selection(), by, groups, *arrays)
 
 
-def tallies(
+def tallies(  # noqa: PLR0913, PLR0917  (what a replay is)
     frame: pl.DataFrame, cut: int, under: Policy, sensitive: Sensitive, tasks: int, grouping: Grouping
 ) -> "tuple[list[Tally], list[Tally], Tally]":
     """Give the counts of each group, compiled and by the reference, and those of the whole."""
