@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
     from types import TracebackType
 
+    from asikit.linux.disk import NbdServer
+
 __all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 
 _PIPE_BYTES = 1 << 20
@@ -44,7 +46,7 @@ DEFAULT_CPU = "max"
 class Machine:
     """What the guest is to be.
 
-    :param disk: The socket of a server of NBD, whose disk becomes the guest's root file system.
+    :param disk: Serves the disk that becomes the guest's root file system.
     :param cpu: QEMU's ``-cpu``.
     :param network: With QEMU's user-mode network.
     """
@@ -53,7 +55,7 @@ class Machine:
     memory_bytes: int
     cpus: int
     append: str = ""
-    disk: Path | None = None
+    disk: "NbdServer | None" = None
     cpu: str = DEFAULT_CPU
     network: bool = False
 
@@ -209,13 +211,14 @@ class Guest:
         bell, bell_end = socket.socketpair()
         self._stack.enter_context(bell)
         ends = {"stream": stream_end, "layout": layout_end, "in": in_end, "out": out_end, "err": err_end}
+        disk = self._machine.disk
         qemu_log = self._stack.enter_context((self.folder / "qemu").open("wb"))
         self._process = subprocess.Popen(
             [*_dying_with_us(), *self._command(ends, bell_end.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=qemu_log,
             stderr=qemu_log,
-            pass_fds=(*ends.values(), bell_end.fileno(), memory),
+            pass_fds=(*ends.values(), bell_end.fileno(), memory, *([disk.client] if disk else [])),
             start_new_session=True,  # Ctrl-C is for us to see, not for QEMU
         )
         self._stack.callback(self._kill)
@@ -289,10 +292,7 @@ class Guest:
             outside = machine.disk is not None or machine.network
             command += ["-icount", f"shift=0,sleep={'on' if outside else 'off'}"]
         if machine.disk is not None:
-            command += [
-                "-blockdev", f"driver=nbd,node-name=root,server.type=unix,server.path={_option(machine.disk)}",
-                "-device", "virtio-blk-pci,drive=root",
-            ]  # fmt: skip
+            command += ["-drive", machine.disk.drive]
         if machine.network:
             command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         if self._plugin is not None:

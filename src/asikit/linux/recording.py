@@ -1,6 +1,5 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
-import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,28 +229,29 @@ def _guest(
     files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
+    server = _serve(recording, workload, kernel)
+    if server is not None:
+        stack.enter_context(server)
     machine = Machine(
         kernel.image,
         recording.memory_bytes,
         recording.cpus,
         recording.append,
-        _serve(recording, workload, kernel, stack),
+        server,
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
     return Guest(machine, archive, built.plugin if recorded else None, streams)
 
 
-def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> Path | None:
-    """Serve the guest's disk, if it has one, and give the socket."""
+def _serve(recording: Recording, workload: Workload, kernel: Kernel) -> NbdServer | None:
+    """Give the server of the guest's disk, if it has one."""
     if workload.disk is None:
         return None
     modules = kernel.indexed_modules()
     if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
         workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-disk-")))
-    stack.enter_context(NbdServer(workload.disk, folder / "socket"))
-    return folder / "socket"
+    return NbdServer(workload.disk)
 
 
 def _around(recording: Recording, workload: Workload) -> "Iterator[str]":

@@ -53,12 +53,13 @@ class _Guest(Guest):
     """A guest with the disk."""
 
     server: NbdServer
+    text: "Path"
 
-    def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
-        command = super()._command(stream, layout, out, err)
+    def _command(self, ends: dict[str, int], bell: int) -> list[str]:
+        command = super()._command(ends, bell)
         # The guest waits for its disk in the host's time; else its clock runs on by minutes meanwhile.
         command = [word.replace("sleep=off", "sleep=on") for word in command]
-        return [*command, "-drive", self.server.drive]
+        return [*command, "-drive", self.server.drive, "-serial", f"file:{self.text}"]
 
 
 def boot(  # noqa: PLR0913  (each named at the call)
@@ -85,15 +86,19 @@ def boot(  # noqa: PLR0913  (each named at the call)
     ):
         files.add(f"/modules/{number:03}-{name}.ko", content)
     files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
-    text = io.BytesIO()
     with NbdServer(disk, folder / "disk.socket") as server:
-        guest = _Guest(Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"), files.archive(), None)
+        guest = _Guest(
+            Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"),
+            files.archive(),
+            None,
+            Streams.to(io.BytesIO(), io.BytesIO()),
+        )
         guest.server = server
+        guest.text = folder / "text"
         with guest:
-            guest.forward_output(text, io.BytesIO())
             guest.stop_after(_PATIENCE_SECONDS)
             status = guest.wait()
             assert not status, guest.qemu_error()
         served(server)
-    told, _, kernel_said = text.getvalue().decode(errors="surrogateescape").partition("END OF SCRIPT\n")
+    told, _, kernel_said = guest.text.read_bytes().decode(errors="surrogateescape").partition("END OF SCRIPT\n")
     return Booted(told, kernel_said)

@@ -111,7 +111,7 @@ class HostTree:
         for name, folder in made.folders.items():
             if folder.source is not None:
                 with suppress(OSError):  # it has gone
-                    found[name] = _entry(name, os.stat(folder.source))
+                    found[name] = _entry(name, os.stat(folder.source))  # noqa: PTH116  (paths are bytes)
             elif name not in found or not found[name].is_folder:
                 found[name] = Entry(name, _FOLDER, None)
         for name, file in made.files.items():
