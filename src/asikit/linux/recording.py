@@ -1,10 +1,8 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
 import sys
-import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from asikit.linux._build import programs
@@ -18,10 +16,11 @@ from asikit.linux._symbols import Symbols
 from asikit.linux._tables import Attribution, write_tables
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
-from asikit.trace import TraceWriter
+from asikit.trace import ScratchFolder, TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
 
@@ -65,15 +64,15 @@ class Recording:
     """
 
     command: tuple[str, ...]
-    kernel: Path | None = None
+    kernel: "Path | None" = None
     memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
-    include: tuple[Path, ...] = ()
+    include: tuple["Path", ...] = ()
     modules: tuple[str, ...] = ()
-    root: Path | None = None
+    root: "Path | None" = None
     append: str = ""
     timeout: float | None = None
-    module_folder: Path | None = None
+    module_folder: "Path | None" = None
     cpu: str | None = None
 
 
@@ -95,7 +94,7 @@ class Recorded:
 
 def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
-    trace: Path,
+    trace: "Path",
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
@@ -164,7 +163,7 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
     files.add("/asi/run", _script(words))
     image = None
     if recording.root is not None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
+        folder = stack.enter_context(ScratchFolder.temporary())
         image = root_image(recording.root, folder / "root.ext4", say=say)
     machine = Machine(
         kernel.image, recording.memory_bytes, recording.cpus, recording.append, image, recording.cpu or DEFAULT_CPU

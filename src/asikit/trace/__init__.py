@@ -31,6 +31,7 @@ from asikit.trace._kinds import (
 )
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import Frame, Stacks
 from asikit.trace._summary import CpuSummary, TouchCount, TraceSummary, summarize
 from asikit.trace._writer import ROWS_PER_PART, TraceWriter
@@ -55,6 +56,7 @@ __all__ = [
     "Frame",
     "PageKind",
     "Region",
+    "ScratchFolder",
     "Stacks",
     "TlbFlush",
     "TouchCount",
