@@ -136,6 +136,38 @@ def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == [dead]
 
 
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked", "locked by the other"])
+def test_taken_for_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Who clears away may find a folder so new that it is not locked yet: another is made then."""
+    opening, locking = os.open, fcntl.flock
+    others: list[int] = []
+
+    def open_(path: Path, flags: int) -> int:
+        if not others and moment == "before it is opened":
+            others.append(-1)
+            path.rmdir()
+        if not others and moment == "locked by the other":
+            others.append(opening(path, flags))
+            locking(others[0], fcntl.LOCK_EX)
+        return opening(path, flags)
+
+    def flock(number: int, operation: int) -> None:
+        if not others and moment == "before it is locked":
+            others.append(-1)
+            Path(f"/proc/self/fd/{number}").readlink().rmdir()
+        locking(number, operation)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with ScratchFolder(tmp_path, FORM) as folder:
+        assert folder.exists()
+        assert len(others) == 1
+        lock = opening(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            locking(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
+
+
 _CROWD = """
 import sys, pathlib, secrets
 from asikit.trace import ScratchFolder
