@@ -8,19 +8,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from asikit.linux._streams import Feeder, Forwarder, Streams
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
+    from pathlib import Path
     from types import TracebackType
 
     from asikit.linux.disk import NbdServer
@@ -30,6 +30,7 @@ __all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
 _TICK_SECONDS = 0.01
+_MORE_ROOM = "set TMPDIR to a folder with more room"
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
 """``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
@@ -51,7 +52,7 @@ class Machine:
     :param network: With QEMU's user-mode network.
     """
 
-    kernel: Path
+    kernel: "Path"
     memory_bytes: int
     cpus: int
     append: str = ""
@@ -74,7 +75,7 @@ class Guest:
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Path | None, streams: Streams) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Path | None", streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
@@ -105,7 +106,7 @@ class Guest:
         self._stack.close()
 
     @property
-    def memory(self) -> Path:
+    def memory(self) -> "Path":
         """The file that is the guest's memory."""
         return self.folder / "memory"
 
@@ -181,6 +182,8 @@ class Guest:
         lines = (self._text("qemu") or "").strip().splitlines()
         if lines:
             return lines[-1]
+        if shutil.disk_usage(self.folder).free < _PIECE_BYTES:  # what it had to say went there, too
+            return f"there is no space left in {self.folder.parent}; {_MORE_ROOM}"
         status = self._process.wait()
         return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status} and said nothing"
 
@@ -199,9 +202,14 @@ class Guest:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def _start(self) -> None:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-")))
+        self.folder = self._stack.enter_context(ScratchFolder.temporary())
         memory = self._make_memory()
-        (self.folder / "initramfs").write_bytes(self._initramfs)
+        try:
+            (self.folder / "initramfs").write_bytes(self._initramfs)
+        except OSError as error:
+            raise RecordError(
+                f"cannot write the guest's files into {self.folder.parent}: {error.strerror}; {_MORE_ROOM}"
+            ) from error
         self._stream, stream_end = self._pipe()
         layout_end, self.layout = self._pipe_to()
         out, out_end = self._pipe()
@@ -307,6 +315,6 @@ def _dying_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _option(path: Path) -> str:
+def _option(path: "Path") -> str:
     """Write a path as part of a QEMU option, where a comma stands twice."""
     return str(path).replace(",", ",,")

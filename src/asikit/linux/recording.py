@@ -22,6 +22,7 @@ from asikit.trace import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
 
@@ -71,15 +72,15 @@ class Recording:
     """
 
     command: tuple[str, ...]
-    kernel: Path | None = None
+    kernel: "Path | None" = None
     memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
-    include: tuple[Path, ...] = ()
+    include: tuple["Path", ...] = ()
     modules: tuple[str, ...] = ()
-    root: Path | None = None
+    root: "Path | None" = None
     append: str = ""
     timeout: float | None = None
-    module_folder: Path | None = None
+    module_folder: "Path | None" = None
     cpu: str | None = None
     bare: bool = False
     environment: tuple[tuple[str, str], ...] = ()
@@ -137,7 +138,7 @@ class Status:
 
 def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
-    trace: Path,
+    trace: "Path",
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
