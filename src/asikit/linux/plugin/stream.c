@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The stream of records to the host, and the layout it sends back. Both are pipes that QEMU inherits. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,19 +33,20 @@ static void give_up(const char *what)
     _exit(1);
 }
 
+static void write_all(int fd, const void *what, size_t size, const char *about)
+{
+    for (const char *at = what, *end = at + size; at < end;) {
+        ssize_t n = write(fd, at, end - at);
+        if (n < 0 && errno != EINTR)
+            give_up(about);
+        if (n > 0)
+            at += n;
+    }
+}
+
 void stream_flush(void)
 {
-    const char *at = (const char *)buffer;
-    size_t left = buffered * sizeof *buffer;
-    while (left) {
-        ssize_t n = write(stream, at, left);
-        if (n < 0 && errno != EINTR)
-            give_up("writing the stream");
-        if (n > 0) {
-            at += n;
-            left -= n;
-        }
-    }
+    write_all(stream, buffer, buffered * sizeof *buffer, "writing the stream");
     buffered = 0;
     for (int i = 0; i < MAX_CPUS; i++)
         if (vcpus[i].wants_number) {
@@ -86,18 +88,23 @@ void stream_end(int n_cpus)
     stream_flush();
 }
 
-/* A page that the guest's init hands over: 32 bytes of file name, its length, 4056 bytes of content. */
+/* A page that the guest's init hands over: 32 bytes of file name, its length, 4056 bytes of content. A file has a thousand. */
 void save_guest_data(const uint8_t *page)
 {
-    char name[4200], file[33] = { 0 };
+    static char file[33];
+    static int out = -1;
     uint64_t length = read64(page + 32);
-    memcpy(file, page, 32);
-    if (length > PAGE_SIZE - 40 || strchr(file, '/'))
+    if (length > PAGE_SIZE - 40 || memchr(page, '/', 32))
         return;
-    snprintf(name, sizeof name, "%s/guest-%s", directory, file);
-    FILE *out = fopen(name, "ab");
-    if (!out || fwrite(page + 40, 1, length, out) != length || fclose(out))
-        give_up(name);
+    if (out < 0 || memcmp(file, page, 32)) {
+        char name[4200];
+        memcpy(file, page, 32);
+        snprintf(name, sizeof name, "%s/guest-%s", directory, file);
+        if (out >= 0)
+            close(out);
+        out = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    }
+    write_all(out, page + 40, length, file);
 }
 
 static void set_field(const char *key, uint64_t index, uint64_t value)
