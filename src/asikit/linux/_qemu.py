@@ -30,6 +30,7 @@ __all__ = ["DEFAULT_CPU", "Guest", "Machine"]
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
 _TICK_SECONDS = 0.01
+_LEAST_BYTES = 1 << 16
 _MORE_ROOM = "set TMPDIR to a folder with more room"
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
@@ -182,7 +183,7 @@ class Guest:
         lines = (self._text("qemu") or "").strip().splitlines()
         if lines:
             return lines[-1]
-        if shutil.disk_usage(self.folder).free < _PIECE_BYTES:  # what it had to say went there, too
+        if shutil.disk_usage(self.folder).free < _LEAST_BYTES:  # what it had to say went there, too
             return f"there is no space left in {self.folder.parent}; {_MORE_ROOM}"
         status = self._process.wait()
         return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status} and said nothing"

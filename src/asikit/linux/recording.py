@@ -3,6 +3,7 @@
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.linux._build import programs
@@ -22,7 +23,6 @@ from asikit.trace import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
 
@@ -85,7 +85,7 @@ class Recording:
     bare: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     clean_environment: bool = False
-    show: tuple[Path, ...] = ()
+    show: tuple["Path", ...] = ()
     network: bool = False
     skip_startup: bool = False
 

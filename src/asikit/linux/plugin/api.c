@@ -209,6 +209,12 @@ void api_start_again(translator how)
         reset_7(plugin, started_again_7, NULL);
 }
 
+/* What has scoreboards takes a CPU's memory callbacks back whenever it leaves the code (accel/tcg/cpu-exec.c, cpu_tb_exec()). */
+bool api_can_start_again(void)
+{
+    return qemu_plugin_scoreboard_new;
+}
+
 size_t api_code(const struct qemu_plugin_insn *insn, uint8_t code[MOST_CODE_BYTES])
 {
     size_t size = qemu_plugin_insn_size(insn);

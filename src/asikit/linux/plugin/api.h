@@ -22,6 +22,7 @@ typedef void (*translator)(struct qemu_plugin_tb *);
 /* api.c */
 void api_translate(translator);         /* call it for each block that is translated from now on */
 void api_start_again(translator);       /* forget all translations and callbacks; then as api_translate() */
+bool api_can_start_again(void);         /* also if there are memory callbacks */
 struct vcpu *api_vcpus(void);           /* an array of all CPUs, zero; QEMU has none before the first instruction */
 void api_count(struct qemu_plugin_tb *, size_t instructions, bool kernel); /* one CPU only */
 void api_on_start(struct qemu_plugin_tb *, plugin_exec_cb, void *udata);

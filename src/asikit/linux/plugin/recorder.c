@@ -257,8 +257,8 @@ static void on_begin(unsigned cpu, void *udata)
 }
 
 /*
- * The callbacks stay, and do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction that ended
- * its block, such as IRET, and a reset would free what it points to.
+ * Where the callbacks have to stay, they do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction
+ * that ended its block, such as IRET, and starting again would free what it points to.
  */
 static void on_end(unsigned cpu, void *udata)
 {
@@ -268,6 +268,8 @@ static void on_end(unsigned cpu, void *udata)
     stream_end(n_cpus);
     for (int i = 0; i < n_cpus; i++)
         vcpus[i].mode = MODE_ENDED;
+    if (api_can_start_again())
+        api_start_again(translate_idle);
 }
 
 static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
