@@ -21,8 +21,8 @@ class Calls(NamedTuple):
     """Calls in which pages are counted.
 
     :ivar kind: What they have an event of.
-    :ivar counted_last: Their event comes first: one before a mark may be counted after it. Else one after a mark may have
-        been counted before it.
+    :ivar counted_last: Their event comes first, so one before a mark may be counted after it. If not, one after a mark
+        may have been counted before it.
     :ivar functions: Who has the event.
     """
 
