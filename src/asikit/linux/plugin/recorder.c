@@ -124,6 +124,8 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uin
         struct flush_site site = { ip, range };
         api_on_insn(insn, on_flush, keep(&site, sizeof site));
     }
+    if (in_range(ip, layout.bulk_start, layout.bulk_end))
+        api_on_memory(insn, on_bulk_store, (void *)ip);
     hook_handlers(insn, ip, code, size, returns);
 }
 
