@@ -3,7 +3,6 @@
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.linux._build import programs
