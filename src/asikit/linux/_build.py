@@ -16,7 +16,7 @@ __all__ = ["MARK_HEADER", "Programs", "cache_folder", "make_folder", "mark_comma
 MARK_HEADER = "asi_mark.h"
 """The C header with which a workload marks its phases."""
 
-_INIT = ("init.c", "host.c", "mounts.c", "network.c", "streams.c")
+_INIT = ("init.c", "host.c", "mounts.c", "network.c", "startup.c", "streams.c")
 
 
 class Programs(NamedTuple):

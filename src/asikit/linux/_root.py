@@ -11,7 +11,6 @@ from asikit.linux.errors import RecordError
 __all__ = [
     "GUEST_PATH",
     "MODULES",
-    "MOUNT_OPTIONS",
     "NETWORK_MODULES",
     "find_in_root",
     "hidden_paths",
@@ -24,9 +23,6 @@ GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sb
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
 """What the guest needs to mount its disk."""
-
-MOUNT_OPTIONS = "inode_readahead_blks=0"
-"""Inodes are made up when they are read: none that has not been asked for."""
 
 NETWORK_MODULES = ("virtio_pci", "virtio_net")
 

@@ -71,6 +71,7 @@ class StreamReader:
 
     :ivar ended: Whether the recorder brought the recording to its end.
     :ivar events: Their number.
+    :ivar clock: The last one's clock, in instructions of its CPU.
     :ivar lost: What the recorder could not record, by kind.
     :ivar instructions: By CPU: instructions since the recording began, and those of them in the kernel.
     """
@@ -83,6 +84,7 @@ class StreamReader:
         self._marks = MarkReader()
         self.ended = False
         self.events = 0
+        self.clock = 0
         self.lost: dict[str, int] = {}
         self.instructions: dict[int, tuple[int, int]] = {}
 
@@ -116,6 +118,7 @@ class StreamReader:
         events, others = (records, records[:0]) if is_event.all() else (records[is_event], records[~is_event])
         if len(events):
             self.events += len(events)
+            self.clock = int(events["clock"][-1])
             self._writer.append_events(
                 cpu=events["cpu"],
                 clock=events["clock"],

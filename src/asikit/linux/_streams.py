@@ -8,18 +8,31 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
     from io import BufferedReader
 
-__all__ = ["Feeder", "Forwarder", "Streams"]
+__all__ = ["Feeder", "Forwarder", "Output", "Streams"]
 
 _PIECE_BYTES = 1 << 16
 _PATIENCE_MS = 200
 """How soon a thread that waits for input notices that none is wanted any more."""
+
+
+class Output(Protocol):
+    """What the workload's output can go to."""
+
+    def fileno(self) -> int:
+        """Give the number of the file behind; without one, OSError."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write."""
+
+    def flush(self) -> None:
+        """Write what is buffered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +40,8 @@ class Streams:
     """Standard input, output and error of the workload; None: closed."""
 
     stdin: BinaryIO | None
-    out: BinaryIO | None
-    err: BinaryIO | None
+    out: Output | None
+    err: Output | None
 
     @classmethod
     def of_this_process(cls) -> Self:
@@ -37,7 +50,7 @@ class Streams:
         return cls(stdin, out, err)
 
     @classmethod
-    def to(cls, out: BinaryIO, err: BinaryIO, stdin: BinaryIO | None = None) -> Self:
+    def to(cls, out: Output, err: Output, stdin: BinaryIO | None = None) -> Self:
         """Give streams that end in two files; without ``stdin`` the input is empty."""
         return cls(stdin or Path(os.devnull).open("rb"), out, err)
 
@@ -56,7 +69,7 @@ class Streams:
             yield from ("window", f"{size.lines} {size.columns}")
 
 
-def _status(stream: BinaryIO | None) -> os.stat_result | None:
+def _status(stream: "BinaryIO | Output | None") -> os.stat_result | None:
     """Give what the file behind a stream is; None: there is none."""
     try:
         return os.fstat(stream.fileno()) if stream else None
@@ -64,7 +77,7 @@ def _status(stream: BinaryIO | None) -> os.stat_result | None:
         return None
 
 
-def _kind(stream: BinaryIO | None) -> str:
+def _kind(stream: "BinaryIO | Output | None") -> str:
     status = _status(stream)
     if stream is None:
         return "closed"
@@ -75,7 +88,7 @@ def _kind(stream: BinaryIO | None) -> str:
     return "null" if status.st_rdev == Path(os.devnull).stat().st_rdev else "pipe"
 
 
-def _are_one(one: BinaryIO | None, other: BinaryIO | None) -> bool:
+def _are_one(one: Output | None, other: Output | None) -> bool:
     first, second = _status(one), _status(other)
     return first is not None and second is not None and os.path.samestat(first, second)
 
@@ -86,7 +99,7 @@ class Forwarder(threading.Thread):
     When nobody takes it any more it is still read, or the guest would wait for that for ever.
     """
 
-    def __init__(self, source: "BufferedReader", target: BinaryIO | None) -> None:
+    def __init__(self, source: "BufferedReader", target: Output | None) -> None:
         """Prepare to read from ``source``; None drops all."""
         super().__init__(daemon=True)
         self._source = source

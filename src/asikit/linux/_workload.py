@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux._guest import Initramfs
 from asikit.linux._programs import find_busybox, workload_files
 from asikit.linux._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts
 from asikit.linux.disk import HostDisk
@@ -18,6 +17,7 @@ from asikit.linux.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asikit.linux._guest import Initramfs
     from asikit.linux.recording import Recording
 
 __all__ = ["Workload", "prepare_workload"]
@@ -46,7 +46,7 @@ class Workload:
     disk: HostDisk | None = None
 
 
-def prepare_workload(recording: "Recording", files: Initramfs) -> Workload:
+def prepare_workload(recording: "Recording", files: "Initramfs") -> Workload:
     """Find the workload's program, add the files that it needs, and say how it is to be run.
 
     :raises RecordError: Something that the workload needs is not there.
@@ -60,11 +60,12 @@ def prepare_workload(recording: "Recording", files: Initramfs) -> Workload:
         program = find_in_root(root, recording.command[0])
         words = [*_clean_environment(recording), "tmpfs", _TMP, *_command(program, recording)]
         return Workload(words, HostDisk(root))
+    _check_here(recording)
     disk = HostDisk(root, hidden=hidden_paths(recording.show), empty=kernel_mounts())
-    return Workload([*_as_here(recording), *_command(_find_here(recording), recording)], disk)
+    return Workload([*_as_here(recording), *_command(recording.command[0], recording)], disk)
 
 
-def _bare(recording: "Recording", files: Initramfs) -> "Iterator[str]":
+def _bare(recording: "Recording", files: "Initramfs") -> "Iterator[str]":
     found, needed = workload_files(recording.command[0])
     for path in needed:
         files.add_host_file(path)
@@ -121,17 +122,16 @@ def _umask() -> int:
     return mask
 
 
-def _find_here(recording: "Recording") -> str:
-    """Find the workload's program as a shell would, before anything boots.
+def _check_here(recording: "Recording") -> None:
+    """Look for the workload's program as a shell would, before anything boots; init will find it in the same way.
 
     :raises RecordError: There is none, or it cannot be executed.
     """
     name = recording.command[0]
     variables = dict(recording.environment)
     path = variables.get("PATH", ":".join(GUEST_PATH) if recording.clean_environment else os.environ.get("PATH"))
-    found = shutil.which(name, path=path)
-    if found is not None:
-        return name if "/" in name else found
+    if shutil.which(name, path=path) is not None:
+        return
     if "/" not in name:
         raise RecordError(f"no program {name!r} on this machine; install it or give its path")
     if Path(name).is_dir():

@@ -10,13 +10,13 @@ from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
 from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
-from asikit.linux._root import MODULES, MOUNT_OPTIONS, NETWORK_MODULES, module_place
+from asikit.linux._root import MODULES, NETWORK_MODULES, module_place
 from asikit.linux._stream import StreamReader
 from asikit.linux._streams import Streams
 from asikit.linux._symbols import Symbols
 from asikit.linux._tables import Attribution, write_tables
 from asikit.linux._workload import Workload, prepare_workload
-from asikit.linux.disk import NbdServer
+from asikit.linux.disk import MOUNT_OPTIONS, NbdServer
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
@@ -68,6 +68,7 @@ class Recording:
     :param clean_environment: Without this environment: PATH and HOME alone, and ``environment``.
     :param show: Folders and files with credentials that the guest may see, which are hidden from it otherwise.
     :param network: With QEMU's user-mode network. Loopback is always there.
+    :param skip_startup: Record from the entry point of the command's program on, when the dynamic linker is done.
     """
 
     command: tuple[str, ...]
@@ -86,6 +87,7 @@ class Recording:
     clean_environment: bool = False
     show: tuple[Path, ...] = ()
     network: bool = False
+    skip_startup: bool = False
 
 
 @dataclass(slots=True)
@@ -96,25 +98,57 @@ class Recorded:
     :ivar events: Events in the trace.
     :ivar lost: What could not be recorded, by kind.
     :ivar out_of_memory: The first process that the guest's kernel killed for want of memory, None if there was none.
+    :ivar left: Processes that the workload left running, by name; they ended with the guest.
+    :ivar kernel: The guest kernel's release.
+    :ivar instructions: What the guest's CPUs have executed meanwhile.
     """
 
     exit_status: int
     events: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     out_of_memory: str | None = None
+    left: tuple[str, ...] = ()
+    kernel: str = ""
+    instructions: int = 0
 
 
-def record(
+@dataclass(slots=True)
+class Status:
+    """How far a recording has come: kept up to date by :func:`record`, for another thread to show.
+
+    :ivar stage: What is being done.
+    :ivar events: Events so far.
+    :ivar guest_ns: The guest's time since the workload began, in nanoseconds: one CPU's instructions.
+    :ivar bytes: The trace's size so far.
+    :ivar told: Called with each stage as it begins, if given.
+    """
+
+    stage: str = "preparing"
+    events: int = 0
+    guest_ns: int = 0
+    bytes: int = 0
+    told: "Callable[[str], None] | None" = None
+
+    def begin(self, stage: str) -> None:
+        """Begin a stage."""
+        self.stage = stage
+        if self.told is not None:
+            self.told(stage)
+
+
+def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
     trace: Path,
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
     streams: Streams | None = None,
+    status: Status | None = None,
 ) -> Recorded:
     """Run the workload in a guest and write the trace.
 
     :param streams: The workload's standard streams. [default: this process's]
+    :param status: Kept up to date.
     :param say: Told, a line each time, what takes long.
     :param overwrite: Replace a trace that is there already.
     :raises RecordError: The recording could not be made; no trace is left.
@@ -122,24 +156,40 @@ def record(
     """
     with ExitStack() as stack:
         # First, so that a path that cannot be written is refused before anything boots.
+        status = status or Status()
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
         guest = stack.enter_context(_guest(recording, stack, streams or Streams.of_this_process(), say=say))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
+        status.begin("booting")
         layouts: list[Layout] = []
 
+        def read(size: int) -> bytes:
+            status.events, status.guest_ns, status.bytes = reader.events, reader.clock, writer.size_bytes
+            return guest.read_stream(size)
+
         def configure() -> None:
+            status.begin("running")
             layouts.append(read_layout(guest.folder, guest.memory, recording.cpus))
             with suppress(BrokenPipeError), guest.layout as pipe:  # a QEMU that has died is seen at the stream's end
                 pipe.write(layouts[0].lines)
 
-        reader = StreamReader(guest.read_stream, writer, configure)
+        reader = StreamReader(read, writer, configure)
         reader.run()
-        status = _outcome(guest, recording, ended=reader.ended)
+        exit_status = _outcome(guest, recording, ended=reader.ended)
+        status.begin("writing")
         symbols = Symbols.read(guest.folder / "guest-symbols-after", known=layouts[0].symbols)
         write_tables(writer, reader.rows, Attribution(layouts[0], symbols))
-        writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
-        return Recorded(status, reader.events, reader.lost, guest.out_of_memory())
+        writer.meta.update(_meta(recording, guest, reader, layouts[0], exit_status))
+        return Recorded(
+            exit_status,
+            reader.events,
+            reader.lost,
+            guest.out_of_memory(),
+            left=tuple(sorted(set((guest.handed_over("left") or "").split("\n")) - {""})),
+            kernel=writer.meta["kernel"]["release"],
+            instructions=sum(of_cpu for of_cpu, _ in reader.instructions.values()),
+        )
 
 
 def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", streams: Streams) -> None:
@@ -211,6 +261,8 @@ def _around(recording: Recording, workload: Workload) -> "Iterator[str]":
         yield from ("root", MOUNT_OPTIONS)
     if recording.network:
         yield from ("network", "")
+    if recording.skip_startup:
+        yield from ("skip-startup", "")
 
 
 def _check_room(archive_bytes: int, memory_bytes: int) -> None:

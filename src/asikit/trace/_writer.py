@@ -223,6 +223,11 @@ class TraceWriter:
         if self.path.is_symlink() or not _is_trace(self.path):
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of what has been written so far."""
+        return sum(part.bytes for part in self._parts.values())
+
     def _flush_part(self) -> None:
         frame = pl.DataFrame({name: self._buffer[name][: self._buffered] for name in EVENT_SCHEMA})
         path = _meta.part_path(len(self._parts))

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.linux._guest import Initramfs, find_busybox
@@ -12,6 +11,7 @@ from asikit.linux.kernel import find_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 MOUNT_OPTIONS = "inode_readahead_blks=0"
 _PATIENCE_SECONDS = 600.0
@@ -51,19 +51,19 @@ class Booted:
 class _Guest(Guest):
     """A guest with the disk."""
 
-    socket: Path
+    server: NbdServer
 
     def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
-        drive = f"file=nbd:unix:{self.socket},format=raw,if=virtio,werror=report,rerror=report"
         command = super()._command(stream, layout, out, err)
+        # The guest waits for its disk in the host's time; else its clock runs on by minutes meanwhile.
         command = [word.replace("sleep=off", "sleep=on") for word in command]
-        return [*command, "-drive", drive]
+        return [*command, "-drive", self.server.drive]
 
 
-def boot(
-    kernel: Path,
+def boot(  # noqa: PLR0913  (each named at the call)
+    kernel: "Path",
     disk: HostDisk,
-    folder: Path,
+    folder: "Path",
     script: str,
     *,
     options: str = MOUNT_OPTIONS,
@@ -87,7 +87,7 @@ def boot(
     text = io.BytesIO()
     with NbdServer(disk, folder / "disk.socket") as server:
         guest = _Guest(Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"), files.archive(), None)
-        guest.socket = folder / "disk.socket"
+        guest.server = server
         with guest:
             guest.forward_output(text, io.BytesIO())
             guest.stop_after(_PATIENCE_SECONDS)

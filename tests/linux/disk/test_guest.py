@@ -1,16 +1,19 @@
 """Linux' own ext4 driver on the disk: it sees what the host has, and keeps what it writes."""
 
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from asikit.linux._guest import find_busybox
 from asikit.linux.disk import HostDisk
-from tests.linux.disk.booting import boot
+from tests.linux.disk.booting import MOUNT_OPTIONS, boot
 from tests.linux.disk.trees import MANY, make_tree
 from tests.linux.disk.whole import complaints, write_image
 from tests.linux.kernels import debian_kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_apt, pytest.mark.needs_mke2fs]
 
@@ -50,15 +53,21 @@ find . ! -type d -print0 | sort -z | xargs -0 stat -c '%n %f %u %g %s %h %t %T'
 """
 
 
-@pytest.mark.parametrize(("series", "cpus"), [("5.10", 1), ("6.1", 1), ("6.1", 2), ("7.3", 1)])
-def test_linux_sees_the_host(tmp_path: Path, series: str, cpus: int) -> None:
-    """Sums, attributes and links are the host's; after changes, and another mount, what a copy of the host's with the same changes has."""
+@pytest.mark.parametrize(
+    ("series", "cpus", "options"),
+    [("5.10", 1, MOUNT_OPTIONS), ("6.1", 1, MOUNT_OPTIONS), ("6.1", 2, "rw"), ("7.3", 1, MOUNT_OPTIONS)],
+)
+def test_linux_sees_the_host(tmp_path: "Path", series: str, cpus: int, options: str) -> None:
+    """What the guest sees is the host's; after changes and another mount, what a copy with the same changes has.
+
+    With Linux' own options it reads much ahead of what refers to it.
+    """
     tree, copy = tmp_path / "tree", tmp_path / "copy"
     make_tree(tree)
     make_tree(copy)
     script = f"cd /disk\n{LOOK}\n{CHANGE}\ncd /; umount /disk; mount -t ext4 /dev/vda /disk; cd /disk\n{SUMMARY}"
     with HostDisk(tree, scratch=tmp_path, groups=64) as disk:
-        booted = boot(debian_kernel(series), disk, tmp_path, script, cpus=cpus)
+        booted = boot(debian_kernel(series), disk, tmp_path, script, cpus=cpus, options=options)
         write_image(disk, tmp_path / "image")
     assert "EXT4-fs (vda): mounted" in booted.kernel
     assert [line for line in booted.kernel.splitlines() if "EXT4-fs" in line and "mount" not in line] == []
@@ -67,7 +76,7 @@ def test_linux_sees_the_host(tmp_path: Path, series: str, cpus: int) -> None:
     assert len(list((tree / "many").iterdir())) == MANY  # the host's are as they were
 
 
-def _on_host(folder: Path, script: str) -> str:
+def _on_host(folder: "Path", script: str) -> str:
     done = subprocess.run(
         [find_busybox(), "sh", "-c", f"PATH={_applets(folder.parent)}\n{script}"],
         cwd=folder,
@@ -78,7 +87,7 @@ def _on_host(folder: Path, script: str) -> str:
     return done.stdout.decode(errors="surrogateescape")
 
 
-def _applets(folder: Path) -> Path:
+def _applets(folder: "Path") -> "Path":
     """Make a folder of busybox' applets, so that the host's programs and the guest's are the same."""
     applets = folder / "applets"
     if not applets.exists():

@@ -2,14 +2,18 @@
 
 import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from asikit.linux.disk import HostDisk
 from asikit.linux.disk.geometry import BLOCK_BYTES
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def write_image(disk: HostDisk, path: Path) -> None:
-    """Write all that the disk can show to a file with holes: what has been allotted, until nothing more is, and what was written."""
+    from asikit.linux.disk import HostDisk
+
+
+def write_image(disk: "HostDisk", path: "Path") -> None:
+    """Write a disk to a file: what has been allotted, until nothing more is, and what was written."""
     geometry, rooms = disk._geometry, disk._rooms
     seen: set[int] = set()
     with path.open("wb") as file:
@@ -39,15 +43,18 @@ def write_image(disk: HostDisk, path: Path) -> None:
             copy(block, 1)
 
 
-def complaints(image: Path) -> list[str]:
-    """Give what e2fsck says against a file system in its passes 1 to 4; the fifth compares bitmaps, in which what may be allotted is used."""
+def complaints(image: "Path") -> list[str]:
+    """Give what e2fsck says against a file system in its passes 1 to 4.
+
+    The fifth compares bitmaps, in which what may be allotted is used.
+    """
     done = subprocess.run([_tool("e2fsck"), "-fn", image], capture_output=True, text=True, check=False)
     before, fifth, _ = done.stdout.partition("Pass 5: ")
     assert fifth, done.stdout + done.stderr
     return [line for line in before.splitlines() if line and not line.startswith("Pass ")]
 
 
-def debugfs(image: Path, request: str) -> str:
+def debugfs(image: "Path", request: str) -> str:
     """Have debugfs answer a request."""
     done = subprocess.run([_tool("debugfs"), "-R", request, image], capture_output=True, check=True)
     return done.stdout.decode(errors="surrogateescape")

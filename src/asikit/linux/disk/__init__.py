@@ -5,4 +5,7 @@ from asikit.linux.disk.nbd import NbdServer
 from asikit.linux.disk.room import DiskFullError
 from asikit.linux.disk.tree import ExtraFile
 
-__all__ = ["DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]
+__all__ = ["MOUNT_OPTIONS", "DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]
+
+MOUNT_OPTIONS = "inode_readahead_blks=0"
+"""How the guest is to mount the disk: inodes are made up when they are read, so none is to be read that was not asked for."""

@@ -39,7 +39,7 @@ _NODE_ENTRIES = (BLOCK_BYTES - _HEAD.size) // _INDEX_ENTRY.size
 class Directory:
     """A directory's blocks.
 
-    :ivar indexed: Whether it has an index by the names' hashes, as every directory of more than a block that Linux makes.
+    :ivar indexed: Whether it has an index by the names' hashes, as Linux gives one to each of more than a block.
     """
 
     content: bytes

@@ -1,7 +1,7 @@
 """The ext4 file system's structures, as they lie on the disk.
 
-Their source is Documentation/filesystems/ext4/ in the kernel's source (super.rst, group_descr.rst, inodes.rst, ifork.rst,
-journal.rst) and fs/ext4/ext4.h, whose names are used here.
+Their source is Documentation/filesystems/ext4/ in the kernel's source (super.rst, group_descr.rst, inodes.rst,
+ifork.rst, journal.rst) and fs/ext4/ext4.h, whose names are used here.
 """
 
 import stat
@@ -60,8 +60,8 @@ _INCOMPAT = 0x2 | 0x40 | 0x80 | 0x200
 """``filetype``, ``extents``, ``64bit``, ``flex_bg``."""
 
 _RO_COMPAT = 0x2 | 0x8 | 0x20 | 0x40
-"""``large_file``, ``huge_file``, ``dir_nlink``, ``extra_isize``. Not ``metadata_csum``: checksums of what is made up as it
-is read would cost more than all else here."""
+"""``large_file``, ``huge_file``, ``dir_nlink``, ``extra_isize``. Not ``metadata_csum``: checksums of what is made up as
+it is read would cost more than all else here."""
 
 ROOT_EXTENTS = 4
 """Extents for which an inode has room."""

@@ -1,8 +1,8 @@
 """Where things lie on the made-up disk: every block group is laid out alike.
 
-A group's first blocks are its own description, then come the blocks that show the host's files, which the guest takes for
-used, then those that the guest may take for what it writes. Of a group's inodes the lower half is the host's, the upper the
-guest's. So what the guest creates finds room in its parent's group, as on a file system that is not full.
+A group's first blocks are its own description, then come the blocks that show the host's files, which the guest takes
+for used, then those that the guest may take for what it writes. Of a group's inodes the lower half is the host's, the
+upper the guest's. So what the guest creates finds room in its parent's group, as on a file system that is not full.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Geometry:
     guest_blocks = group_blocks - guest_block
 
     meta_share = 8
-    """One group in so many holds directories and extent trees of the host's, not its files' data. The kernel reads those
-    through the page cache of the device, ahead of what it needs, and there is no sense in reading files so."""
+    """One group in so many holds directories and extent trees of the host's, not its files' data. The kernel reads
+    those through the page cache of the device, ahead of what it needs, and there is no sense in reading files so."""
 
     @property
     def blocks(self) -> int:

@@ -61,16 +61,7 @@ class HostDisk:
         :raises OSError: The folder is not there, or the file cannot be made.
         """
         self._geometry = geometry = Geometry(groups)
-        offset, length = geometry.first_block, geometry.host_blocks
-
-        def room(what: str, of: range, offset: int, length: int) -> Room:
-            return Room(what, of, geometry.group_blocks, offset, length)
-
-        self._rooms = Rooms(
-            room("inodes", range(groups), geometry.inode_table, geometry.host_table_blocks),
-            room("blocks for files", geometry.data_groups, offset, length),
-            room("blocks for folders", geometry.meta_groups, offset, length),
-        )
+        self._rooms = _rooms(geometry)
         self._tree = HostTree(root, hidden=hidden, empty=empty, extra=extra or {})
         self._inodes = Inodes(geometry, self._tree, self._rooms)
         journal = self._rooms.data.take(_JOURNAL_BLOCKS, Fixed(journal_superblock(_JOURNAL_BLOCKS)))
@@ -185,6 +176,34 @@ class HostDisk:
         if offset == self._geometry.inode_bitmap:
             return self._inode_bitmap
         return self._first_blocks.read(offset, 1) if group == 0 else bytes(BLOCK_BYTES)
+
+
+def _rooms(geometry: Geometry) -> Rooms:
+    def room(what: str, groups: range, gap: int) -> Room:
+        return Room(
+            what=what,
+            groups=groups,
+            group_blocks=geometry.group_blocks,
+            offset=geometry.first_block,
+            length=geometry.host_blocks,
+            gap=gap,
+        )
+
+    inodes = Room(
+        what="inodes",
+        groups=range(geometry.groups),
+        group_blocks=geometry.group_blocks,
+        offset=geometry.inode_table,
+        length=geometry.host_table_blocks,
+        gap=0,
+    )
+    # Requests for neighbouring blocks are merged and fail together, and a file that this user may not read must not
+    # take another with it.
+    return Rooms(
+        inodes,
+        data=room("blocks for files", geometry.data_groups, 1),
+        meta=room("blocks for folders", geometry.meta_groups, 0),
+    )
 
 
 class _Reserved:

@@ -79,9 +79,9 @@ class _TableRun:
 class Inodes:
     """The inodes of a tree.
 
-    A folder's inode says how large the folder is, so that it is listed when its inode is read, and then all that is in it
-    gets its number. A folder therefore begins a block of the inode table, which is not read for another's sake; files that
-    it holds fill that block.
+    A folder's inode says how large the folder is, so that it is listed when its inode is read, and then all that is in
+    it gets its number. A folder therefore begins a block of the inode table, which is not read for another's sake;
+    files that it holds fill that block.
     """
 
     def __init__(self, geometry: Geometry, tree: "HostTree", rooms: Rooms) -> None:

@@ -1,4 +1,4 @@
-"""The hash of a file's name by which ext4 finds it in a large directory: half MD4 (``ext4fs_dirhash()``, fs/ext4/hash.c)."""
+"""The hash by which ext4 finds a name in a large directory: half MD4 (``ext4fs_dirhash()``, fs/ext4/hash.c)."""
 
 __all__ = ["SEED", "name_hash"]
 

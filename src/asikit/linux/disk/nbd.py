@@ -1,7 +1,7 @@
 """The disk as QEMU reads it: a server of the network block device protocol on a socket of this machine.
 
-The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; names as there. Of it what QEMU's client
-uses, and no more: the "fixed newstyle" handshake and simple replies.
+The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; names as there. Of it what QEMU's
+client uses, and no more: the "fixed newstyle" handshake and simple replies.
 """
 
 import socket
@@ -43,7 +43,9 @@ _MOST_BYTES = 32 << 20
 
 
 class NbdServer:
-    """Serves one disk on a socket, in a thread of its own, one client after the other. A context manager.
+    """Serves one disk in a thread: on a socket with a path, one client after the other, or to one client alone.
+
+    A context manager.
 
     :ivar failure: What the user should know: the first time that the guest was told of a full disk. None: nothing.
     :ivar read_bytes: What the guest has read.
@@ -51,10 +53,10 @@ class NbdServer:
     :ivar reads: Requests to read.
     """
 
-    def __init__(self, disk: "HostDisk", path: "Path") -> None:
+    def __init__(self, disk: "HostDisk", path: "Path | None" = None) -> None:
         """Prepare.
 
-        :param path: Where the socket is to be.
+        :param path: Where the socket is to be; None: nowhere, so that nothing is left behind and nobody else connects.
         """
         self.failure: str | None = None
         self.read_bytes = 0
@@ -62,8 +64,7 @@ class NbdServer:
         self.reads = 0
         self._disk = disk
         self._path = path
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._client: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="asi-disk", daemon=True)
 
@@ -72,8 +73,12 @@ class NbdServer:
 
         :raises OSError: The socket cannot be made.
         """
-        self._listener.bind(str(self._path))
-        self._listener.listen(1)
+        if self._path is None:
+            self._sockets += socket.socketpair()
+        else:
+            self._sockets.append(socket.socket(socket.AF_UNIX))
+            self._sockets[0].bind(str(self._path))
+            self._sockets[0].listen(1)
         self._thread.start()
         return self
 
@@ -82,25 +87,48 @@ class NbdServer:
     ) -> None:
         """End, and remove the socket."""
         self._closing = True
-        for each in (self._listener, self._client):
-            if each is not None:
-                with suppress(OSError):  # its other end has gone
-                    each.shutdown(socket.SHUT_RDWR)
+        for each in self._sockets:
+            with suppress(OSError):  # its other end has gone
+                each.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        for each in self._sockets:
+            each.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    @property
+    def client(self) -> int:
+        """The file descriptor that QEMU inherits, where the socket has no path."""
+        return self._sockets[1].fileno()
+
+    @property
+    def drive(self) -> str:
+        """What follows QEMU's ``-drive``. Errors go to the guest, which QEMU by default stops when the disk is full."""
+        if self._path is None:
+            server = f"file.server.type=fd,file.server.str={self.client}"
+        else:
+            server = f"file.server.type=unix,file.server.path={str(self._path).replace(',', ',,')}"
+        return f"file.driver=nbd,{server},format=raw,if=virtio,werror=report,rerror=report"
 
     def _serve(self) -> None:
+        if self._path is None:
+            self._serve_client(self._sockets[0])
+            return
         while not self._closing:
             try:
-                client, _ = self._listener.accept()
+                client, _ = self._sockets[0].accept()
             except OSError:  # it was shut down
                 return
-            self._client = client
-            with client, suppress(_GoneError, OSError):
-                connection = _Connection(client)
-                if _shake_hands(connection, self._disk.size):
-                    self._answer(connection)
+            with client:
+                self._sockets.append(client)
+                self._serve_client(client)
+                self._sockets.remove(client)
+
+    def _serve_client(self, client: socket.socket) -> None:
+        with suppress(_GoneError, OSError):
+            connection = _Connection(client)
+            if _shake_hands(connection, self._disk.size):
+                self._answer(connection)
 
     def _answer(self, connection: "_Connection") -> None:
         """Answer requests until the client has had enough.

@@ -23,16 +23,19 @@ class Content(Protocol):
 class Room:
     """Runs of blocks, handed out in rising order: the same part of each of some groups.
 
-    A block that the guest reads before it has a meaning never gets one. The guest keeps what it has read, so it would not
-    see the meaning; and it does read what nothing refers to, since it reads ahead.
+    A block that the guest reads before it has a meaning never gets one. The guest keeps what it has read, so it would
+    not see the meaning; and it does read what nothing refers to, since it reads ahead.
     """
 
-    def __init__(self, what: str, groups: range, group_blocks: int, offset: int, length: int) -> None:
+    def __init__(  # noqa: PLR0913  (each named at the call)
+        self, *, what: str, groups: range, group_blocks: int, offset: int, length: int, gap: int
+    ) -> None:
         """Begin with all blocks free.
 
         :param what: What the room is for, as an error says it.
         :param offset: Where the part begins in each group, in blocks.
         :param length: The part's blocks.
+        :param gap: Blocks without a meaning after each run.
         """
         self._what = what
         self._groups = groups
@@ -40,6 +43,7 @@ class Room:
         self._offset = offset
         self.largest = length
         """The longest run."""
+        self._gap = gap
         self._next = groups.start * group_blocks + offset
         self._starts: list[int] = []
         self._runs: list[tuple[int, Content]] = []
@@ -53,14 +57,14 @@ class Room:
         start = self._fitting(self._next, count)
         while (after := self._spoilt_until(start, count)) is not None:
             start = self._fitting(after, count)
-        self._next = start + count
+        self._next = start + count + self._gap
         self._starts.append(start)
         self._runs.append((count, content))
         self._spoilt = [run for run in self._spoilt if run[1] > self._next]
         return start
 
     def at(self, block: int) -> tuple[Content, int, int] | None:
-        """Give the content of the run that a block belongs to, the block's place in it, and how many are left from it on.
+        """Give the content of the run that a block is in, the block's place in it, and how many are left from it on.
 
         None: it has no meaning, and will never have one.
         """

@@ -4,7 +4,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from errno import EPERM, ESTALE
+from errno import ELOOP, EPERM, ESTALE
 from typing import TYPE_CHECKING
 
 from asikit.linux.disk.ext4 import Attributes
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "ExtraFile", "HostTree"]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MOST_LINKS = 40
+"""The kernel follows no more symbolic links than this in one path (``MAXSYMLINKS``, include/linux/namei.h)."""
+
+_MOST_FILE_BYTES = ((1 << 32) - 1) * 4096
+"""An ext4 file's blocks have numbers of 32 bits."""
+
 _FOLDER = Attributes(stat.S_IFDIR | 0o755, 0, 0, 0, 2, (0, 0), 0, 0, 0)
 
 
@@ -72,15 +78,17 @@ class HostTree:
         self._made = _Made()
         for path, file in extra.items():
             *folders, name = _parts(path)
-            self._make(folders).files[name] = file
-        self._empty = {b"/".join(_parts(path)) for path in empty}
+            self._make(self._resolved(folders)).files[name] = file
+        self._empty = set()
         for each in empty:
-            self._make(_parts(each))
+            folders = self._resolved(_parts(each))
+            self._empty.add(b"/".join(folders))
+            self._make(folders)
         self._hidden = {b"/".join(_parts(path)) for path in hidden}
         self._hidden_identities = set()
         for name in self._hidden:
             with suppress(OSError):  # it is not there
-                self._hidden_identities.add(_identity(os.stat(self._on_host(name))))
+                self._hidden_identities.add(_identity(os.stat(self._on_host(name))))  # noqa: PTH116  (paths are bytes)
 
     def graft(self, place: "Path", folder: "Path") -> None:
         """Show a folder of the host at another place, instead of what is there."""
@@ -91,7 +99,7 @@ class HostTree:
 
         :raises OSError: It is not there.
         """
-        return _entry(b"", os.stat(self._root or b"/"))
+        return _entry(b"", os.stat(self._root or b"/"))  # noqa: PTH116  (paths are bytes)
 
     def entries(self, path: bytes, identity: tuple[int, int] | None) -> list[Entry]:
         """List a folder, sorted by name; as empty if this user may not.
@@ -103,7 +111,7 @@ class HostTree:
         for name, folder in made.folders.items():
             if folder.source is not None:
                 with suppress(OSError):  # it has gone
-                    found[name] = _entry(name, os.stat(folder.source))
+                    found[name] = _entry(name, os.stat(folder.source))  # noqa: PTH116  (paths are bytes)
             elif name not in found or not found[name].is_folder:
                 found[name] = Entry(name, _FOLDER, None)
         for name, file in made.files.items():
@@ -114,7 +122,7 @@ class HostTree:
     def target(self, path: bytes) -> bytes:
         """Read a symbolic link; one that has gone points nowhere."""
         try:
-            return os.readlink(self._on_host(path)) or b"?"
+            return os.readlink(self._on_host(path)) or b"?"  # noqa: PTH115  (paths are bytes)
         except OSError:
             return b"?"
 
@@ -124,12 +132,7 @@ class HostTree:
         :raises OSError: This user may not, or it is another file by now.
         """
         name = self._on_host(path)
-        try:
-            file = os.open(name, _OPEN | os.O_NOATIME)
-        except OSError as error:
-            if error.errno != EPERM:
-                raise
-            file = os.open(name, _OPEN)
+        file = _open(name, 0)
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or _identity(status) != identity:
             os.close(file)
@@ -138,12 +141,17 @@ class HostTree:
 
     def _listed(self, path: bytes) -> dict[bytes, Entry]:
         found = {}
-        with suppress(OSError), os.scandir(self._on_host(path)) as listing:
+        try:
+            folder = _open(self._on_host(path), os.O_DIRECTORY)
+        except OSError:
+            return {}
+        with suppress(OSError), os.scandir(folder) as listing:
             for each in listing:
                 with suppress(OSError):  # it has gone meanwhile
-                    entry = _entry(each.name, each.stat(follow_symlinks=False))
-                    if entry.is_folder or not self._is_hidden(_join(path, each.name), entry):
-                        found[each.name] = entry
+                    entry = _entry(os.fsencode(each.name), each.stat(follow_symlinks=False))
+                    if entry.is_folder or not self._is_hidden(_join(path, entry.name), entry):
+                        found[entry.name] = entry
+        os.close(folder)
         return found
 
     def _is_hidden(self, path: bytes, entry: Entry) -> bool:
@@ -153,6 +161,30 @@ class HostTree:
         """Tell whether nothing of what the host has in a folder is shown."""
         gone = identity is None  # the host does not have it
         return gone or path in self._empty or path in self._hidden or identity in self._hidden_identities
+
+    def _resolved(self, folders: list[bytes]) -> list[bytes]:
+        """Follow symbolic links to where folders are; they stay inside of the root, as the guest follows them.
+
+        :raises OSError: They lead in a circle.
+        """
+        left, at = folders[::-1], list[bytes]()
+        links = 0
+        while left:
+            name = left.pop()
+            if name == b"..":
+                at = at[:-1]
+                continue
+            at.append(name)
+            try:
+                target = os.readlink(self._on_host(b"/".join(at)))  # noqa: PTH115  (paths are bytes)
+            except OSError:  # it is none
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(ELOOP, os.strerror(ELOOP), self._on_host(b"/".join(folders)))
+            at = [] if target.startswith(b"/") else at[:-1]
+            left += _parts(os.fsdecode(target))[::-1]
+        return at
 
     def _make(self, folders: list[bytes]) -> _Made:
         made = self._made
@@ -184,11 +216,21 @@ class HostTree:
 
 def _parts(path: "str | Path") -> list[bytes]:
     """Split an absolute path of the guest."""
-    return [part for part in os.fsencode(path).split(b"/") if part]
+    return [part for part in os.fsencode(path).split(b"/") if part not in {b"", b"."}]
 
 
 def _join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
+
+
+def _open(name: bytes, more: int) -> int:
+    """Open without following a link; without touching the access time, where that can be."""
+    try:
+        return os.open(name, _OPEN | more | os.O_NOATIME)
+    except OSError as error:
+        if error.errno != EPERM:  # EPERM: it is another user's
+            raise
+    return os.open(name, _OPEN | more)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -201,8 +243,8 @@ def _entry(name: bytes, status: os.stat_result) -> Entry:
         status.st_mode,
         status.st_uid,
         status.st_gid,
-        status.st_size,
-        status.st_nlink,
+        min(status.st_size, _MOST_FILE_BYTES),
+        max(status.st_nlink, 1),
         device,
         status.st_atime_ns,
         status.st_mtime_ns,

@@ -6,6 +6,7 @@
  * /asi/run holds NUL-terminated words, each with a value: see WORDS.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -23,7 +24,7 @@
 extern char **environ;
 static struct { char **word; size_t n; } argv, variables;
 static const char *root, *directory, *mask;
-static bool tells_kernel, networked;
+static bool tells_kernel, networked, skips;
 static struct { uid_t uid; gid_t gid; gid_t groups[1024]; size_t n_groups; } user;
 
 static void append(char ***list, size_t *n, char *word)
@@ -42,6 +43,7 @@ static void on_module(char *value) { load_module(value); }
 static void on_tmpfs(char *value) { mount_on("tmpfs", value, "mode=1777"); }
 static void on_kernel(char *value) { tells_kernel = true; }
 static void on_network(char *value) { networked = true; }
+static void on_skip_startup(char *value) { skips = true; }
 static void on_uid(char *value) { user.uid = strtoul(value, NULL, 10); }
 static void on_gid(char *value) { user.gid = strtoul(value, NULL, 10); }
 static void on_stdin(char *value) { stream_is(0, value); }
@@ -77,6 +79,7 @@ static const struct { const char *word; void (*on)(char *value); } WORDS[] = {
     { "cwd", on_cwd },
     { "uid", on_uid }, { "gid", on_gid }, { "group", on_group },
     { "umask", on_umask },      /* octal */
+    { "skip-startup", on_skip_startup }, /* record from the program's entry point on */
     { "limit", on_limit },
     { "stdin", on_stdin }, { "stdout", on_stdout }, { "stderr", on_stderr }, { "window", on_window },
 };
@@ -112,6 +115,11 @@ static void follow(const char *path)
     }
 }
 
+static void mark_begin(void)
+{
+    __asm__ volatile(MARK(MARK_BEGIN) "nop" ::: "memory");
+}
+
 static void run_workload(void)
 {
     streams_take();
@@ -120,7 +128,10 @@ static void run_workload(void)
     environ = variables.word;
     if (setgroups(user.n_groups, user.groups) || setgid(user.gid) || setuid(user.uid))
         fail("cannot become", "the user");
-    __asm__ volatile(MARK(MARK_BEGIN) "nop" ::: "memory");
+    if (skips)
+        startup_take();
+    else
+        mark_begin();
     execvp(argv.word[0], argv.word);
     char text[512];
     snprintf(text, sizeof text, "cannot run %s: %s", argv.word[0], strerror(errno));
@@ -136,6 +147,26 @@ static void report(int status)
     else
         snprintf(text, sizeof text, "exit %d", WEXITSTATUS(status));
     tell_text("status", text);
+}
+
+/* The names of the processes that are left: those with a program, but for this one. */
+static void tell_left(void)
+{
+    DIR *processes = opendir("/proc");
+    for (struct dirent *entry; processes && (entry = readdir(processes));) {
+        char path[300], program[8], name[64];
+        int pid = atoi(entry->d_name);
+        snprintf(path, sizeof path, "/proc/%d/exe", pid);
+        if (pid <= 1 || readlink(path, program, sizeof program) < 0)
+            continue;
+        snprintf(path, sizeof path, "/proc/%d/comm", pid);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd < 0 ? 0 : read(fd, name, sizeof name);
+        if (n > 0)
+            tell("left", name, n);
+        close(fd);
+    }
+    closedir(processes);
 }
 
 static void tell_kernel(void)
@@ -169,9 +200,17 @@ int main(void)
         fail("cannot start", argv.word[0]);
     if (!child)
         run_workload();
-    int status = streams_relay(child);
+    int status;
+    bool ended = skips && !startup_skip(child, &status);
+    if (skips) {
+        mark_begin();
+        startup_end(child);
+    }
+    if (!ended)
+        status = streams_relay(child);
     __asm__ volatile(MARK(MARK_END) "nop" ::: "memory");
     report(status);
+    tell_left();
     streams_drain();
     tell_file("symbols-after", "/proc/kallsyms");
     power_off();

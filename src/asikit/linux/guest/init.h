@@ -34,6 +34,11 @@ void enable_events(void);
 void start_loopback(void);
 void start_network(void);
 
+/* startup.c */
+void startup_take(void);                     /* in the workload's process, before it becomes its program */
+bool startup_skip(pid_t child, int *status); /* it stands at its program's entry point; false: it ended before */
+void startup_end(pid_t child);
+
 /* streams.c: the workload's standard streams */
 void stream_is(int fd, const char *kind);    /* "tty", "pipe", "null", "closed"; "out": where standard output goes */
 void window_is(const char *rows_and_columns);

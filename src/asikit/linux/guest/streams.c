@@ -59,6 +59,8 @@ static void open_terminal(void)
     tcsetattr(slave, TCSANOW, &t);
     if (window.ws_row)
         ioctl(slave, TIOCSWINSZ, &window);
+    setsid(); /* as a shell: what the workload leaves behind is not hung up on when it ends */
+    ioctl(slave, TIOCSCTTY, 1);
 }
 
 /* The serial line rings; every byte passes as it is. That it rang before it was opened is lost: so something may have come. */
@@ -101,9 +103,12 @@ void streams_take(void)
     sigemptyset(&set);
     sigprocmask(SIG_SETMASK, &set, NULL);
     signal(SIGPIPE, SIG_DFL);
-    setsid();
-    if (slave >= 0)
-        ioctl(slave, TIOCSCTTY, 0);
+    setpgid(0, 0);
+    if (slave >= 0) {
+        signal(SIGTTOU, SIG_IGN); /* it is not in the foreground yet */
+        tcsetpgrp(slave, getpid());
+        signal(SIGTTOU, SIG_DFL);
+    }
     for (int fd = 0; fd < 3; fd++) {
         if (kinds[fd] == CLOSED)
             close(fd);

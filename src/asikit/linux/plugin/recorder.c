@@ -53,7 +53,7 @@ static bool is_call(const uint8_t *code, size_t size)
     return code[i] == 0xe8 || (code[i] == 0xff && (code[i + 1] & 0x38) == 0x10);
 }
 
-/* The last of a function may be another's call, made as a jump. */
+/* The last of a function may be another's call, made as a jump; where the kernel has return thunks, a return is one, too. */
 static bool jumps_out(const uint8_t *code, size_t size, uint64_t ip, uint64_t start, uint64_t end)
 {
     int32_t distance;
@@ -78,14 +78,15 @@ static bool in_range(uint64_t address, uint64_t start, uint64_t end)
     return address - start < end - start;
 }
 
-static void hook_handlers(struct qemu_plugin_insn *insn, uint64_t ip, bool returns)
+static void hook_handlers(struct qemu_plugin_insn *insn, uint64_t ip, const uint8_t *code, size_t size, bool returns)
 {
     bool alloc = in_range(ip, layout.alloc_start, layout.alloc_end);
     if (!alloc && !in_range(ip, layout.free_start, layout.free_end))
         return;
-    if (ip == (alloc ? layout.alloc_start : layout.free_start))
+    uint64_t start = alloc ? layout.alloc_start : layout.free_start, end = alloc ? layout.alloc_end : layout.free_end;
+    if (ip == start)
         api_on_insn(insn, on_handler_begin, NULL);
-    if (returns)
+    if (returns || jumps_out(code, size, ip, start, end))
         api_on_insn(insn, alloc ? on_alloc_end : on_free_end, NULL);
     else
         api_on_memory(insn, on_handler_store, NULL);
@@ -123,7 +124,7 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uin
         struct flush_site site = { ip, range };
         api_on_insn(insn, on_flush, keep(&site, sizeof site));
     }
-    hook_handlers(insn, ip, returns);
+    hook_handlers(insn, ip, code, size, returns);
 }
 
 /* Where VMRUN goes on after a VM exit: by host address, so that a nested guest's code cannot be taken for it. */

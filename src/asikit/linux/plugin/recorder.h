@@ -115,7 +115,7 @@ struct vcpu {
     bool flushed;            /* the TLB flush in progress has been written */
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
-    struct stores { uint64_t addr[24]; uint8_t n; bool written; } stores[4]; /* of the trace event handlers, one interrupting another */
+    struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
@@ -172,6 +172,7 @@ void shadow_prepare(void);
 void shadow_call(struct vcpu *, unsigned cpu, uint64_t at, uint64_t return_address);
 void shadow_return(struct vcpu *, unsigned cpu, uint64_t at);
 bool shadow_has(uint64_t vaddr);
+uint64_t shadow_slot(const struct vcpu *, unsigned callers); /* where the return address lies of a call in progress; 0 for none */
 uint32_t stack_now(struct vcpu *, unsigned cpu);             /* id of the row for the calls in progress */
 uint32_t stack_leaf(uint32_t parent, uint64_t address);      /* id of the row below parent */
 uint32_t stack_parent(uint32_t id);
