@@ -22,7 +22,7 @@ FOLDER = TOP / "build/workloads"
 POLICIES = ("denylist-2025", "ephmap")
 PATIENCE_SECONDS = 1800
 HEAD = (
-    *("workload", "status", "did it", "seconds", "G instructions", "events", "MiB", "round trips"),
+    *("workload", "status", "did it", "seconds", "CPU seconds", "G instructions", "events", "MiB", "round trips"),
     *(f"exits a round trip, {name}" for name in POLICIES),
     "most frequent causes (denylist-2025)",
 )
@@ -56,7 +56,8 @@ def _run(workload: Workload) -> bool:
 
 
 def _recorded(workload: Workload, outcome: Outcome, trace: "Path") -> "Iterable[object]":
-    yield from (workload.name, outcome.status, "yes" if outcome.shows(workload) else "NO", f"{outcome.seconds:.0f}")
+    yield from (workload.name, outcome.status, "yes" if outcome.shows(workload) else "NO")
+    yield from (f"{outcome.seconds:.0f}", f"{outcome.cpu_seconds:.0f}")
     if not trace.exists():
         return
     recording = Trace.open(trace)

@@ -12,7 +12,7 @@ import pytest
 
 from asikit.linux import Recording, WorkloadError
 from asikit.replay import ReplayResult, load_policy, replay
-from asikit.trace import TOUCH_KINDS, EventKind, Trace
+from asikit.trace import TOUCH_KINDS, EventKind, Stacks, Trace
 from tests.linux.conftest import Run, run
 
 if TYPE_CHECKING:
@@ -158,3 +158,24 @@ def test_program_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=f"^in the guest: cannot run {odd}: No such file or directory$"):
         run(Recording((str(odd),), bare=True), tmp_path / "t.asitrace")
     assert not (tmp_path / "t.asitrace").exists()
+
+
+def test_cpusets_mark_no_allocation(tmp_path: Path) -> None:
+    """Page tables are no user data, also if the workload does what a container engine does to have a cpuset."""
+    script = """
+        cd /sys/fs/cgroup; mkdir outer; echo +pids > cgroup.subtree_control
+        echo +cpuset > cgroup.subtree_control; mkdir inner; echo $$ > inner/cgroup.procs
+        exec cat /etc/passwd
+    """
+    made = run(Recording(("sh", "-c", script), bare=True), tmp_path / "cpuset.asitrace")
+    assert "root:" in made.out
+    trace = Trace.open(made.trace)
+    hardwall = trace.meta["gfp_flags"]["__GFP_HARDWALL"]
+    stacks = Stacks(trace)
+    tables = [
+        gfp
+        for gfp, stack in trace.table("allocations").select("gfp", "stack").iter_rows()
+        if "pgd_alloc" in stacks.names(stack)
+    ]
+    assert tables
+    assert not any(gfp & hardwall for gfp in tables)

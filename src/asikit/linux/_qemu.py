@@ -33,11 +33,15 @@ _TICK_SECONDS = 0.01
 _LEAST_BYTES = 1 << 16
 _MORE_ROOM = "set TMPDIR to a folder with more room"
 _QEMU = "qemu-system-x86_64"
-_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
+_COMMAND_LINE = (
+    "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable cgroup_disable=cpuset panic=-1 "
+    "no_hash_pointers quiet"
+)
 """``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
 the kernel's own; ``init_on_alloc=0``: as the published measurements. ``tsc=reliable``: QEMU does not say that all CPUs
 have the same TSC, which they have; without it Linux takes the HPET on more than one CPU, where each ``clock_gettime()``
-is a system call.
+is a system call. ``cgroup_disable=cpuset``: once there is a cpuset, as container engines make them, Linux adds
+``__GFP_HARDWALL`` to every allocation (``prepare_alloc_pages()``), which then look like those for user data.
 """
 
 DEFAULT_CPU = "max"

@@ -1,5 +1,6 @@
 """The workload's standard streams: of what kind the user's are, and passing on what goes through them."""
 
+import io
 import os
 import select
 import stat
@@ -35,6 +36,10 @@ class Output(Protocol):
         """Write what is buffered."""
 
 
+class _Nothing(io.BytesIO):
+    """An input that stands for /dev/null, and need not be closed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Streams:
     """Standard input, output and error of the workload; None: closed."""
@@ -52,7 +57,7 @@ class Streams:
     @classmethod
     def to(cls, out: Output, err: Output, stdin: BinaryIO | None = None) -> Self:
         """Give streams that end in two files; without ``stdin`` the input is empty."""
-        return cls(stdin or Path(os.devnull).open("rb"), out, err)
+        return cls(stdin or _Nothing(), out, err)
 
     def kinds(self) -> tuple[str, str, str]:
         """Give the kinds, as guest/init.c knows them."""
@@ -81,6 +86,8 @@ def _kind(stream: "BinaryIO | Output | None") -> str:
     status = _status(stream)
     if stream is None:
         return "closed"
+    if isinstance(stream, _Nothing):
+        return "null"
     if status is None or not stat.S_ISCHR(status.st_mode):
         return "pipe"
     if os.isatty(stream.fileno()):

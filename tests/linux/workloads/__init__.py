@@ -1,5 +1,6 @@
 """Workloads that people mean, and recording one as it is typed on a shell."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -36,12 +37,14 @@ class Outcome:
 
     :ivar status: The shell's exit status, which is the workload's.
     :ivar seconds: How long it took, from typing to the prompt.
+    :ivar cpu_seconds: For how long it had a processor.
     """
 
     status: int
     out: str
     err: str
     seconds: float
+    cpu_seconds: float
 
     def shows(self, workload: Workload) -> bool:
         """Tell whether the output says that the workload did what it is there for."""
@@ -64,13 +67,13 @@ def record_as_typed(workload: Workload, trace: Path, more: "Iterable[str]" = ())
     asi = [sys.executable, "-c", "from asikit.cli import main; main()"]
     options = ["--overwrite", "-o", str(trace), *more]
     shell = f'asi() {{ shift; {shlex.join(asi)} record {shlex.join(options)} "$@"; }}\n{workload.command}'
-    begun = time.monotonic()
-    done = subprocess.run(
-        ["/bin/sh", "-c", shell],
-        cwd=TOP,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
+    begun, before = time.monotonic(), os.times()
+    done = subprocess.run(["/bin/sh", "-c", shell], cwd=TOP, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    seconds, after = time.monotonic() - begun, os.times()
+    return Outcome(
+        done.returncode,
+        done.stdout.decode(errors="replace"),
+        done.stderr.decode(errors="replace"),
+        seconds,
+        after.children_user + after.children_system - before.children_user - before.children_system,
     )
-    seconds = time.monotonic() - begun
-    return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), seconds)
