@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
     from types import TracebackType
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine"]
+__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
 
 _PIECE_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
@@ -62,13 +62,25 @@ class Machine:
         return f"{' '.join(ours)} {self.append}".strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """The recorder.
+
+    :param options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
+        instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
+    """
+
+    path: Path
+    options: tuple[str, ...] = ()
+
+
 class Guest:
     """A running QEMU; a context manager that leaves no process and no file behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Path | None) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: Plugin | None) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded.
@@ -271,8 +283,9 @@ class Guest:
         if machine.root_image is not None:
             command += ["-drive", f"file={_option(machine.root_image)},format=raw,if=virtio,snapshot=on"]
         if self._plugin is not None:
-            plugin, folder = _option(self._plugin), _option(self.folder)
-            command += ["-plugin", f"file={plugin},directory={folder},stream={stream},layout={layout}"]
+            plugin, folder = _option(self._plugin.path), _option(self.folder)
+            options = (f"directory={folder}", f"stream={stream}", f"layout={layout}", *self._plugin.options)
+            command += ["-plugin", ",".join((f"file={plugin}", *options))]
         return command
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs, find_busybox, workload_files
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine, Plugin
 from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
 from asikit.linux._stream import StreamReader
 from asikit.linux._symbols import Symbols
@@ -168,7 +168,7 @@ def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None
     )
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
-    return Guest(machine, archive, built.plugin if recorded else None)
+    return Guest(machine, archive, Plugin(built.plugin) if recorded else None)
 
 
 def _check_room(archive_bytes: int, memory_bytes: int) -> None:
