@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from asikit.linux.disk import NbdServer
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine"]
+__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
 
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
@@ -74,13 +74,25 @@ class Machine:
         return f"{' '.join(ours)} {self.append}".strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """The recorder.
+
+    :param options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
+        instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
+    """
+
+    path: "Path"
+    options: tuple[str, ...] = ()
+
+
 class Guest:
     """A running QEMU; a context manager that leaves no process and no file behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Path | None", streams: Streams) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Plugin | None", streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
@@ -309,8 +321,9 @@ class Guest:
         if machine.network:
             command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         if self._plugin is not None:
-            pipes = ",".join(f"{name}={number}" for name, number in ends.items())
-            command += ["-plugin", f"file={_option(self._plugin)},directory={_option(self.folder)},{pipes}"]
+            pipes = (f"{name}={number}" for name, number in ends.items())
+            words = (f"file={_option(self._plugin.path)}", f"directory={_option(self.folder)}", *pipes)
+            command += ["-plugin", ",".join((*words, *self._plugin.options))]
         return command
 
 

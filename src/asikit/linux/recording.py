@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine, Plugin
 from asikit.linux._root import MODULES, NETWORK_MODULES, module_place
 from asikit.linux._stream import StreamReader
 from asikit.linux._streams import Streams
@@ -241,7 +241,7 @@ def _guest(
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
-    return Guest(machine, archive, built.plugin if recorded else None, streams)
+    return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
 
 
 def _serve(recording: Recording, workload: Workload, kernel: Kernel) -> NbdServer | None:

@@ -229,6 +229,14 @@ size_t api_code(const struct qemu_plugin_insn *insn, uint8_t code[MOST_CODE_BYTE
 
 /* ---- installing ---- */
 
+bool api_option(int argc, char **argv, const char *option)
+{
+    for (int i = 0; i < argc; i++)
+        if (!strcmp(argv[i], option))
+            return true;
+    return false;
+}
+
 static bool can_tell_cpu(void)
 {
     if (!dlsym(RTLD_DEFAULT, "current_cpu"))
@@ -249,7 +257,8 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
         fprintf(stderr, "asi recorder: needs system emulation and at most %d CPUs\n", MAX_CPUS);
         return 1;
     }
-    relays = info->system.max_vcpus > 1 && !qemu_plugin_register_vcpu_tb_exec_inline;
+    bool several = info->system.max_vcpus > 1 || api_option(argc, argv, "cpu=running");
+    relays = several && !qemu_plugin_register_vcpu_tb_exec_inline;
     if (relays && !can_tell_cpu()) {
         fprintf(stderr, "asi recorder: this QEMU does not tell plugins which of several CPUs runs; record with one CPU\n");
         return 1;

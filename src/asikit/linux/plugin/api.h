@@ -30,6 +30,7 @@ void api_on_start_direct(struct qemu_plugin_tb *, plugin_exec_cb, void *udata); 
 void api_on_memory_direct(struct qemu_plugin_insn *, plugin_mem_cb, void *udata); /* it asks api_cpu() itself */
 void api_on_insn(struct qemu_plugin_insn *, plugin_exec_cb, void *udata);
 void api_on_memory(struct qemu_plugin_insn *, plugin_mem_cb, void *udata);
+bool api_option(int argc, char **argv, const char *option); /* whether it is given: for tests, to compare two ways */
 size_t api_code(const struct qemu_plugin_insn *, uint8_t code[MOST_CODE_BYTES]); /* gives the number of bytes */
 
 /* Where QEMU cannot be believed about the CPU that runs, its own variable says it. It seldom changes. */

@@ -120,7 +120,7 @@ struct vcpu {
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
-extern bool one_cpu;
+extern bool counts_inline; /* QEMU counts the instructions itself */
 extern int n_cpus;
 
 /* recorder.c */
