@@ -40,7 +40,7 @@ def unfinished() -> TraceBuilder:
         b.task_switch("abc"[trip % 3], pid=trip % 3 + 1, mm=trip % 3 + 1, cpu=cpu).mm_switch(trip % 3 + 1, cpu=cpu)
         b.begin("odd") if trip == 3 else None
         b.nested_interrupt(cpu=cpu).touch_write(label="x", cpu=cpu, **page).nested_return(cpu=cpu)
-        b.return_user(cpu=cpu) if trip != 4 else None
+        b.return_user(cpu=cpu) if trip not in {2, 3} else None
         b.end("odd") if trip == 3 else None
     b.vm_entry().vm_exit().touch_read(label="y", **page)
     return b.entry_syscall(1, cpu=1).touch_read(label="z", cpu=1, **page).task_switch("d", pid=4, mm=1, cpu=1)
