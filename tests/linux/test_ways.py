@@ -6,16 +6,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.linux import Recording, recording
-from asikit.linux._qemu import Plugin
+from asikit.linux._qemu import Machine, Plugin
 from asikit.trace import Trace
 from tests.linux.conftest import run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
 WORKLOAD = ("sh", "-c", "for i in 1 2 3; do ls -lR /bin /proc/self | sort > /tmp/$i; done")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_time() -> "Iterator[None]":
+    """Have each guest begin at one time of day, which the kernel divides with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording, "Machine", functools.partial(Machine, clock=0.0))
+        yield
 
 
 @pytest.fixture(scope="module")

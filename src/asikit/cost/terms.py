@@ -114,7 +114,7 @@ def asi_terms(measured: "Measured", base: "Base") -> list[Term]:
         *([] if measured.policy.mechanism.noflush else _refill_terms(walked.switches_in, walked.switches_to_userspace)),
         *ephmap_terms(result.ephmap_operations),
     ]
-    if result.stuns:
+    if measured.policy.mechanism.smt:  # also where another part has left the restricted address space
         share = walked.unrestricted_instructions / max(1, base.instructions)
         terms.append(Term(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
     if not blocks.to_sensitive.is_exact or blocks.to_sensitive.mid:

@@ -55,6 +55,7 @@ class Machine:
     :param disk: Serves the disk that becomes the guest's root file system.
     :param cpu: QEMU's ``-cpu``.
     :param network: With QEMU's user-mode network.
+    :param clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
     """
 
     kernel: "Path"
@@ -64,6 +65,7 @@ class Machine:
     disk: "NbdServer | None" = None
     cpu: str = DEFAULT_CPU
     network: bool = False
+    clock: float | None = None
 
     @property
     def command_line(self) -> str:
@@ -303,7 +305,7 @@ class Guest:
             _QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single",
             "-cpu", machine.cpu, "-smp", str(machine.cpus), "-seed", "0",
-            "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())},clock=vm",
+            "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(machine.clock))},clock=vm",
             "-m", f"{machine.memory_bytes >> 20}M",
             "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={files['memory']},share=on",
             "-kernel", str(machine.kernel), "-initrd", str(self.folder / "initramfs"),
