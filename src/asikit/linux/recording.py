@@ -157,7 +157,9 @@ def record(  # noqa: PLR0913  (each named at the call)
         # First, so that a path that cannot be written is refused before anything boots.
         status = status or Status()
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
-        guest = stack.enter_context(_guest(recording, stack, streams or Streams.of_this_process(), say=say))
+        own = (writer.unfinished,)
+        streams = streams or Streams.of_this_process()
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
         status.begin("booting")
@@ -204,13 +206,14 @@ def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", stream
             raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
-def _guest(
+def _guest(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
     stack: ExitStack,
     streams: Streams,
     *,
     say: "Callable[[str], None]",
     recorded: bool = True,
+    own: tuple[Path, ...] = (),
 ) -> Guest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
         raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
@@ -219,7 +222,7 @@ def _guest(
     if recording.root is not None and recording.bare:
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
-    workload = prepare_workload(recording, files)
+    workload = prepare_workload(recording, files, own)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)

@@ -225,6 +225,11 @@ class TraceWriter:
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 
     @property
+    def unfinished(self) -> Path:
+        """The hidden folder that becomes the trace."""
+        return self._require_open()
+
+    @property
     def size_bytes(self) -> int:
         """The size of what has been written so far."""
         return sum(part.bytes for part in self._parts.values())

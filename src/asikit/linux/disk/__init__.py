@@ -8,4 +8,4 @@ from asikit.linux.disk.tree import ExtraFile
 __all__ = ["MOUNT_OPTIONS", "DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]
 
 MOUNT_OPTIONS = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
-"""How the guest is to mount the disk: what is made up when it is read is not read ahead. Kernels before 5.11 lack the last."""
+"""How the guest is to mount the disk: what is made up when it is read is not read ahead."""
