@@ -186,4 +186,7 @@ class Feeder(threading.Thread):
 
 
 def _in_background(terminal: int) -> bool:
-    return os.isatty(terminal) and os.tcgetpgrp(terminal) != os.getpgrp()
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # no terminal, or not the one of this session
+        return False

@@ -232,9 +232,7 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
-    server = _serve(recording, workload, kernel)
-    if server is not None:
-        stack.enter_context(server)
+    server = _serve(recording, workload, kernel, stack)
     machine = Machine(
         kernel.image,
         recording.memory_bytes,
@@ -247,14 +245,14 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
 
 
-def _serve(recording: Recording, workload: Workload, kernel: Kernel) -> NbdServer | None:
-    """Give the server of the guest's disk, if it has one."""
+def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> NbdServer | None:
+    """Serve the guest's disk, if it has one."""
     if workload.disk is None:
         return None
     modules = kernel.indexed_modules()
     if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
         workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
-    return NbdServer(workload.disk)
+    return stack.enter_context(NbdServer(stack.enter_context(workload.disk)))
 
 
 def _around(recording: Recording, workload: Workload) -> "Iterator[str]":
