@@ -53,7 +53,7 @@ def main(chosen: list[str]) -> int:
         for guest in guests:
             asked = _asked(guest.recording(str(truth)), Path(folder))
             kernel = asked.events.trace.meta["kernel"]
-            name = f"{kernel['release']}{f' {guest.append}' if guest.append else ''}"
+            name = " ".join(word for word in (kernel["release"], guest.append, guest.cpu) if word)
             forms[name] = kernel["forms"] | {f"no {what}": lost for what, lost in kernel["missing"].items()}
             counts = [count(asked) for count in COUNTS]
             kinds = kinds_of_frames(asked)

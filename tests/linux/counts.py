@@ -8,34 +8,35 @@ import numpy as np
 from asikit.trace import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import numpy.typing as npt
 
     from tests.linux.asked import Asked, Events
 
-PAGE_FAULT, STACK_PAGES = 14, 4
+PAGE_FAULT = 14
 AT_USER_MODE = {kind for kind in EventKind if kind.name.startswith("ENTRY_")} | RETURN_KINDS
 NESTED = {EventKind.NESTED_EXCEPTION, EventKind.NESTED_INTERRUPT, EventKind.NESTED_NMI}
 
 
-class _Calls(NamedTuple):
-    """The calls in which pages are counted.
+class Calls(NamedTuple):
+    """Calls in which pages, or switches, are counted.
 
     :ivar kind: What they have an event of.
-    :ivar interrupted: Events at which an interrupt begins, in the direction in which one looks for the call.
-    :ivar resumed: Events at which it ends.
-    :ivar helper: Functions that have the event, but count nothing: their caller does.
+    :ivar counted_last: Their event comes first, so one before a mark may be counted after it. If not, one after a mark
+        may have been counted before it.
+    :ivar functions: Who has the event.
     """
 
     kind: EventKind
-    interrupted: "Collection[int]"
-    resumed: "Collection[int]"
-    helper: re.Pattern[str]
+    counted_last: bool
+    functions: re.Pattern[str]
 
 
-FREE = _Calls(EventKind.PAGE_FREE, {EventKind.NESTED_RETURN}, NESTED, re.compile(r"\w*_prepare(\.\w+)*"))
-ALLOCATION = _Calls(EventKind.PAGE_ALLOC, NESTED, {EventKind.NESTED_RETURN}, re.compile(r"-"))
+FREE = Calls(EventKind.PAGE_FREE, counted_last=True, functions=re.compile(r".*"))
+BULK = Calls(EventKind.PAGE_ALLOC, counted_last=True, functions=re.compile(r".*alloc_pages_bulk.*"))
+ALLOCATION = Calls(EventKind.PAGE_ALLOC, counted_last=False, functions=re.compile(r"(?!.*alloc_pages_bulk).*"))
+SWITCH = Calls(EventKind.TASK_SWITCH, counted_last=False, functions=re.compile(r".*"))
+HELPERS = re.compile(r"\w*_prepare(\.\w+)*")
+"""Functions that have the event of a free, but count nothing: their caller does."""
 FAULTS_DISABLED = re.compile(r"copy_folio_from_iter_atomic|do_syscall_64|asm_(sysvec|exc|common)_\w+")
 KINDS_BY_FLAG = (
     (32, {"reserved", "percpu", "vmalloc", "stack"}),  # KPF_RESERVED: memory of before the page allocator
@@ -91,30 +92,33 @@ def own_switches(asked: "Asked") -> Count:
 
 
 def all_switches(asked: "Asked") -> Count:
-    """Count all switches, and by /proc/stat."""
-    switches = asked.events.is_kind(EventKind.TASK_SWITCH)
-    return Count(*asked.between("stat", switches), asked.growth("stat", r"ctxt (\d+)"))
+    """Count all switches, and by /proc/stat. The kernel counts them, then switches."""
+    first, second = asked.named("stat")
+    least, most = asked.between("stat", asked.events.is_kind(EventKind.TASK_SWITCH))
+    least -= len(under_way(asked, first.end, SWITCH))
+    most += len(under_way(asked, second.end, SWITCH))
+    return Count(least, most, asked.growth("stat", r"ctxt (\d+)"))
 
 
 def pages_allocated(asked: "Asked") -> Count:
     """Count the pages of all allocations, and by /proc/vmstat. The kernel counts them, then has the event.
 
-    Pages that alloc_pages_bulk() allocates have no event: those of a new task's stack. The kernel counts its new tasks.
+    Those of alloc_pages_bulk() are in the recording when it stores a pointer to them, and counted at its end.
     """
     pages = _pages(asked, EventKind.PAGE_ALLOC)
     first, second = _sums(asked)
-    least = pages[first.stop : second.start].sum() - pages[under_way(asked, first.stop, begun=False)].sum()
-    most = pages[first.start : second.stop].sum() + pages[under_way(asked, second.stop, begun=False)].sum()
-    counted = Count(int(least), int(most), asked.growth("vmstat", r"pgalloc_\w+ (\d+)"))
-    return counted._replace(most=counted.most + STACK_PAGES * asked.growth("stat", r"processes (\d+)"))
+    least, most = pages[first.stop : second.start].sum(), pages[first.start : second.stop].sum()
+    least -= pages[[*under_way(asked, first.stop, ALLOCATION), *under_way(asked, second.start, BULK)]].sum()
+    most += pages[[*under_way(asked, second.stop, ALLOCATION), *under_way(asked, first.start, BULK)]].sum()
+    return Count(int(least), int(most), asked.growth("vmstat", r"pgalloc_\w+ (\d+)"))
 
 
 def pages_freed(asked: "Asked") -> Count:
     """Count the pages of all frees, and by /proc/vmstat. The kernel has the events of a call, then counts its pages."""
     pages = _pages(asked, EventKind.PAGE_FREE)
     first, second = _sums(asked)
-    least = pages[first.stop : second.start].sum() - pages[under_way(asked, second.start, begun=True)].sum()
-    most = pages[first.start : second.stop].sum() + pages[under_way(asked, first.start, begun=True)].sum()
+    least = pages[first.stop : second.start].sum() - pages[under_way(asked, second.start, FREE)].sum()
+    most = pages[first.start : second.stop].sum() + pages[under_way(asked, first.start, FREE)].sum()
     return Count(int(least), int(most), asked.growth("vmstat", r"pgfree (\d+)"))
 
 
@@ -142,27 +146,26 @@ def _pages(asked: "Asked", kind: EventKind) -> "npt.NDArray[np.int64]":
     return pages
 
 
-def under_way(asked: "Asked", mark: int, *, begun: bool) -> list[int]:
-    """Give the allocations or frees in the middle of which a task was at a mark: on another CPU, or preempted.
-
-    :param begun: Frees of before the mark, which may be counted after it; else allocations of after it.
-    """
+def under_way(asked: "Asked", mark: int, calls: "Calls") -> list[int]:
+    """Give the events of calls that a task was in at a mark, on another CPU or preempted."""
     whose = np.where(asked.events.kind == EventKind.TASK_SWITCH, asked.events.before, asked.events.task)
     found = []
     for task in np.unique(whose):
         own = np.flatnonzero(whose == task)
         at = int(np.searchsorted(own, mark))
-        direction, calls = (own[:at][::-1], FREE) if begun else (own[at:], ALLOCATION)
-        found += _in_a_call(asked.events, direction, calls)
+        found += _in_a_call(asked.events, own[:at][::-1] if calls.counted_last else own[at:], calls)
     return found
 
 
-def _in_a_call(events: "Events", own: "npt.NDArray[np.int64]", calls: "_Calls") -> list[int]:
+def _in_a_call(events: "Events", own: "npt.NDArray[np.int64]", calls: "Calls") -> list[int]:
     """Give those of a task's events, from a mark on into one direction, whose call the task was in at the mark.
 
     It was if it has done nothing else in between: all other stacks have that call in them. What it was interrupted for
     says nothing.
     """
+    begins, ends = NESTED, {EventKind.NESTED_RETURN}
+    if calls.counted_last:  # looked for backwards
+        begins, ends = ends, begins
     found = []
     interrupts = 0
     where: list[str] | None = None  # what all stacks so far have in common, the outermost function first
@@ -170,18 +173,19 @@ def _in_a_call(events: "Events", own: "npt.NDArray[np.int64]", calls: "_Calls") 
         kind = int(events.kind[event])
         if kind in AT_USER_MODE or where == []:
             break
-        if kind in calls.interrupted:
+        if kind in begins:
             interrupts += 1
-        elif kind in calls.resumed:
+        elif kind in ends:
             where = where if interrupts else None
             interrupts = max(interrupts - 1, 0)
         elif not interrupts and events.stack[event]:
             stack = events.stack_names(int(events.stack[event]))[::-1]
             where = stack if where is None else _common(where, stack)
-            while calls.helper.fullmatch(stack[-1]):
-                stack.pop()
-            if kind == calls.kind and where[: len(stack)] == stack:
-                found.append(event)
+            if kind == calls.kind and calls.functions.fullmatch(stack[-1]):
+                while HELPERS.fullmatch(stack[-1]):
+                    stack.pop()
+                if where[: len(stack)] == stack:
+                    found.append(event)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asikit.linux._elf import read_linked
@@ -86,6 +86,16 @@ def test_search_paths_of_what_asked_for_a_library(link: Link, tags: str) -> None
 
 
 @pytest.mark.needs_cc
+def test_search_path_that_replaces_others(link: Link) -> None:
+    """A library with a RUNPATH of its own is not served by the RPATH of what asked for it."""
+    inner = link("lib/libinner.so")
+    outer = link("lib/libouter.so", inner, options="-Wl,--enable-new-dtags,-rpath,/no/such")
+    program = link("program", outer, options="-Wl,--disable-new-dtags,-rpath,$ORIGIN/lib")
+    assert _found(program) == _ldd(program)
+    assert _found(program)[1] == {"libinner.so"}
+
+
+@pytest.mark.needs_cc
 def test_loaded_by_another(link: Link) -> None:
     """A library that the process has loaded already is not missing, though no path leads to it."""
     inner = link("lib/libinner.so")
@@ -114,6 +124,7 @@ def test_as_the_loader_finds_them(name: str) -> None:
     assert _found(path) == _ldd(path)
 
 
+@settings(max_examples=500)
 @given(st.data())
 def test_damaged(data: st.DataObject) -> None:
     """A file that only begins as a program, or has odd bytes in its headers, is no error."""

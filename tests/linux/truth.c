@@ -189,6 +189,16 @@ static void write_tmpfs(void)
     close(fd);
 }
 
+/*
+ * The kernel copies a module to vmalloc memory before it looks at it, and frees that when it is none. It allocates pages in
+ * bulk for it, or larger blocks that it splits.
+ */
+static void have_vmalloc_used(void)
+{
+    if (!syscall(SYS_init_module, text, 50 * 4096, ""))
+        perror("a module of zeros");
+}
+
 static void spin(void)
 {
     for (volatile int i = 0; i < 20000000; i++)
@@ -244,7 +254,6 @@ int main(void)
 {
     memset(text, 0, sizeof text); /* no page faults for it later */
     note("pid %d\n", getpid());
-    make_child(); /* before counting: pages of a new stack have no event */
     make_waker();
     pid_t freer = make_freer();
     mkdir(ANOTHER, 0700);
@@ -254,8 +263,10 @@ int main(void)
         syscall(SYS_getppid);
     end();
     begin("work");
+    make_child(); /* allocates a stack */
     char *pages = touch_pages();
     write_tmpfs();
+    have_vmalloc_used();
     take_turns();
     spin();
     end();

@@ -4,12 +4,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
 __all__ = ["MARK_HEADER", "Programs", "cache_folder", "make_folder", "mark_command", "mark_header", "programs"]
 
@@ -87,8 +87,8 @@ def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
         missing = f"the C compiler {compiler}" if compiler else "a C compiler"
         raise RecordError(f"{missing} is missing; install one (Debian: apt-get install gcc libc6-dev) or set CC")
     make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
-        made = Path(folder) / target.name
+    with ScratchFolder(target.parent, ".compiling-{token}") as folder:
+        made = folder / target.name
         command = [compiler, "-O2", "-w", "-Werror=implicit-function-declaration", *options, "-o", str(made)]
         command += [*map(str, sources), "-ldl"]  # glibc before 2.34 has dlsym() there
         done = subprocess.run(command, capture_output=True, text=True, check=False)

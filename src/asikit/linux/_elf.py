@@ -69,7 +69,7 @@ def read_linked(content: bytes) -> Linked | None:
         return None
     try:
         return _read(content, machine, _FORMS[machine[0]])
-    except (struct.error, IndexError, StopIteration):
+    except (struct.error, IndexError, OverflowError, StopIteration):
         return None
 
 

@@ -112,13 +112,14 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         check_slab(memory, symbols, btf, pages.values)
         check_table(memory, symbols, btf, pages.values, _loaded_mm(symbols, btf, memory, cpus))
         gates = dict(_gates(symbols, memory))
-        switch_hook, areas = _switch(symbols), _areas(symbols, btf, memory)
+        switch_hook, bulk, areas = _switch(symbols), _bulk(symbols), _areas(symbols, btf, memory)
         values = {
             **_image(symbols, memory),
             **{key: btf.offset(path) for key, path in _OFFSETS.items()},
             **pages.values,
             **_hooks(symbols),
             **switch_hook.values,
+            **bulk.values,
             **areas.values,
             **event_fields("alloc", alloc),
             **event_fields("free", free),
@@ -144,10 +145,11 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
                 "page tables": f"{memory.levels} levels",
                 **pages.forms,
                 **switch_hook.forms,
+                **bulk.forms,
                 **areas.forms,
                 "current task": _current(symbols, btf)[0],
             },
-            missing={**pages.missing, **switch_hook.missing, **areas.missing},
+            missing={**pages.missing, **switch_hook.missing, **bulk.missing, **areas.missing},
         )
 
 
@@ -243,6 +245,15 @@ def _switch(symbols: Symbols) -> _Found:
     if hook is None:
         return _Found({}, {}, {"__switch_to_asm": "a context switch shows the incoming task's stack"})
     return _Found({"switch_hook": hook}, {}, {})
+
+
+def _bulk(symbols: Symbols) -> _Found:
+    """Find what allocates many pages at once, without an event: alloc_pages_bulk(), since 387ba26fb1cb (5.13)."""
+    for name in ("alloc_pages_bulk_noprof", "__alloc_pages_bulk"):
+        if symbols.get(name) is not None:
+            start, end = symbols.range(name)
+            return _Found({"bulk_start": start, "bulk_end": end}, {}, {})
+    return _Found({}, {}, {})
 
 
 def _areas(symbols: Symbols, btf: Btf, memory: Memory) -> _Found:

@@ -8,26 +8,30 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from asikit.linux._streams import Feeder, Forwarder, Streams
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
+    from pathlib import Path
     from types import TracebackType
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine"]
+    from asikit.linux.disk import NbdServer
+
+__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
 
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
 _TICK_SECONDS = 0.01
+_LEAST_BYTES = 1 << 16
+_MORE_ROOM = "set TMPDIR to a folder with more room"
 _QEMU = "qemu-system-x86_64"
 _COMMAND_LINE = (
     "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable cgroup_disable=cpuset panic=-1 "
@@ -48,18 +52,20 @@ DEFAULT_CPU = "max"
 class Machine:
     """What the guest is to be.
 
-    :param disk: The socket of a server of NBD, whose disk becomes the guest's root file system.
+    :param disk: Serves the disk that becomes the guest's root file system.
     :param cpu: QEMU's ``-cpu``.
     :param network: With QEMU's user-mode network.
+    :param clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
     """
 
-    kernel: Path
+    kernel: "Path"
     memory_bytes: int
     cpus: int
     append: str = ""
-    disk: Path | None = None
+    disk: "NbdServer | None" = None
     cpu: str = DEFAULT_CPU
     network: bool = False
+    clock: float | None = None
 
     @property
     def command_line(self) -> str:
@@ -70,13 +76,25 @@ class Machine:
         return f"{' '.join(ours)} {self.append}".strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """The recorder.
+
+    :param options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
+        instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
+    """
+
+    path: "Path"
+    options: tuple[str, ...] = ()
+
+
 class Guest:
     """A running QEMU; a context manager that leaves no process and no file behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Path | None, streams: Streams) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Plugin | None", streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
@@ -107,7 +125,7 @@ class Guest:
         self._stack.close()
 
     @property
-    def memory(self) -> Path:
+    def memory(self) -> "Path":
         """The file that is the guest's memory."""
         return self.folder / "memory"
 
@@ -183,6 +201,8 @@ class Guest:
         lines = (self._text("qemu") or "").strip().splitlines()
         if lines:
             return lines[-1]
+        if shutil.disk_usage(self.folder).free < _LEAST_BYTES:  # what it had to say went there, too
+            return f"there is no space left in {self.folder.parent}; {_MORE_ROOM}"
         status = self._process.wait()
         return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status} and said nothing"
 
@@ -201,9 +221,14 @@ class Guest:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def _start(self) -> None:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-")))
+        self.folder = self._stack.enter_context(ScratchFolder.temporary())
         memory = self._make_memory()
-        (self.folder / "initramfs").write_bytes(self._initramfs)
+        try:
+            (self.folder / "initramfs").write_bytes(self._initramfs)
+        except OSError as error:
+            raise RecordError(
+                f"cannot write the guest's files into {self.folder.parent}: {error.strerror}; {_MORE_ROOM}"
+            ) from error
         self._stream, stream_end = self._pipe()
         layout_end, self.layout = self._pipe_to()
         out, out_end = self._pipe()
@@ -213,13 +238,14 @@ class Guest:
         bell, bell_end = socket.socketpair()
         self._stack.enter_context(bell)
         ends = {"stream": stream_end, "layout": layout_end, "in": in_end, "out": out_end, "err": err_end}
+        disk = self._machine.disk
         qemu_log = self._stack.enter_context((self.folder / "qemu").open("wb"))
         self._process = subprocess.Popen(
             [*_dying_with_us(), *self._command(ends, bell_end.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=qemu_log,
             stderr=qemu_log,
-            pass_fds=(*ends.values(), bell_end.fileno(), memory),
+            pass_fds=(*ends.values(), bell_end.fileno(), memory, *([disk.client] if disk else [])),
             start_new_session=True,  # Ctrl-C is for us to see, not for QEMU
         )
         self._stack.callback(self._kill)
@@ -279,7 +305,7 @@ class Guest:
             _QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single",
             "-cpu", machine.cpu, "-smp", str(machine.cpus), "-seed", "0",
-            "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())},clock=vm",
+            "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(machine.clock))},clock=vm",
             "-m", f"{machine.memory_bytes >> 20}M",
             "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={files['memory']},share=on",
             "-kernel", str(machine.kernel), "-initrd", str(self.folder / "initramfs"),
@@ -293,15 +319,13 @@ class Guest:
             outside = machine.disk is not None or machine.network
             command += ["-icount", f"shift=0,sleep={'on' if outside else 'off'}"]
         if machine.disk is not None:
-            command += [
-                "-blockdev", f"driver=nbd,node-name=root,server.type=unix,server.path={_option(machine.disk)}",
-                "-device", "virtio-blk-pci,drive=root",
-            ]  # fmt: skip
+            command += ["-drive", machine.disk.drive]
         if machine.network:
             command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         if self._plugin is not None:
-            pipes = ",".join(f"{name}={number}" for name, number in ends.items())
-            command += ["-plugin", f"file={_option(self._plugin)},directory={_option(self.folder)},{pipes}"]
+            pipes = (f"{name}={number}" for name, number in ends.items())
+            words = (f"file={_option(self._plugin.path)}", f"directory={_option(self.folder)}", *pipes)
+            command += ["-plugin", ",".join((*words, *self._plugin.options))]
         return command
 
 
@@ -311,6 +335,6 @@ def _dying_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _option(path: Path) -> str:
+def _option(path: "Path") -> str:
     """Write a path as part of a QEMU option, where a comma stands twice."""
     return str(path).replace(",", ",,")

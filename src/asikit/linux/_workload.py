@@ -15,7 +15,7 @@ from asikit.linux.disk import HostDisk
 from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from asikit.linux._guest import Initramfs
     from asikit.linux.recording import Recording
@@ -46,9 +46,10 @@ class Workload:
     disk: HostDisk | None = None
 
 
-def prepare_workload(recording: "Recording", files: "Initramfs") -> Workload:
+def prepare_workload(recording: "Recording", files: "Initramfs", own: "Iterable[Path]" = ()) -> Workload:
     """Find the workload's program, add the files that it needs, and say how it is to be run.
 
+    :param own: Files and folders of the recording itself, which the guest does not see.
     :raises RecordError: Something that the workload needs is not there.
     """
     if recording.bare:
@@ -61,7 +62,7 @@ def prepare_workload(recording: "Recording", files: "Initramfs") -> Workload:
         words = [*_clean_environment(recording), "tmpfs", _TMP, *_command(program, recording)]
         return Workload(words, HostDisk(root))
     _check_here(recording)
-    disk = HostDisk(root, hidden=hidden_paths(recording.show), empty=kernel_mounts())
+    disk = HostDisk(root, hidden=[*hidden_paths(recording.show), *own], empty=kernel_mounts())
     return Workload([*_as_here(recording), *_command(recording.command[0], recording)], disk)
 
 

@@ -1,6 +1,5 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
-import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from asikit.linux._build import programs
 from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine, Plugin
 from asikit.linux._root import MODULES, NETWORK_MODULES, module_place
 from asikit.linux._stream import StreamReader
 from asikit.linux._streams import Streams
@@ -72,20 +71,20 @@ class Recording:
     """
 
     command: tuple[str, ...]
-    kernel: Path | None = None
+    kernel: "Path | None" = None
     memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
-    include: tuple[Path, ...] = ()
+    include: tuple["Path", ...] = ()
     modules: tuple[str, ...] = ()
-    root: Path | None = None
+    root: "Path | None" = None
     append: str = ""
     timeout: float | None = None
-    module_folder: Path | None = None
+    module_folder: "Path | None" = None
     cpu: str | None = None
     bare: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     clean_environment: bool = False
-    show: tuple[Path, ...] = ()
+    show: tuple["Path", ...] = ()
     network: bool = False
     skip_startup: bool = False
 
@@ -138,7 +137,7 @@ class Status:
 
 def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
-    trace: Path,
+    trace: "Path",
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
@@ -158,7 +157,9 @@ def record(  # noqa: PLR0913  (each named at the call)
         # First, so that a path that cannot be written is refused before anything boots.
         status = status or Status()
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
-        guest = stack.enter_context(_guest(recording, stack, streams or Streams.of_this_process(), say=say))
+        own = (writer.unfinished,)
+        streams = streams or Streams.of_this_process()
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
         status.begin("booting")
@@ -205,13 +206,14 @@ def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", stream
             raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
-def _guest(
+def _guest(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
     stack: ExitStack,
     streams: Streams,
     *,
     say: "Callable[[str], None]",
     recorded: bool = True,
+    own: tuple[Path, ...] = (),
 ) -> Guest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
         raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
@@ -220,7 +222,7 @@ def _guest(
     if recording.root is not None and recording.bare:
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
-    workload = prepare_workload(recording, files)
+    workload = prepare_workload(recording, files, own)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
@@ -230,28 +232,29 @@ def _guest(
     files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
+    server = _serve(recording, workload, kernel)
+    if server is not None:
+        stack.enter_context(server)
     machine = Machine(
         kernel.image,
         recording.memory_bytes,
         recording.cpus,
         recording.append,
-        _serve(recording, workload, kernel, stack),
+        server,
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
-    return Guest(machine, archive, built.plugin if recorded else None, streams)
+    return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
 
 
-def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> Path | None:
-    """Serve the guest's disk, if it has one, and give the socket."""
+def _serve(recording: Recording, workload: Workload, kernel: Kernel) -> NbdServer | None:
+    """Give the server of the guest's disk, if it has one."""
     if workload.disk is None:
         return None
     modules = kernel.indexed_modules()
     if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
         workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-disk-")))
-    stack.enter_context(NbdServer(workload.disk, folder / "socket"))
-    return folder / "socket"
+    return NbdServer(workload.disk)
 
 
 def _around(recording: Recording, workload: Workload) -> "Iterator[str]":

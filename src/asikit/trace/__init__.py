@@ -32,6 +32,7 @@ from asikit.trace._kinds import (
 )
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import Frame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
 from asikit.trace._time import instructions_before, rows_at, total_instructions
@@ -58,6 +59,7 @@ __all__ = [
     "PageKind",
     "PhaseSummary",
     "Region",
+    "ScratchFolder",
     "Stacks",
     "TlbFlush",
     "TouchCount",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,10 @@ META_FILE = "meta.json"
 EVENTS_FOLDER = "events"
 WRITERS_KEYS = ("format", "version", "tables", "content_hash")
 """The keys that the writer fills in; all others are the recorder's."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIRST_BYTE = 0xDC00
+"""Of the surrogates that stand for bytes (Python's ``surrogateescape``)."""
 
 
 class TableFile(msgspec.Struct, frozen=True):
@@ -107,7 +112,9 @@ def content_hash(tables: "Mapping[str, Table]") -> str:
 
 
 def encode(meta: "Mapping[str, Any]", tables: "Mapping[str, Table]", file: "Path") -> bytes:
-    """Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
+    r"""Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
+
+    What a text has of bytes that are no UTF-8 (an argument of the workload may) is written as ``\xff`` is.
 
     :raises TraceError: The recorder's part has a wrong type somewhere, or something that JSON cannot hold.
     """
@@ -118,12 +125,28 @@ def encode(meta: "Mapping[str, Any]", tables: "Mapping[str, Table]", file: "Path
         "content_hash": content_hash(tables),
     }
     try:
-        text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_unicode(whole), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         data = text.encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise TraceError.at(file, f"meta cannot be written as JSON: {first_line(error)}") from error
     _recorder_part(msgspec.json.decode(data), file)
     return data
+
+
+def _unicode(value: Any) -> Any:  # noqa: ANN401  (any JSON value, and what the JSON writer refuses)
+    """Replace what is no Unicode: in a text from the system, each byte that is not UTF-8 is a lone surrogate."""
+    if isinstance(value, str):
+        return _SURROGATE.sub(_visible, value)
+    if isinstance(value, dict):
+        return {_unicode(key): _unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unicode(item) for item in value]
+    return value
+
+
+def _visible(surrogate: "re.Match[str]") -> str:
+    number = ord(surrogate[0])
+    return f"\\x{number - _FIRST_BYTE:02x}" if number - _FIRST_BYTE in range(0x80, 0x100) else f"\\u{number:04x}"
 
 
 def read(file: "Path") -> Meta:

@@ -4,16 +4,17 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asikit.linux._guest import Initramfs, find_busybox
+from asikit.linux._guest import Initramfs
+from asikit.linux._programs import find_busybox
 from asikit.linux._qemu import Guest, Machine
-from asikit.linux.disk import HostDisk, NbdServer
+from asikit.linux._streams import Streams
+from asikit.linux.disk import MOUNT_OPTIONS, HostDisk, NbdServer
 from asikit.linux.kernel import find_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-MOUNT_OPTIONS = "inode_readahead_blks=0"
 _PATIENCE_SECONDS = 600.0
 _INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -21,8 +22,8 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in /modules/*; do [ -f $module ] && insmod $module; done
-exec >/dev/ttyS1 2>/dev/ttyS1
-stty raw </dev/ttyS1
+exec >/dev/ttyS2 2>/dev/ttyS2
+stty raw </dev/ttyS2
 mkdir /disk
 {before}
 mount -t ext4 -o {options} /dev/vda /disk
@@ -52,12 +53,13 @@ class _Guest(Guest):
     """A guest with the disk."""
 
     server: NbdServer
+    text: "Path"
 
-    def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
-        command = super()._command(stream, layout, out, err)
+    def _command(self, ends: dict[str, int], bell: int) -> list[str]:
+        command = super()._command(ends, bell)
         # The guest waits for its disk in the host's time; else its clock runs on by minutes meanwhile.
         command = [word.replace("sleep=off", "sleep=on") for word in command]
-        return [*command, "-drive", self.server.drive]
+        return [*command, "-drive", self.server.drive, "-serial", f"file:{self.text}"]
 
 
 def boot(  # noqa: PLR0913  (each named at the call)
@@ -84,15 +86,19 @@ def boot(  # noqa: PLR0913  (each named at the call)
     ):
         files.add(f"/modules/{number:03}-{name}.ko", content)
     files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
-    text = io.BytesIO()
     with NbdServer(disk, folder / "disk.socket") as server:
-        guest = _Guest(Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"), files.archive(), None)
+        guest = _Guest(
+            Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"),
+            files.archive(),
+            None,
+            Streams.to(io.BytesIO(), io.BytesIO()),
+        )
         guest.server = server
+        guest.text = folder / "text"
         with guest:
-            guest.forward_output(text, io.BytesIO())
             guest.stop_after(_PATIENCE_SECONDS)
             status = guest.wait()
             assert not status, guest.qemu_error()
         served(server)
-    told, _, kernel_said = text.getvalue().decode(errors="surrogateescape").partition("END OF SCRIPT\n")
+    told, _, kernel_said = guest.text.read_bytes().decode(errors="surrogateescape").partition("END OF SCRIPT\n")
     return Booted(told, kernel_said)

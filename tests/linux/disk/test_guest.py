@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.linux._guest import find_busybox
-from asikit.linux.disk import HostDisk
-from tests.linux.disk.booting import MOUNT_OPTIONS, boot
+from asikit.linux._programs import find_busybox
+from asikit.linux.disk import MOUNT_OPTIONS, HostDisk
+from tests.linux.disk.booting import boot
 from tests.linux.disk.trees import MANY, make_tree
 from tests.linux.disk.whole import complaints, write_image
 from tests.linux.kernels import debian_kernel

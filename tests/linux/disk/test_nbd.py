@@ -82,6 +82,17 @@ def test_unreadable_file_is_an_error_for_the_guest_alone(disk: HostDisk, tmp_pat
         assert server.failure is None
 
 
+def test_too_large_a_tree_is_told(disk: HostDisk, tmp_path: "Path") -> None:
+    """When the disk has no inodes left, the guest gets an error, and the user can be told why."""
+    disk.close()
+    for number in range(600):
+        (tmp_path / "tree" / str(number)).mkdir()
+    with HostDisk(tmp_path / "tree", groups=2) as small, NbdServer(small, tmp_path / "socket") as server:
+        at = small._geometry.inode_table * 4096
+        assert "read failed: Input/output error" in _io(server, tmp_path / "socket", f"read {at} 4k")
+        assert server.failure == "the guest's view of this machine has no inodes left"
+
+
 def test_full_host_is_told(disk: HostDisk, tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
     """When the host has no room for what the guest writes, the guest hears so, and the user can be told why."""
 

@@ -7,5 +7,5 @@ from asikit.linux.disk.tree import ExtraFile
 
 __all__ = ["MOUNT_OPTIONS", "DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]
 
-MOUNT_OPTIONS = "inode_readahead_blks=0"
-"""How the guest is to mount the disk: inodes are made up when they are read, so none is to be read that was not asked for."""
+MOUNT_OPTIONS = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
+"""How the guest is to mount the disk: what is made up when it is read is not read ahead."""

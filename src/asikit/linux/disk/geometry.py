@@ -58,7 +58,7 @@ class Geometry:
     @property
     def data_groups(self) -> range:
         """The groups that show data of the host's files."""
-        return range(self.groups - self.groups // self.meta_share)
+        return range(self.groups - max(1, self.groups // self.meta_share))
 
     @property
     def meta_groups(self) -> range:

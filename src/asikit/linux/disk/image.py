@@ -53,11 +53,11 @@ class HostDisk:
         """Prepare.
 
         :param root: The folder.
-        :param hidden: Absolute paths in the guest, under whichever name: folders are shown empty, files not at all.
+        :param hidden: Absolute paths in the guest of files and folders that are not shown, under whichever name.
         :param empty: Absolute paths in the guest of folders that are shown empty (there, if the host has none).
         :param extra: Files that the host does not have, by their absolute paths in the guest.
         :param scratch: Where the file lies that takes what the guest writes.
-        :param groups: Size of the disk, in units of 128 MiB.
+        :param groups: Size of the disk, in units of 128 MiB; two at least.
         :raises OSError: The folder is not there, or the file cannot be made.
         """
         self._geometry = geometry = Geometry(groups)

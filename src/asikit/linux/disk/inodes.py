@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from asikit.linux.disk.directory import make_directory
-from asikit.linux.disk.ext4 import INLINE_LINK_BYTES, ROOT_EXTENTS, ROOT_INODE, device_map, extent_node, inode
+from asikit.linux.disk.ext4 import (
+    INLINE_LINK_BYTES,
+    ROOT_EXTENTS,
+    ROOT_INODE,
+    Attributes,
+    device_map,
+    extent_node,
+    inode,
+)
 from asikit.linux.disk.files import Fixed, HostFile, OpenFiles, chunks_of, map_chunks
 from asikit.linux.disk.geometry import BLOCK_BYTES, INODES_PER_BLOCK, Geometry, blocks_of
 
@@ -18,6 +26,9 @@ __all__ = ["Inodes", "Rooms"]
 
 _CHUNK_BLOCKS = 8192
 """32 MiB of a file lie together at most, so that a group's end leaves little unused."""
+
+_TAKEN = Attributes(0, 0, 0, 0, 0, (0, 0), 0, 0, 0)
+"""Stands for what an inode that is made was made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,7 @@ class Inodes:
         """
         if node.made is None:
             node.made = self._make(node)
+            node.entry = replace(node.entry, attributes=_TAKEN)  # most of the memory that an inode takes
         return node.made
 
     def _make(self, node: _Node) -> bytes:
@@ -152,13 +164,14 @@ class Inodes:
         entries = self._tree.entries(node.path(), node.entry.identity)
         children = self._number(node, entries)
         names = [
-            (entry.name, child.number, child.entry.attributes.mode)
-            for entry, child in zip(entries, children, strict=True)
+            (entry.name, child.number, entry.attributes.mode) for entry, child in zip(entries, children, strict=True)
         ]
         directory = make_directory(node.number, (node.parent or node).number, names)
         size = len(directory.content)
         chunks = chunks_of([(0, blocks_of(size))], _CHUNK_BLOCKS)
-        block_map, blocks = map_chunks(chunks, Fixed(directory.content), self._rooms.meta, self._rooms.meta)
+        block_map, blocks = map_chunks(
+            chunks, Fixed(directory.content.rstrip(b"\0")), self._rooms.meta, self._rooms.meta
+        )
         links = 2 + sum(entry.is_folder for entry in entries)
         of = replace(node.entry.attributes, size=size, links=links)
         return inode(of, block_map, blocks, extents=True, indexed=directory.indexed)

@@ -149,7 +149,7 @@ class HostTree:
             for each in listing:
                 with suppress(OSError):  # it has gone meanwhile
                     entry = _entry(os.fsencode(each.name), each.stat(follow_symlinks=False))
-                    if entry.is_folder or not self._is_hidden(_join(path, entry.name), entry):
+                    if not self._is_hidden(_join(path, entry.name), entry):
                         found[entry.name] = entry
         os.close(folder)
         return found
@@ -159,8 +159,7 @@ class HostTree:
 
     def _is_empty(self, path: bytes, identity: tuple[int, int] | None) -> bool:
         """Tell whether nothing of what the host has in a folder is shown."""
-        gone = identity is None  # the host does not have it
-        return gone or path in self._empty or path in self._hidden or identity in self._hidden_identities
+        return identity is None or path in self._empty  # or the host does not have it
 
     def _resolved(self, folders: list[bytes]) -> list[bytes]:
         """Follow symbolic links to where folders are; they stay inside of the root, as the guest follows them.

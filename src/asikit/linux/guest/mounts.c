@@ -85,12 +85,17 @@ void load_module(const char *path)
     close(fd);
 }
 
-/* As switch_root(8) does it: a process that is in a chroot may not make a user namespace. */
+/* Of the options those that this kernel does not know are left out, from the last on. As switch_root(8) does it: a process that is in a chroot may not make a user namespace. */
 void enter_root(const char *options)
 {
+    char known[256];
+    snprintf(known, sizeof known, "%s", options);
     mkdir(ROOT, 0755);
-    for (int tries = 0; mount("/dev/vda", ROOT, "ext4", 0, options); tries++) {
-        if (errno != ENOENT || tries == 100)
+    for (int tries = 0; mount("/dev/vda", ROOT, "ext4", 0, known); tries++) {
+        char *last = strrchr(known, ',');
+        if (errno == EINVAL && last)
+            *last = 0;
+        else if (errno != ENOENT || tries == 100)
             fail("cannot mount", "/dev/vda");
         usleep(10000);
     }

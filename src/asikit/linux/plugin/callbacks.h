@@ -61,5 +61,6 @@ void on_handler_begin(unsigned cpu, void *unused);
 void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *unused);
 void on_alloc_end(unsigned cpu, void *unused);
 void on_free_end(unsigned cpu, void *unused);
+void on_bulk_store(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
 
 #endif

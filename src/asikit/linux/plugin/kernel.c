@@ -334,3 +334,24 @@ void on_free_end(unsigned cpu, void *udata)
     }
     emit_event(PAGE_FREE, cpu, page_freed(read64(event + layout.free_pfn), read32(event + layout.free_order)), stack, 0);
 }
+
+/*
+ * alloc_pages_bulk() has no event. It tells its caller of a page by storing a pointer to its struct page; it stores such
+ * pointers in its own stack frame, too, and what it stores in lists points into one. The page that it falls back on has
+ * had an event.
+ */
+void on_bulk_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL || !v->in_block || !qemu_plugin_mem_is_store(info) || qemu_plugin_mem_size_shift(info) != 3)
+        return;
+    if (shadow_slot(v, 0) - vaddr < PAGE_SIZE)
+        return;
+    uint64_t offset = read_pointer(vaddr) - layout.vmemmap, frame = offset / layout.page_size;
+    if (offset % layout.page_size || frame >= guest_frames() || page_has_allocation(frame))
+        return;
+    uint32_t stack = stack_leaf(stack_now(v, cpu), (uint64_t)ip);
+    uint32_t id = page_allocated(frame, 0, UINT64_MAX, 0xff, stack);
+    forget_frame(frame);
+    emit_event(PAGE_ALLOC, cpu, id, stack, 0);
+}

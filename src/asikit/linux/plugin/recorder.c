@@ -15,7 +15,7 @@
 #include "callbacks.h"
 
 struct vcpu *vcpus;
-bool one_cpu;
+bool counts_inline;
 int n_cpus;
 
 static struct table text_page_ids;
@@ -124,6 +124,8 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uin
         struct flush_site site = { ip, range };
         api_on_insn(insn, on_flush, keep(&site, sizeof site));
     }
+    if (in_range(ip, layout.bulk_start, layout.bulk_end))
+        api_on_memory(insn, on_bulk_store, (void *)ip);
     hook_handlers(insn, ip, code, size, returns);
 }
 
@@ -204,26 +206,33 @@ static void instrument_start(struct qemu_plugin_tb *tb, uint64_t start, uint64_t
 
 static void find_mark(struct qemu_plugin_tb *tb);
 
-static void translate_recording(struct qemu_plugin_tb *tb)
+static void instrument_insns(struct qemu_plugin_tb *tb, uint64_t start)
 {
-    uint64_t start = qemu_plugin_tb_vaddr(tb);
-    size_t n = qemu_plugin_tb_n_insns(tb);
-    if (one_cpu)
-        api_count(tb, n, start >= KERNEL_HALF);
-    if (start < KERNEL_HALF) {
-        if (!one_cpu)
-            api_on_start_direct(tb, on_user_block, (void *)n);
-        find_mark(tb);
-        return;
-    }
-    instrument_start(tb, start, BLOCK(text_page(start), start, one_cpu ? 0 : n));
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t ip = qemu_plugin_insn_vaddr(insn), last = ip + qemu_plugin_insn_size(insn) - 1;
         if ((last ^ start) >> PAGE_SHIFT && ((ip ^ start) >> PAGE_SHIFT == 0 || (ip & (PAGE_SIZE - 1)) == 0))
             api_on_insn(insn, on_fetch, (void *)last);
         instrument_insn(insn);
     }
+}
+
+/* A block is counted after what else happens at its beginning: QEMU 7.2 calls first, then counts. */
+static void translate_recording(struct qemu_plugin_tb *tb)
+{
+    uint64_t start = qemu_plugin_tb_vaddr(tb);
+    size_t n = qemu_plugin_tb_n_insns(tb);
+    bool kernel = start >= KERNEL_HALF;
+    if (kernel)
+        instrument_start(tb, start, BLOCK(text_page(start), start, counts_inline ? 0 : n));
+    if (counts_inline)
+        api_count(tb, n, kernel);
+    else if (!kernel)
+        api_on_start_direct(tb, on_user_block, (void *)n);
+    if (kernel)
+        instrument_insns(tb, start);
+    else
+        find_mark(tb);
 }
 
 /* ---- marks ---- */
@@ -257,8 +266,8 @@ static void on_begin(unsigned cpu, void *udata)
 }
 
 /*
- * The callbacks stay, and do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction that ended
- * its block, such as IRET, and a reset would free what it points to.
+ * Where the callbacks have to stay, they do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction
+ * that ended its block, such as IRET, and starting again would free what it points to.
  */
 static void on_end(unsigned cpu, void *udata)
 {
@@ -268,6 +277,8 @@ static void on_end(unsigned cpu, void *udata)
     stream_end(n_cpus);
     for (int i = 0; i < n_cpus; i++)
         vcpus[i].mode = MODE_ENDED;
+    if (api_can_start_again())
+        api_start_again(translate_idle);
 }
 
 static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
@@ -324,7 +335,7 @@ int recorder_install(int cpus, int argc, char **argv)
     char memory[4200];
     snprintf(memory, sizeof memory, "%s/memory", directory);
     n_cpus = cpus;
-    one_cpu = n_cpus == 1;
+    counts_inline = n_cpus == 1 && !api_option(argc, argv, "count=callback");
     guest_map(memory);
     stream_open(directory, pipes);
     api_translate(translate_idle);

@@ -68,7 +68,8 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
     F(task_hook) F(switch_hook) F(schedule_start) F(schedule_end) F(mm_hook_start) F(mm_hook_end) \
     F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
     F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
-    F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order)
+    F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order) \
+    F(bulk_start) F(bulk_end)
 
 /* Functions that flush this CPU's TLB, and whose addresses they flush. */
 #define MAX_FLUSHERS 16
@@ -119,7 +120,7 @@ struct vcpu {
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
-extern bool one_cpu;
+extern bool counts_inline; /* QEMU counts the instructions itself */
 extern int n_cpus;
 
 /* recorder.c */
@@ -160,6 +161,7 @@ void pages_prepare(void);
 uint32_t place_of(unsigned cpu, uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
+bool page_has_allocation(uint64_t frame);
 void pages_settle(unsigned cpu); /* look again at pages that it touched of late that were nothing in particular then */
 void pages_resolve_all(void);
 

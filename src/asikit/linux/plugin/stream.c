@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The stream of records to the host, and the layout it sends back. Both are pipes that QEMU inherits. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,22 +34,20 @@ static void give_up(const char *what)
     _exit(1);
 }
 
-static void write_all(int fd, const void *bytes, size_t left)
+static void write_all(int fd, const void *what, size_t size, const char *about)
 {
-    for (const char *at = bytes; left;) {
-        ssize_t n = write(fd, at, left);
+    for (const char *at = what, *end = at + size; at < end;) {
+        ssize_t n = write(fd, at, end - at);
         if (n < 0 && errno != EINTR)
-            give_up("writing to asi");
-        if (n > 0) {
+            give_up(about);
+        if (n > 0)
             at += n;
-            left -= n;
-        }
     }
 }
 
 void stream_flush(void)
 {
-    write_all(pipes.stream, buffer, buffered * sizeof *buffer);
+    write_all(pipes.stream, buffer, buffered * sizeof *buffer, "writing the stream");
     buffered = 0;
     for (int i = 0; i < MAX_CPUS; i++)
         if (vcpus[i].wants_number) {
@@ -100,24 +99,34 @@ static void give_input(struct handed_over *page)
     page->length = n >= 0 ? (uint64_t)n : errno == EAGAIN ? INPUT_NONE : 0;
 }
 
+/* Append to a file, which stays open, as one may come in a thousand pages. */
+static void save(const char *name, const struct handed_over *page)
+{
+    static char last[sizeof page->name + 1];
+    static int out = -1;
+    if (out < 0 || strcmp(last, name)) {
+        char path[4200];
+        strcpy(last, name);
+        snprintf(path, sizeof path, "%s/guest-%s", directory, name);
+        if (out >= 0)
+            close(out);
+        out = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    }
+    write_all(out, page->content, page->length, name);
+}
+
 void exchange(struct handed_over *page)
 {
-    char path[4200], name[sizeof page->name + 1] = { 0 };
+    char name[sizeof page->name + 1] = { 0 };
     memcpy(name, page->name, sizeof page->name);
-    if (!strcmp(name, INPUT_NAME)) {
+    if (!strcmp(name, INPUT_NAME))
         give_input(page);
+    else if (page->length > sizeof page->content || strchr(name, '/'))
         return;
-    }
-    if (page->length > sizeof page->content || strchr(name, '/'))
-        return;
-    if (!strcmp(name, OUTPUT_NAME) || !strcmp(name, ERROR_NAME)) {
-        write_all(strcmp(name, ERROR_NAME) ? pipes.out : pipes.err, page->content, page->length);
-        return;
-    }
-    snprintf(path, sizeof path, "%s/guest-%s", directory, name);
-    FILE *out = fopen(path, "ab");
-    if (!out || fwrite(page->content, 1, page->length, out) != page->length || fclose(out))
-        give_up(path);
+    else if (!strcmp(name, OUTPUT_NAME) || !strcmp(name, ERROR_NAME))
+        write_all(strcmp(name, ERROR_NAME) ? pipes.out : pipes.err, page->content, page->length, "the workload's output");
+    else
+        save(name, page);
 }
 
 static void set_field(const char *key, uint64_t index, uint64_t value)
