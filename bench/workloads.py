@@ -7,6 +7,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.linux.workloads import TOP, WORKLOADS, Outcome, Workload, record_as_typed
@@ -77,7 +78,11 @@ def _replayed(trace: "Path") -> "Iterable[object]":
 
 
 def _causes(result: ReplayResult) -> str:
-    return "; ".join(f"{cause.exits / result.exits:.0%} {cause.function}" for cause in result.causes[:3] if cause.exits)
+    """Give the functions with the most exits, whoever called them."""
+    exits: Counter[str] = Counter()
+    for cause in result.causes:
+        exits[cause.function] += cause.exits
+    return "; ".join(f"{count / result.exits:.0%} {function}" for function, count in exits.most_common(3))
 
 
 def _row(cells: "Iterable[object]") -> str:

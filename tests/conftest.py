@@ -17,6 +17,7 @@ _NEEDS: Final = {
     "needs_git": (("git",), "git"),
     "needs_apt": (("apt-get",), "apt"),
     "needs_zstd": (("zstd",), "zstd"),
+    "needs_kmod": (("modprobe", "/sbin/modprobe"), "kmod"),
     "needs_make": (("make",), "make"),
     "needs_sqlite3": (("sqlite3",), "sqlite3"),
     "needs_ip": (("ip",), "iproute2"),

@@ -223,6 +223,8 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
     workload = prepare_workload(recording, files, own)
+    if workload.disk is not None:
+        stack.enter_context(workload.disk)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)

@@ -48,7 +48,7 @@ class Outcome:
 
     def shows(self, workload: Workload) -> bool:
         """Tell whether the output says that the workload did what it is there for."""
-        return re.search(workload.shows, self.out, re.MULTILINE) is not None
+        return re.search(workload.shows, self.out + self.err, re.MULTILINE) is not None
 
 
 def _load() -> dict[str, Workload]:

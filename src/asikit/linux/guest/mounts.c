@@ -66,6 +66,8 @@ void mount_kernel_file_systems(void)
     mount_on("tmpfs", "/dev/shm", "mode=1777");
     mount_on("tracefs", "/sys/kernel/tracing", NULL);
     mount_if_there("cgroup2", "/sys/fs/cgroup", NULL);
+    mount_if_there("bpf", "/sys/fs/bpf", "mode=700");
+    mount_if_there("debugfs", "/sys/kernel/debug", NULL);
     mkdir("/dev/mqueue", 01777);
     mount_if_there("mqueue", "/dev/mqueue", NULL);
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
