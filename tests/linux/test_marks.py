@@ -35,13 +35,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1cpu", "2cpus"])
+@pytest.fixture(scope="module", params=[(1, True), (2, True), (1, False)], ids=["1cpu-bare", "2cpus-bare", "1cpu"])
 def recorded(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Record it, in a phase that a shell marks."""
     mark = programs().mark
     script = f"{mark} begin script; {program}; {mark} end script; {mark} begin ''; {mark} until x; true"
     trace = tmp_path_factory.mktemp("marks") / "t.asitrace"
-    return run(Recording(("sh", "-c", script), cpus=request.param, include=(mark, program)), trace)
+    cpus, bare = request.param
+    include = (mark, program) if bare else ()
+    return run(Recording(("sh", "-c", script), cpus=cpus, bare=bare, include=include), trace)
 
 
 def phases(trace: Trace) -> dict[str, pl.DataFrame]:
