@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,8 +152,9 @@ def test_exit_status_output_and_environment(tmp_path: Path) -> None:
 def test_program_that_cannot_run(tmp_path: Path) -> None:
     """A program that the guest's kernel refuses is named, and no trace is left."""
     odd = tmp_path / "odd"
-    odd.write_text("#!/no/such/interpreter\n")
-    odd.chmod(0o755)
+    compiler = str(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"))
+    command = [compiler, "-x", "c", "-", "-Wl,--dynamic-linker=/no/such/loader", "-o", str(odd)]
+    subprocess.run(command, input="int main(void) { return 0; }", text=True, check=True)
     with pytest.raises(WorkloadError, match=f"^in the guest: cannot run {odd}: No such file or directory$"):
         run(Recording((str(odd),)), tmp_path / "t.asitrace")
     assert not (tmp_path / "t.asitrace").exists()
