@@ -13,11 +13,13 @@ class Guest:
     """A kernel and how it is run.
 
     :ivar kernel: One of Debian's, in the words of ``tools/debian-kernel``; empty: the one that `asi record` takes.
+    :ivar cpu: The model; empty: the one that `asi record` takes.
     """
 
     kernel: str
     cpus: int = 1
     append: str = ""
+    cpu: str = ""
 
     def recording(self, *command: str) -> Recording:
         """Give the recording of a command in it."""
@@ -26,6 +28,8 @@ class Guest:
             kernel=debian_kernel(self.kernel) if self.kernel else None,
             cpus=self.cpus,
             append=self.append,
+            bare=True,
+            cpu=self.cpu or None,
         )
 
     def marks(self) -> list[pytest.MarkDecorator]:
@@ -34,7 +38,7 @@ class Guest:
 
     def __str__(self) -> str:
         """Give the name of its tests."""
-        words = (self.kernel or "default", f"{self.cpus}cpu", self.append)
+        words = (self.kernel or "default", f"{self.cpus}cpu", self.append, self.cpu)
         return "-".join(word for word in words if word)
 
 
@@ -49,7 +53,11 @@ GUESTS = (
     Guest("6.1", append="kaslr"),
     Guest("7.2", cpus=2, append="kaslr"),
     Guest("6.1", append="pti=on"),
+    Guest("6.1", append="mitigations=auto", cpu="EPYC-Rome"),
     Guest("7.2", append="mitigations=auto pti=on"),
     Guest("6.18", append="no5lvl"),
 )
-"""Kernels from Debian's oldest suite to its newest, in their flavours, with what changes the address space."""
+"""Kernels from Debian's oldest suite to its newest, in their flavours, with what changes the address space.
+
+And a processor for which the kernel makes its returns as jumps (return thunks, against Retbleed).
+"""

@@ -43,6 +43,7 @@ class Command:
 
         :param programs: A folder whose programs are found before the machine's.
         """
+        self.options: tuple[str, ...] = ("--bare",)
         self.folder = folder / "here"
         self.temporary = folder / "temporary"
         self.folder.mkdir()
@@ -65,7 +66,7 @@ class Command:
         :param before: A command that runs the rest of its words.
         """
         return subprocess.Popen(
-            [*before, *_ASI, *words],
+            [*before, *_ASI, *(() if "--root" in words else self.options), *words],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,

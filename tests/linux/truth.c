@@ -6,6 +6,8 @@
  * Each question stands between two marks in the recording: getsid() before it and getpgid() after it.
  */
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,8 +15,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CALLS 1000
@@ -22,6 +26,7 @@
 #define TURNS 50
 #define TRACING "/sys/kernel/tracing/"
 #define EVENT TRACING "events/kmem/mm_page_alloc/"
+#define ANOTHER TRACING "instances/another/"
 
 static char text[4 << 20];
 static size_t length;
@@ -116,6 +121,64 @@ static void take_turns(void)
     waitpid(child.pid, NULL, 0);
 }
 
+/* On another CPU, where there is one, a child that has pages allocated one by one and freed together all the time. */
+static pid_t make_freer(void)
+{
+    pid_t pid = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? fork() : -1;
+    if (!pid) {
+        char *pages = mmap(NULL, 24 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        for (;;) {
+            for (int i = 0; i < 24; i++)
+                pages[i * 4096] = 1;
+            madvise(pages, 24 * 4096, MADV_DONTNEED);
+        }
+    }
+    return pid;
+}
+
+static void end_child(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+/* Once told to begin, a child that goes before everybody else every 20 microseconds, and has a page allocated and freed. */
+static struct { int begin[2]; pid_t pid; } waker;
+
+static void make_waker(void)
+{
+    struct sched_param first = { .sched_priority = 1 };
+    struct timespec pause = { .tv_nsec = 20000 };
+    char byte = 0;
+    if (pipe(waker.begin))
+        perror("pipe");
+    waker.pid = fork();
+    if (!waker.pid) {
+        if (sched_setscheduler(0, SCHED_FIFO, &first) || read(waker.begin[0], &byte, 1) != 1)
+            _exit(1);
+        char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        while (!nanosleep(&pause, NULL)) {
+            *page = 1;
+            madvise(page, 4096, MADV_DONTNEED);
+        }
+    }
+}
+
+/* Page allocations that are preempted time and again; half of them with another handler of the event beside the recorder's. */
+static void touch_pages_preempted(void)
+{
+    char byte = 0;
+    if (write(waker.begin[1], &byte, 1) != 1)
+        perror("waker");
+    touch_pages();
+    touch_pages();
+    write_file(ANOTHER "events/kmem/enable", "1", 0);
+    touch_pages();
+    touch_pages();
+    write_file(ANOTHER "events/kmem/enable", "0", 0);
+    end_child(waker.pid);
+}
+
 static void write_tmpfs(void)
 {
     static char block[4096];
@@ -124,6 +187,16 @@ static void write_tmpfs(void)
         if (write(fd, block, sizeof block) < 0)
             perror("write");
     close(fd);
+}
+
+/*
+ * The kernel copies a module to vmalloc memory before it looks at it, and frees that when it is none. It allocates pages in
+ * bulk for it, or larger blocks that it splits.
+ */
+static void have_vmalloc_used(void)
+{
+    if (!syscall(SYS_init_module, text, 50 * 4096, ""))
+        perror("a module of zeros");
 }
 
 static void spin(void)
@@ -181,19 +254,28 @@ int main(void)
 {
     memset(text, 0, sizeof text); /* no page faults for it later */
     note("pid %d\n", getpid());
-    make_child(); /* before counting: pages of a new stack have no event */
+    make_waker();
+    pid_t freer = make_freer();
+    mkdir(ANOTHER, 0700);
     counts();
     begin("calls");
     for (int i = 0; i < CALLS; i++)
         syscall(SYS_getppid);
     end();
     begin("work");
+    make_child(); /* allocates a stack */
     char *pages = touch_pages();
     write_tmpfs();
+    have_vmalloc_used();
     take_turns();
     spin();
     end();
+    begin("preempted");
+    touch_pages_preempted();
+    end();
     counts();
+    if (freer > 0)
+        end_child(freer);
     stacks();
     page_flags(pages);
     note("@ end\n");

@@ -61,7 +61,7 @@ def test_wrong_events(tmp_path: Path, change: dict[str, Any], message: str) -> N
         (
             "events",
             pl.DataFrame(),
-            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks",
+            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks, phases",
         ),
         ("tasks", pl.DataFrame({"pid": [1]}), "tasks: column 'pid' is int64, not uint32"),
         ("tasks", pl.DataFrame({"pid": [1]}, {"pid": pl.UInt32}), "tasks: column 'tgid' is missing"),
@@ -199,6 +199,23 @@ def test_overwrite_replaces_a_trace(tmp_path: Path) -> None:
         Trace.open(old.path).verify()  # still the old one
     assert Trace.open(old.path).rows("events") == 4
     assert _names(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("events", [0, 4])
+def test_last_events(tmp_path: "Path", events: int) -> None:
+    """When the events have come to their end the last are written at once; the trace is the same as without."""
+
+    def written() -> int:
+        return sum(1 for folder in tmp_path.iterdir() for part in folder.glob("events/*"))
+
+    with TraceWriter(tmp_path / "t", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+        writer.end_events()
+        before = written()
+    assert written() == before == max(1, -(-events // 3))
+    with TraceWriter(tmp_path / "u", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+    assert Trace.open(tmp_path / "t").content_hash == Trace.open(tmp_path / "u").content_hash
 
 
 def test_overwrite_at_no_time_without_a_trace(tmp_path: Path) -> None:

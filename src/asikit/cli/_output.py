@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> None:
-    """Print the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
+    """Print a document in the JSON envelope of :func:`json_text`."""
+    click.echo(json_text(name, document, version=version))
+
+
+def json_text(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> str:
+    """Give the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
 
     ``schema`` stands first and all other keys are sorted, at every depth, so that the same content is the same text.
 
@@ -21,7 +26,7 @@ def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) ->
     :raises ValueError: A number is not finite.
     """
     envelope = {"schema": f"asikit.{name}/{version}", **_sorted(document)}
-    click.echo(json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False))
+    return json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def warn(lines: "Iterable[str]") -> None:

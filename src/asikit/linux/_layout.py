@@ -73,6 +73,7 @@ others into."""
 class Layout:
     """What was found.
 
+    :ivar symbols: The kernel's.
     :ivar lines: What the plugin is told: lines ``key index value``, hexadecimal.
     :ivar regions: First addresses of the regions of the address space.
     :ivar percpu: For each CPU the range of virtual addresses of its part of the first per-CPU chunk.
@@ -84,6 +85,7 @@ class Layout:
     :ivar missing: What the kernel does not have, and what is lost by that.
     """
 
+    symbols: Symbols
     lines: str
     regions: "tuple[tuple[int, Region], ...]"
     percpu: tuple[tuple[int, int], ...]
@@ -110,13 +112,14 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         check_slab(memory, symbols, btf, pages.values)
         check_table(memory, symbols, btf, pages.values, _loaded_mm(symbols, btf, memory, cpus))
         gates = dict(_gates(symbols, memory))
-        switch_hook, areas = _switch(symbols), _areas(symbols, btf, memory)
+        switch_hook, bulk, areas = _switch(symbols), _bulk(symbols), _areas(symbols, btf, memory)
         values = {
             **_image(symbols, memory),
             **{key: btf.offset(path) for key, path in _OFFSETS.items()},
             **pages.values,
             **_hooks(symbols),
             **switch_hook.values,
+            **bulk.values,
             **areas.values,
             **event_fields("alloc", alloc),
             **event_fields("free", free),
@@ -130,6 +133,7 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         ]
         tmpfs = symbols.get("is_tmpfs")
         return Layout(
+            symbols=symbols,
             lines="".join(f"{key} {index:x} {value:x}\n" for key, index, value in lines),
             regions=regions(symbols, memory),
             percpu=first_chunk(symbols, btf, memory, cpus),
@@ -141,10 +145,11 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
                 "page tables": f"{memory.levels} levels",
                 **pages.forms,
                 **switch_hook.forms,
+                **bulk.forms,
                 **areas.forms,
                 "current task": _current(symbols, btf)[0],
             },
-            missing={**pages.missing, **switch_hook.missing, **areas.missing},
+            missing={**pages.missing, **switch_hook.missing, **bulk.missing, **areas.missing},
         )
 
 
@@ -240,6 +245,15 @@ def _switch(symbols: Symbols) -> _Found:
     if hook is None:
         return _Found({}, {}, {"__switch_to_asm": "a context switch shows the incoming task's stack"})
     return _Found({"switch_hook": hook}, {}, {})
+
+
+def _bulk(symbols: Symbols) -> _Found:
+    """Find what allocates many pages at once, without an event: alloc_pages_bulk(), since 387ba26fb1cb (5.13)."""
+    for name in ("alloc_pages_bulk_noprof", "__alloc_pages_bulk"):
+        if symbols.get(name) is not None:
+            start, end = symbols.range(name)
+            return _Found({"bulk_start": start, "bulk_end": end}, {}, {})
+    return _Found({}, {}, {})
 
 
 def _areas(symbols: Symbols, btf: Btf, memory: Memory) -> _Found:

@@ -9,7 +9,7 @@ import msgspec
 
 from asikit.trace._errors import TraceError, first_line
 from asikit.trace._kinds import FORMAT, VERSION
-from asikit.trace._schema import SIDE_TABLES, TABLES
+from asikit.trace._schema import SIDE_TABLES, SINCE, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,10 @@ class Table(msgspec.Struct, frozen=True):
     files: dict[str, TableFile]
 
 
+_NO_FILES = Table(rows=0, files={})
+"""A table that a trace of an earlier version does not have."""
+
+
 # A msgspec.Struct copies an empty list or dict given as a default.
 class _Kernel(msgspec.Struct, frozen=True):
     release: str = ""
@@ -62,6 +66,10 @@ class _Workload(msgspec.Struct, frozen=True):
     exit_status: int | None = None
 
 
+class _Marks(msgspec.Struct, frozen=True):
+    ends_without_begin: dict[str, int] = {}  # ends of phases that nobody had begun, by name
+
+
 class RecorderMeta(msgspec.Struct, frozen=True):
     """The recorder's part of ``meta.json``: checked when written and when read; unknown keys are kept."""
 
@@ -71,6 +79,7 @@ class RecorderMeta(msgspec.Struct, frozen=True):
     workload: _Workload = _Workload()
     clock: dict[str, Any] = {}
     lost: dict[str, int] = {}
+    marks: _Marks = _Marks()
     gfp_flags: dict[str, int] = {}
     syscalls: dict[str, str] = {}
 
@@ -160,7 +169,8 @@ def read(file: "Path") -> Meta:
     except msgspec.ValidationError as error:
         raise TraceError.at(file, _convert_fault(error)) from error
     _check_tables(ours, file)
-    return Meta(raw=raw, recorder=_recorder_part(raw, file), tables=ours.tables, content_hash=ours.content_hash)
+    tables = {name: ours.tables.get(name, _NO_FILES) for name in TABLES}
+    return Meta(raw=raw, recorder=_recorder_part(raw, file), tables=tables, content_hash=ours.content_hash)
 
 
 def _read_object(file: "Path") -> dict[str, Any]:
@@ -193,9 +203,10 @@ def _convert_fault(error: msgspec.ValidationError) -> str:
 
 
 def _check_tables(meta: _WriterMeta, file: "Path") -> None:
-    for name in sorted(TABLES.keys() - meta.tables.keys()):
+    listed = {name for name in TABLES if SINCE.get(name, 1) <= meta.version}
+    for name in sorted(listed - meta.tables.keys()):
         raise TraceError.at(file, f"table {name!r} is not listed")
-    for name in sorted(meta.tables.keys() - TABLES.keys()):
+    for name in sorted(meta.tables.keys() - listed):
         raise TraceError.at(file, f"unknown table {name!r}")
     for name, table in meta.tables.items():
         paths = sorted(table.files)

@@ -157,6 +157,15 @@ class TraceWriter:
             if self._buffered == self._capacity:
                 self._flush_part()
 
+    def end_events(self) -> None:
+        """Write the last events: no more are to come. What is left to do when the block ends is quickly done.
+
+        :raises TraceError: The disk is full.
+        """
+        self._require_open()
+        if self._buffered or not self._parts:
+            self._flush_part()
+
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Append rows to a side table, in the order of their ids, with exactly the columns of ``SIDE_TABLES[table]``.
 
@@ -215,6 +224,16 @@ class TraceWriter:
         if self.path.is_symlink() or not _is_trace(self.path):
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 
+    @property
+    def unfinished(self) -> Path:
+        """The hidden folder that becomes the trace."""
+        return self._require_open()
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of what has been written so far."""
+        return sum(part.bytes for part in self._parts.values())
+
     def _flush_part(self) -> None:
         frame = pl.DataFrame({name: self._buffer[name][: self._buffered] for name in EVENT_SCHEMA})
         path = _meta.part_path(len(self._parts))
@@ -240,8 +259,7 @@ class TraceWriter:
 
     def _complete(self) -> None:
         folder = self._require_open()
-        if self._buffered or not self._parts:
-            self._flush_part()
+        self.end_events()
         tables = {"events": _table(self._parts)}
         for name, frames in self._side.items():
             path = f"{name}.parquet"

@@ -93,7 +93,7 @@ static uint32_t task_row(uint64_t task)
 
 uint32_t current_task_row(unsigned cpu)
 {
-    return task_row(per_cpu_pointer(cpu, layout.current_task));
+    return task_row(vcpus[cpu].task = per_cpu_pointer(cpu, layout.current_task));
 }
 
 void on_mm_switch(unsigned cpu, void *udata)
@@ -105,6 +105,39 @@ void on_mm_switch(unsigned cpu, void *udata)
     check_mm(v, cpu, !in_switch);
     if (!in_switch)
         current_task_row(cpu);
+}
+
+/*
+ * A task may be preempted inside of a trace event handler, and go on in it on another CPU: what belongs to its handlers goes
+ * with it. Since 7.0 the handler itself, not its caller, holds preemption off (include/trace/trace_events.h), so its last
+ * call may be of the scheduler.
+ */
+static struct suspended { uint64_t task; bool muted; uint32_t mute_stack; struct stores stores[4]; } *suspended;
+static uint32_t n_suspended, most_suspended;
+
+static void suspend_handlers(const struct vcpu *v)
+{
+    if (!v->muted && !v->mute_stack)
+        return;
+    if (n_suspended == most_suspended)
+        suspended = realloc(suspended, ++most_suspended * sizeof *suspended);
+    struct suspended *s = &suspended[n_suspended++];
+    *s = (struct suspended){ .task = v->task, .muted = v->muted, .mute_stack = v->mute_stack };
+    memcpy(s->stores, v->stores, sizeof s->stores);
+}
+
+static void resume_handlers(struct vcpu *v)
+{
+    v->muted = false;
+    v->mute_stack = 0;
+    for (uint32_t i = 0; i < n_suspended; i++)
+        if (suspended[i].task == v->task) {
+            v->muted = suspended[i].muted;
+            v->mute_stack = suspended[i].mute_stack;
+            memcpy(v->stores, suspended[i].stores, sizeof v->stores);
+            suspended[i] = suspended[--n_suspended];
+            return;
+        }
 }
 
 /* The last that runs on the outgoing task's stack (__switch_to_asm()). */
@@ -125,8 +158,9 @@ void on_task_switch(unsigned cpu, void *udata)
     pages_settle(cpu);
     if (v->task)
         task_row(v->task);
-    v->task = per_cpu_pointer(cpu, layout.current_task);
-    uint32_t id = task_row(v->task);
+    suspend_handlers(v);
+    uint32_t id = current_task_row(cpu);
+    resume_handlers(v);
     if (id != NONE && id != v->task_id) {
         v->task_id = id;
         emit_event(TASK_SWITCH, cpu, id, v->switching ? v->switched_from : stack_now(v, cpu), 0);
@@ -181,21 +215,43 @@ static struct stores *stores_of(struct vcpu *v)
     return &v->stores[__builtin_popcount(v->mute_stack) & 3];
 }
 
-/* The event has come; each of the kernel's tracing instances that wants it has its handler called in turn. */
+/*
+ * The event has come; each of the kernel's tracing instances that wants it has its handler called in turn. By where on the
+ * stack __traceiter_...() returns to its caller, as other events may come before it does: in an interrupt, in another
+ * instance's handler, in another task.
+ */
+static bool *written(uint64_t slot)
+{
+    static struct table slots;
+    static bool *known;
+    bool fresh;
+    if (!slots.slot)
+        table_prepare(&slots, 1 << 8);
+    uint32_t *id = table_find(&slots, slot, 1, &fresh);
+    if (fresh) {
+        *id = slots.n - 1;
+        known = realloc(known, slots.n * sizeof *known);
+        known[*id] = false;
+    }
+    return &known[*id];
+}
+
 void on_event_begin(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
     if (v->mode == MODE_KERNEL)
-        stores_of(v)->written = false;
+        *written(shadow_slot(v, 0)) = false;
 }
 
 void on_handler_begin(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
-    if (v->mode == MODE_KERNEL) {
-        v->muted = true;
-        stores_of(v)->n = 0;
-    }
+    if (v->mode != MODE_KERNEL)
+        return;
+    if (v->muted) /* the end of another one went unseen */
+        count_lost(LOST_ALLOCATION);
+    v->muted = true;
+    stores_of(v)->n = 0;
 }
 
 void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
@@ -221,34 +277,39 @@ static uint8_t *find_event(const struct stores *s, uint64_t first, uint64_t seco
 
 /*
  * Whose event it is: the handler's caller but for __traceiter_...(). That is not there if the handler is the only one; if
- * it is, another handler may have written this event already.
+ * it is, another handler may have written this event already. False if there is nothing to write.
  */
-static bool is_new(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end, uint32_t *caller)
+static bool end_handler(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t end, uint32_t *caller)
 {
-    uint32_t stack = stack_now(v, cpu);
-    bool listed = false;
-    for (; stack_address(stack) - start < end - start; stack = stack_parent(stack))
-        listed = true;
-    *caller = stack;
-    bool written = listed && stores_of(v)->written;
-    return !written;
+    unsigned listed = 0;
+    if (v->mode != MODE_KERNEL)
+        return false;
+    if (!v->muted) { /* its beginning went unseen */
+        count_lost(LOST_ALLOCATION);
+        return false;
+    }
+    v->muted = false;
+    *caller = stack_now(v, cpu);
+    for (; stack_address(*caller) - start < end - start; *caller = stack_parent(*caller))
+        listed++;
+    if (!listed)
+        return true;
+    bool *is_written = written(shadow_slot(v, listed)), is_new = !*is_written;
+    *is_written = true;
+    return is_new;
 }
 
 void on_alloc_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
     uint32_t stack;
-    if (v->mode != MODE_KERNEL || !v->muted)
-        return;
-    v->muted = false;
-    if (!is_new(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end, &stack))
+    if (!end_handler(v, cpu, layout.alloc_iter_start, layout.alloc_iter_end, &stack))
         return;
     uint8_t *event = find_event(stores_of(v), layout.alloc_pfn, layout.alloc_order, layout.alloc_gfp);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
-    stores_of(v)->written = true;
     uint64_t frame = read64(event + layout.alloc_pfn);
     if (frame == UINT64_MAX) /* a failed allocation */
         return;
@@ -264,16 +325,33 @@ void on_free_end(unsigned cpu, void *udata)
 {
     struct vcpu *v = &vcpus[cpu];
     uint32_t stack;
-    if (v->mode != MODE_KERNEL || !v->muted)
-        return;
-    v->muted = false;
-    if (!is_new(v, cpu, layout.free_iter_start, layout.free_iter_end, &stack))
+    if (!end_handler(v, cpu, layout.free_iter_start, layout.free_iter_end, &stack))
         return;
     uint8_t *event = find_event(stores_of(v), layout.free_pfn, layout.free_order, layout.free_order);
     if (!event) {
         count_lost(LOST_ALLOCATION);
         return;
     }
-    stores_of(v)->written = true;
     emit_event(PAGE_FREE, cpu, page_freed(read64(event + layout.free_pfn), read32(event + layout.free_order)), stack, 0);
+}
+
+/*
+ * alloc_pages_bulk() has no event. It tells its caller of a page by storing a pointer to its struct page; it stores such
+ * pointers in its own stack frame, too, and what it stores in lists points into one. The page that it falls back on has
+ * had an event.
+ */
+void on_bulk_store(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *ip)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL || !v->in_block || !qemu_plugin_mem_is_store(info) || qemu_plugin_mem_size_shift(info) != 3)
+        return;
+    if (shadow_slot(v, 0) - vaddr < PAGE_SIZE)
+        return;
+    uint64_t offset = read_pointer(vaddr) - layout.vmemmap, frame = offset / layout.page_size;
+    if (offset % layout.page_size || frame >= guest_frames() || page_has_allocation(frame))
+        return;
+    uint32_t stack = stack_leaf(stack_now(v, cpu), (uint64_t)ip);
+    uint32_t id = page_allocated(frame, 0, UINT64_MAX, 0xff, stack);
+    forget_frame(frame);
+    emit_event(PAGE_ALLOC, cpu, id, stack, 0);
 }

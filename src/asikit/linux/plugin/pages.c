@@ -14,7 +14,8 @@
 
 #include "recorder.h"
 
-struct frame { uint32_t page, allocation; uint8_t kind, reported; uint64_t about; };
+struct frame { uint32_t page, allocation; uint8_t kind, order; uint64_t about; }; /* of an allocation the first has the order */
+#define NOT_FIRST 0xff
 
 #define MAX_UNSETTLED 1024
 
@@ -206,6 +207,7 @@ uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned m
         struct frame *f = &frames[i];
         bool known = f->allocation != NONE;
         f->allocation = id;
+        f->order = i == frame ? order : NOT_FIRST;
         if (known)
             f->page = NONE; /* its free went unseen */
         else if (f->page != NONE) {
@@ -216,9 +218,16 @@ uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned m
     return id;
 }
 
+bool page_has_allocation(uint64_t frame)
+{
+    return frame < guest_frames() && frames[frame].allocation != NONE;
+}
+
+/* What was allocated before the recording has a row for its free, and so has each part of what has been split. */
 uint32_t page_freed(uint64_t frame, unsigned order)
 {
-    uint32_t id = frame < guest_frames() ? frames[frame].allocation : NONE;
+    bool whole = frame < guest_frames() && frames[frame].order == order;
+    uint32_t id = whole ? frames[frame].allocation : NONE;
     if (id == NONE)
         id = new_allocation(frame, order, UINT64_MAX, 0xff, 0);
     for (uint64_t i = frame; i < frame + (1ull << order) && i < guest_frames(); i++) {

@@ -30,6 +30,7 @@ enum record_type {
     ROW_TASK_MM,       /* arg task id, x mm id */
     ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
     ROW_AREA,          /* an area of the vmalloc or the modules region: arg id, addr start, clock end; x and stack: low and high half of its maker's address */
+    ROW_MARK,          /* of a phase, where it stands among the events: arg 1 if it ends, x task id; clock and addr: 16 bytes of its name, aux which 16 */
     CONFIGURE,         /* the guest is ready: the host sends the layout */
     LOST,              /* arg which counter, clock count */
     COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
@@ -67,7 +68,8 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
     F(task_hook) F(switch_hook) F(schedule_start) F(schedule_end) F(mm_hook_start) F(mm_hook_end) \
     F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
     F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
-    F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order)
+    F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order) \
+    F(bulk_start) F(bulk_end)
 
 /* Functions that flush this CPU's TLB, and whose addresses they flush. */
 #define MAX_FLUSHERS 16
@@ -114,11 +116,11 @@ struct vcpu {
     bool flushed;            /* the TLB flush in progress has been written */
     uint64_t task;           /* task_struct of the running task, as of the last switch */
     uint32_t task_id;
-    struct stores { uint64_t addr[24]; uint8_t n; bool written; } stores[4]; /* of the trace event handlers, one interrupting another */
+    struct stores { uint64_t addr[24]; uint8_t n; } stores[4]; /* of the trace event handlers, one interrupting another */
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
-extern bool one_cpu;
+extern bool counts_inline; /* QEMU counts the instructions itself */
 extern int n_cpus;
 
 /* recorder.c */
@@ -126,7 +128,8 @@ int recorder_install(int cpus, int argc, char **argv);
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
-void stream_open(const char *directory, int stream_fd, int layout_fd);
+struct pipes { int stream, layout, in, out, err; }; /* to asi and from it; the last three are the workload's streams */
+void stream_open(const char *directory, struct pipes);
 void stream_read_layout(void);
 void stream_flush(void);
 struct record *emit(struct record r);
@@ -134,7 +137,8 @@ void stream_hold(void);                      /* keep the records in reach until 
 void stream_release(void);
 void count_lost(enum lost what);
 void stream_end(int n_cpus);
-void save_guest_data(const uint8_t *page);
+struct handed_over { char name[32]; uint64_t length; uint8_t content[4056]; }; /* a page of the guest's init */
+void exchange(struct handed_over *);
 static inline struct record *emit_event(enum record_type type, unsigned cpu, uint32_t arg, uint32_t stack, uint64_t addr)
 {
     return emit((struct record){ .type = type, .cpu = cpu, .arg = arg, .stack = stack,
@@ -157,6 +161,7 @@ void pages_prepare(void);
 uint32_t place_of(unsigned cpu, uint64_t vaddr, uint64_t frame);
 uint32_t page_allocated(uint64_t frame, unsigned order, uint64_t gfp, unsigned migratetype, uint32_t stack);
 uint32_t page_freed(uint64_t frame, unsigned order);
+bool page_has_allocation(uint64_t frame);
 void pages_settle(unsigned cpu); /* look again at pages that it touched of late that were nothing in particular then */
 void pages_resolve_all(void);
 
@@ -169,6 +174,7 @@ void shadow_prepare(void);
 void shadow_call(struct vcpu *, unsigned cpu, uint64_t at, uint64_t return_address);
 void shadow_return(struct vcpu *, unsigned cpu, uint64_t at);
 bool shadow_has(uint64_t vaddr);
+uint64_t shadow_slot(const struct vcpu *, unsigned callers); /* where the return address lies of a call in progress; 0 for none */
 uint32_t stack_now(struct vcpu *, unsigned cpu);             /* id of the row for the calls in progress */
 uint32_t stack_leaf(uint32_t parent, uint64_t address);      /* id of the row below parent */
 uint32_t stack_parent(uint32_t id);

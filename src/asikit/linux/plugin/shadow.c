@@ -51,6 +51,15 @@ bool shadow_has(uint64_t vaddr)
     return find(vaddr >> PAGE_SHIFT) != NULL;
 }
 
+/* Unlike a stack's id this is the call's own for as long as it is in progress, whatever else runs. */
+uint64_t shadow_slot(const struct vcpu *v, unsigned callers)
+{
+    for (const struct segment *s = v->segment; s; callers -= s->n, s = find(s->page + 1))
+        if (callers < s->n)
+            return s->calls[s->n - 1 - callers].at;
+    return 0;
+}
+
 static bool on_irq_stack(unsigned cpu, uint64_t page)
 {
     uint64_t top = layout.irq_stack[cpu];
