@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.linux import Recording, recording
+from asikit.linux import Recording
+from asikit.linux._qemu import Plugin
 from asikit.trace import Trace
 from tests.linux.conftest import run
 
@@ -29,7 +30,7 @@ def test_same_trace(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch, usual: Tr
 
     Each event is the same and its clock, each table. QEMU 7.2 always says which CPU runs: there the look is not taken.
     """
-    monkeypatch.setattr(recording, "Plugin", functools.partial(recording.Plugin, options=options))
+    monkeypatch.setattr("asikit.linux.recording.Plugin", functools.partial(Plugin, options=options))
     other = Trace.open(run(Recording(WORKLOAD), tmp_path / "t.asitrace").trace)
     assert usual.rows("events") > 10_000
     assert other.meta["clock"] == usual.meta["clock"]
