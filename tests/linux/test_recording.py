@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
