@@ -250,7 +250,7 @@ void on_handler_begin(unsigned cpu, void *udata)
         return;
     if (v->muted) /* the end of another one went unseen */
         count_lost(LOST_ALLOCATION);
-    v->muted = true;
+    v->muted = v->has_handled = true;
     stores_of(v)->n = 0;
 }
 
@@ -284,8 +284,9 @@ static bool end_handler(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t e
     unsigned listed = 0;
     if (v->mode != MODE_KERNEL)
         return false;
-    if (!v->muted) { /* its beginning went unseen */
-        count_lost(LOST_ALLOCATION);
+    if (!v->muted) { /* its beginning went unseen, unless the recording has begun in the middle of it */
+        if (v->has_handled)
+            count_lost(LOST_ALLOCATION);
         return false;
     }
     v->muted = false;

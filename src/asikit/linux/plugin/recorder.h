@@ -101,6 +101,7 @@ struct vcpu {
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
     uint32_t mute_stack;     /* one bit for each interrupted handler */
+    bool has_handled;        /* it has been in such a handler since the recording began */
     uint32_t fetched;        /* the text page of the last block, if the next one there needs no look; 0 in user mode */
     bool in_block;           /* the CPU executes code, as against delivering an interrupt */
     bool iret, nmi;
