@@ -56,6 +56,19 @@ def test_page_allocations(asked: "Asked") -> None:
         assert count.agrees, count
 
 
+def test_preemption_in_handlers(asked: "Asked") -> None:
+    """Where an event's handler calls the scheduler (since 7.0), what that touches is recorded; the handler's own is not."""
+    (question,) = asked.named("preempted")
+    inside = np.arange(question.begin, question.end)
+    in_scheduler = {
+        stack
+        for stack in np.unique(asked.events.stack[inside]).tolist()
+        if {"preempt_schedule_notrace", "trace_event_raw_event_mm_page_alloc"} <= {*asked.events.stack_names(stack)}
+    }
+    kinds = asked.events.kind[inside][np.isin(asked.events.stack[inside], list(in_scheduler))]
+    assert (EventKind.TASK_SWITCH in kinds) == (EventKind.TOUCH_READ in kinds)
+
+
 def test_interrupts(asked: "Asked") -> None:
     """The kernel's count of timer interrupts is that of the recorded ones, on all CPUs together."""
     count = timer_interrupts(asked)

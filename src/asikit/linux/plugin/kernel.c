@@ -110,7 +110,7 @@ void on_mm_switch(unsigned cpu, void *udata)
 /*
  * A task may be preempted inside of a trace event handler, and go on in it on another CPU: what belongs to its handlers goes
  * with it. Since 7.0 the handler itself, not its caller, holds preemption off (include/trace/trace_events.h), so its last
- * call may be of the scheduler.
+ * call may be of the scheduler, by way of preempt_schedule_notrace().
  */
 static struct suspended { uint64_t task; bool muted; uint32_t mute_stack; struct stores stores[4]; } *suspended;
 static uint32_t n_suspended, most_suspended;
@@ -213,6 +213,25 @@ void on_flush(unsigned cpu, void *udata)
 static struct stores *stores_of(struct vcpu *v)
 {
     return &v->stores[__builtin_popcount(v->mute_stack) & 3];
+}
+
+/* preempt_schedule_notrace(): what runs until it returns is not the handler that it may have been called from. */
+void on_preempt_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    v->mute_stack = v->mute_stack << 1 | v->muted;
+    v->muted = false;
+}
+
+void on_preempt_end(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    v->muted = v->mute_stack & 1;
+    v->mute_stack >>= 1;
 }
 
 /*

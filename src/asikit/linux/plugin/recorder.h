@@ -68,7 +68,7 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
     F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
     F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
     F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order) \
-    F(bulk_start) F(bulk_end)
+    F(bulk_start) F(bulk_end) F(preempt_start) F(preempt_end)
 
 /* Functions that flush this CPU's TLB, and whose addresses they flush. */
 #define MAX_FLUSHERS 16
