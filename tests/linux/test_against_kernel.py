@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
+CALLS_SCHEDULER = re.compile(
+    r"^(?:(?!asm_)\S+ )*preempt_schedule_notrace (?:(?!asm_)\S+ )*trace_event_raw_event_mm_page_alloc "
+)
 HANDLERS = re.compile(r"=> (trace_event_raw_event|__traceiter)_mm_page_alloc$")
 
 
@@ -57,16 +60,19 @@ def test_page_allocations(asked: "Asked") -> None:
 
 
 def test_preemption_in_handlers(asked: "Asked") -> None:
-    """Where an event's handler calls the scheduler (since 7.0), what that touches is recorded; the handler's own is not."""
+    """Where an event's handler calls the scheduler (since 7.0), what that touches is recorded, unlike the handler's own.
+
+    Interrupts aside, which are recorded wherever they come. A few touches on the way back from the other task are no proof.
+    """
     (question,) = asked.named("preempted")
     inside = np.arange(question.begin, question.end)
-    in_scheduler = {
+    in_scheduler = [
         stack
         for stack in np.unique(asked.events.stack[inside]).tolist()
-        if {"preempt_schedule_notrace", "trace_event_raw_event_mm_page_alloc"} <= {*asked.events.stack_names(stack)}
-    }
-    kinds = asked.events.kind[inside][np.isin(asked.events.stack[inside], list(in_scheduler))]
-    assert (EventKind.TASK_SWITCH in kinds) == (EventKind.TOUCH_READ in kinds)
+        if CALLS_SCHEDULER.search(" ".join(asked.events.stack_names(stack)))
+    ]
+    kinds = asked.events.kind[inside][np.isin(asked.events.stack[inside], in_scheduler)]
+    assert np.count_nonzero(kinds == EventKind.TOUCH_READ) >= 10 * np.count_nonzero(kinds == EventKind.TASK_SWITCH)
 
 
 def test_interrupts(asked: "Asked") -> None:
