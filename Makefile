@@ -11,7 +11,10 @@ TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs zstd
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
 
-.PHONY: help demo test test-recorder test-suites lint bench validate kernels lock clean test-packages
+# What `make workloads` records: names of tests/linux/workloads/table.toml; all if empty.
+NAME ?=
+
+.PHONY: help demo test test-recorder test-suites lint bench validate kernels workloads lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -21,6 +24,7 @@ help:
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
+	@echo 'make workloads    record and replay the workloads of docs/workloads.md, or NAME="redis git" (an hour)'
 	@echo 'make lock         choose the newest dependencies and write requirements.lock'
 	@echo 'make clean        remove .venv and all caches'
 
@@ -56,6 +60,9 @@ validate: $(STAMP) test-packages
 
 kernels: $(STAMP) test-packages
 	.venv/bin/python -m bench.kernels
+
+workloads: $(STAMP) test-packages
+	.venv/bin/python -m bench.workloads $(NAME)
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)

@@ -24,7 +24,7 @@ from tests.linux.counts import (
 )
 from tests.linux.guests import GUESTS, Guest
 
-from asikit.linux import Recording, record
+from asikit.linux import Recording, Streams, record
 from asikit.replay import load_policy, replay
 from asikit.trace import EventKind, Trace
 
@@ -70,7 +70,7 @@ def main(chosen: list[str]) -> int:
 def _asked(recording: Recording, folder: Path) -> Asked:
     out = io.BytesIO()
     trace = folder / "truth.asitrace"
-    record(recording, trace, say=_say, overwrite=True, out=out, err=io.BytesIO())
+    record(recording, trace, say=_say, overwrite=True, streams=Streams.to(out, io.BytesIO()))
     return ask(trace, out.getvalue().decode())
 
 
@@ -85,7 +85,7 @@ def _fio(guest: Guest, folder: str) -> "Iterator[str]":
     out = io.BytesIO()
     trace = Path(folder) / "fio.asitrace"
     fio = guest.recording("fio", *FIO.split(), "--output-format=json")
-    record(fio, trace, say=_say, overwrite=True, out=out, err=io.BytesIO())
+    record(fio, trace, say=_say, overwrite=True, streams=Streams.to(out, io.BytesIO()))
     issued = json.loads(out.getvalue())["jobs"][0]["read"]["total_ios"]
     for result in replay(Trace.open(trace), [load_policy(name) for name in ("denylist-2025", "ephmap")]):
         (row,) = [row for row in result.by_entry if row.entry == "syscall pread64"]

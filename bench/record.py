@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux import Recording, record, run_unrecorded
+from asikit.linux import Recording, Streams, record, run_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +36,14 @@ def main() -> int:
     print(subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "bench.asitrace"
-        record(Recording(("true",)), trace, say=_say, overwrite=True, out=io.BytesIO(), err=io.BytesIO())  # warm caches
+        record(Recording(("true",), bare=True), trace, say=_say, overwrite=True, streams=_dropped())  # warm caches
         worst = max(_ratio(cpus, trace) for cpus in CPUS)
     return int(worst > BOUND_RATIO) | int(_memory() > BOUND_MIB)
 
 
 def _ratio(cpus: int, trace: Path) -> float:
     job = (*FIO.split(), f"--numjobs={cpus}", f"--io_size={READ_MIB // cpus}m")
-    recording = Recording(("fio", *job), memory_bytes=MEMORY, cpus=cpus)
+    recording = Recording(("fio", *job), memory_bytes=MEMORY, cpus=cpus, bare=True)
     plain, recorded = map(min, zip(*(_pair(recording, trace) for _ in range(RUNS)), strict=True))
     ratio = recorded / plain
     seconds = f"{recorded:.1f} s by {plain:.1f} s, each the least of {RUNS}"
@@ -62,9 +62,13 @@ def _memory() -> int:
 
 def _pair(recording: Recording, trace: Path) -> tuple[float, float]:
     """Give the seconds of one run without the recorder, and of one with it."""
-    plain = _seconds(lambda: run_unrecorded(recording, say=_say, out=io.BytesIO(), err=io.BytesIO()))
-    recorded = _seconds(lambda: record(recording, trace, say=_say, overwrite=True, out=io.BytesIO(), err=io.BytesIO()))
+    plain = _seconds(lambda: run_unrecorded(recording, say=_say, streams=_dropped()))
+    recorded = _seconds(lambda: record(recording, trace, say=_say, overwrite=True, streams=_dropped()))
     return plain, recorded
+
+
+def _dropped() -> Streams:
+    return Streams.to(io.BytesIO(), io.BytesIO())
 
 
 def _seconds(work: "Callable[[], object]") -> float:

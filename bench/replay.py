@@ -112,6 +112,8 @@ def _three_ways(trace: Trace, policy: Policy) -> tuple[float, float, float]:
 def _read_with_polars(trace: Trace) -> None:
     """Read the columns that a replay needs, a part at a time as memory must stay bounded."""
     for name in SIDE_TABLES:
+        if not trace.files(name):  # of an earlier version of the format
+            continue
         pl.read_parquet(trace.path / f"{name}.parquet")
     for path in trace.files("events"):
         pl.read_parquet(trace.path / path, columns=list(COLUMNS))

@@ -28,4 +28,8 @@ mkdir -p "$out"
 "${CC:-cc}" -O2 -static -o "$work/kvm_guest" "$here/kvm_guest.c"
 PATH=$work:$PATH "$asi" record --overwrite --kernel "$kernel" -o "$out/kvm-guest.asitrace" --module kvm-amd -- kvm_guest 32
 
+# Phases: a file is written (256 writes of 4 KiB), then read: 768 reads, and 256 more by a second process in the middle.
+"${CC:-cc}" -O2 -static -I "$here/../src/asikit/linux/guest" -o "$work/phases" "$here/phases.c"
+PATH=$work:$PATH "$asi" record --overwrite --kernel "$kernel" -o "$out/phases.asitrace" -- phases
+
 du -sh "$out"/*.asitrace

@@ -148,6 +148,19 @@ class TraceBuilder:
         """Append a TLB flush, a full one of user addresses unless said otherwise."""
         return self.event(EventKind.TLB_FLUSH, flush, cpu=cpu)
 
+    def begin(self, name: str, *, task: int | None = None) -> "TraceBuilder":
+        """Begin a phase; it lasts to the end unless :meth:`end` ends it."""
+        self._rows["phases"].append(
+            {"name": name, "begin": len(self._events), "end": None, "task": task, "ended": False}
+        )
+        return self
+
+    def end(self, name: str) -> "TraceBuilder":
+        """End the phase of this name that began last."""
+        row = [row for row in self._rows["phases"] if row["name"] == name and not row["ended"]][-1]
+        row |= {"end": len(self._events), "ended": True}
+        return self
+
     def place(  # noqa: PLR0913  (what a place is)
         self,
         *,
@@ -212,7 +225,8 @@ class TraceBuilder:
 
     def table(self, name: str) -> pl.DataFrame:
         """Give a side table so far."""
-        return pl.DataFrame(self._rows[name], schema=SIDE_TABLES[name])
+        table = pl.DataFrame(self._rows[name], schema=SIDE_TABLES[name])
+        return table.with_columns(pl.col("end").fill_null(len(self._events))) if name == "phases" else table
 
     def write(self, path: "Path", *, rows_per_part: int = ROWS_PER_PART) -> Trace:
         """Write the trace and open it."""
@@ -235,7 +249,7 @@ def small_trace() -> TraceBuilder:
     copy = ("_copy_to_iter", "copy_page_to_iter", "filemap_read", "ksys_read", "entry_SYSCALL_64")
     b.task_switch("cat", pid=7, mm=1).mm_switch(1)
     b.page_alloc(gfp=0x100CCA, order=0, migratetype=1, stack=("__alloc_pages", "shmem_alloc_folio"))
-    b.entry_syscall(0)
+    b.begin("steady", task=0).entry_syscall(0)
     b.touch_read(
         kind="shmem", cache="shmem", gfp=0x100CCA, allocated_by=("__alloc_pages", "shmem_alloc_folio"), stack=copy
     )
@@ -243,7 +257,7 @@ def small_trace() -> TraceBuilder:
     b.nested_exception(14).touch_read(kind="page_table", stack=("handle_mm_fault",)).nested_return()
     b.touch_fetch(region="modules", kind="vmalloc", stack=("ext4:ext4_file_read_iter", "ksys_read"))
     b.touch_read(region="fixmap", kind=None)
-    b.return_user()
+    b.begin("inner").return_user().end("steady")
     b.entry_exception(14, cpu=1).nested_interrupt(cpu=1).nested_nmi(cpu=1).nested_return(cpu=1).nested_return(cpu=1)
     b.touch_write(kind="slab", cache="kmalloc-64", stack=("kmalloc_trace",), cpu=1).return_user(iret=True, cpu=1)
     b.entry_interrupt(cpu=1).tlb_flush(TlbFlush.KERNEL, cpu=1).page_free(0, stack=("__free_pages",), cpu=1)

@@ -17,6 +17,9 @@ _NEEDS: Final = {
     "needs_git": (("git",), "git"),
     "needs_apt": (("apt-get",), "apt"),
     "needs_zstd": (("zstd",), "zstd"),
+    "needs_make": (("make",), "make"),
+    "needs_sqlite3": (("sqlite3",), "sqlite3"),
+    "needs_ip": (("ip",), "iproute2"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 

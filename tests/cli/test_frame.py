@@ -192,6 +192,35 @@ def test_closed_pipe() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["no-such-command"], 2), (["demo", "--json"], 0)])
+def test_closed_streams(closed: str, words: list[str], code: int) -> None:
+    """A stream that the shell closed takes nothing and gives nothing; all else is as it is without."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    done = subprocess.run([*shell, *_ASI, *words], capture_output=True, text=True, check=False)
+    whole = _run(*words)
+    assert (done.returncode, whole.returncode) == (code, code)
+    assert done.stdout == ("" if ">&- " in f"{closed} ".replace("2>&-", "") else whole.stdout)
+    assert done.stderr == ("" if "2>&-" in closed else whole.stderr)
+
+
+_NUMBERS = """
+import os, sys, types, click
+from asikit.cli import main
+module = types.ModuleType("asikit.cli.info")
+module.command = click.command("info")(lambda: print(os.open("/dev/null", os.O_RDONLY), file=sys.stderr))
+sys.modules["asikit.cli.info"] = module
+main(["info"])
+"""
+
+
+def test_closed_streams_keep_their_place() -> None:
+    """No file that is opened later is in the place of a closed stream, where what is printed would go into it."""
+    shell = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", _NUMBERS]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True)
+    assert int(done.stderr) > 2
+
+
 def test_full_disk() -> None:
     """An output that cannot be written is one line."""
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123  (a device)

@@ -47,6 +47,13 @@ small.asitrace
 Round trips: 5
   A round trip is one stay in the kernel: from an entry to the return to user mode or to a guest.
 
+Phases: 2
+  What the workload marked: how often, and the events and instructions of all CPUs in it.
+  phase                             times        events      instructions
+  steady                                1             9                90
+  inner                                 1            16               160
+  inner: 1 not ended, so to the end of the recording
+
 Events: 27
   system calls from user mode                      1
   exceptions from user mode                        1

@@ -107,7 +107,7 @@ def slowly(trace: Trace, measured: "Measured") -> SlowWalk:
     for chunk in trace.events():
         for cpu, clock, kind, arg, stack in chunk.iter_rows():
             reference.feed([(cpu, kind, arg, stack)])
-            now = reference._tally.reasons.total()
+            now = reference.exits
             walk.event(cpu, clock, EventKind(kind), arg, exits=now > exits)
             exits = now
     return walk

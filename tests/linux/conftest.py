@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.linux import Recorded, Recording, record
+from asikit.linux import Recorded, Recording, Streams, record
 from tests.linux.asked import Asked, ask
 from tests.linux.guests import GUESTS
 
@@ -32,7 +32,7 @@ class Run:
 def run(recording: Recording, trace: Path) -> Run:
     """Record."""
     out, err = io.BytesIO(), io.BytesIO()
-    done = record(recording, trace, say=lambda line: None, out=out, err=err)  # noqa: ARG005
+    done = record(recording, trace, say=lambda line: None, streams=Streams.to(out, err))  # noqa: ARG005
     return Run(trace, out.getvalue().decode(), err.getvalue().decode(), done)
 
 
@@ -67,4 +67,4 @@ def fio(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Record random reads of a file in tmpfs."""
     job = "--name=job --filename=/tmp/data --size=4m --io_size=8m --rw=randread --bs=4k --ioengine=psync --thread"
     trace = tmp_path_factory.mktemp("fio") / "fio.asitrace"
-    return run(Recording(("fio", *job.split(), "--output-format=json")), trace)
+    return run(Recording(("fio", *job.split(), "--output-format=json"), bare=True), trace)

@@ -28,6 +28,7 @@ class Guest:
             kernel=debian_kernel(self.kernel) if self.kernel else None,
             cpus=self.cpus,
             append=self.append,
+            bare=True,
             cpu=self.cpu or None,
         )
 

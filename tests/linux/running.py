@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
 _PATIENCE_SECONDS = 120.0
@@ -43,6 +43,7 @@ class Command:
 
         :param programs: A folder whose programs are found before the machine's.
         """
+        self.options: tuple[str, ...] = ("--bare",)
         self.folder = folder / "here"
         self.temporary = folder / "temporary"
         self.folder.mkdir()
@@ -57,10 +58,15 @@ class Command:
         assert self._programs is not None
         program(self._programs / "qemu-system-x86_64", script)
 
-    def start(self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE) -> "subprocess.Popen[bytes]":
-        """Start it."""
+    def start(
+        self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE, before: "Sequence[str]" = ()
+    ) -> "subprocess.Popen[bytes]":
+        """Start it.
+
+        :param before: A command that runs the rest of its words.
+        """
         return subprocess.Popen(
-            [*_ASI, *words],
+            [*before, *_ASI, *(() if "--root" in words else self.options), *words],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from asikit.trace import Trace
 from tests.linux.running import Command
 
 if TYPE_CHECKING:
@@ -39,12 +40,31 @@ def test_powered_off(command: Command) -> None:
 def test_out_of_memory(command: Command) -> None:
     """A workload killed for want of memory is a failed workload: its trace is kept, and the cause said."""
     ended = command.run("--memory", "128M", "--", "tail", "/dev/zero")
-    assert ended.code == 1
+    assert ended.code == 128 + signal.SIGKILL
     assert ended.err.splitlines()[-2:] == [
         "asi: the guest ran out of memory and killed 'tail'; give it more (--memory)",
-        "asi: error: the workload was killed by signal 9; the trace holds what it did until then",
+        "asi: the workload was killed by signal 9; the trace holds what it did until then",
     ]
     assert command.left() == [str(command.folder / "tail.asitrace")]
+
+
+def test_argument_of_any_bytes(command: Command) -> None:
+    """An argument that is no UTF-8 comes as it is, and is visible in the trace."""
+    process = command.start("-o", "t.asitrace", "--", "echo", os.fsdecode(b"\xff caf\xc3\xa9"))
+    out, _ = process.communicate()
+    assert (process.returncode, out) == (0, b"\xff caf\xc3\xa9\n")
+    assert Trace.open(command.folder / "t.asitrace").recorder.workload.command == ["echo", "\\xff caf\u00e9"]
+
+
+def test_closed_output(command: Command) -> None:
+    """Where the shell has closed stdout the recording is made all the same."""
+    process = command.start(
+        "-o", "t.asitrace", "--", "echo", "nobody reads this", before=["sh", "-c", 'exec "$@" >&-', "sh"]
+    )
+    ended = command.end(process)
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err.startswith("asi: recorded ")
+    Trace.open(command.folder / "t.asitrace").verify()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -73,6 +73,17 @@ def test_no_symbols(tmp_path: "Path") -> None:
         Symbols.read(tmp_path / "guest-kallsyms")
 
 
+def test_symbols_again(tmp_path: "Path") -> None:
+    """At a recording's end the symbols are parsed again only if there are others: a module's, for example."""
+    path = tmp_path / "guest-symbols-after"
+    path.write_text(KALLSYMS)
+    before = Symbols.read(path)
+    assert Symbols.read(path, known=before) is before
+    path.write_text(KALLSYMS.replace("overlay", "fuse"))
+    after = Symbols.read(path, known=before)
+    assert after.module_of(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_C000_1000) == "fuse"
+
+
 def test_no_events(tmp_path: "Path") -> None:
     """A kernel without trace events is refused with the options that it lacks."""
     with pytest.raises(RecordError, match="no trace events; record a kernel with CONFIG_FTRACE=y"):

@@ -30,6 +30,7 @@ def test_kernel_and_modules_of_a_tree(tmp_path: "Path") -> None:
         kernel=image,
         module_folder=tmp_path / "linux",
         modules=("overlay",),
+        bare=True,
     )
     made = run(recording, tmp_path / "t.asitrace")
     assert made.out == "nodev\toverlay\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
-from asikit.linux import Recording, record
+from asikit.linux import Recording, Streams, record
 from asikit.trace import EventKind, Trace
 from tests.linux.conftest import Run, run
 from tests.linux.kernels import bzimage
@@ -25,7 +25,9 @@ JOBS = "--name=job --directory=/tmp --size=4m --rw=randread --bs=4k --ioengine=p
 
 def test_model(tmp_path: Path) -> None:
     """The guest has the CPU that was asked for, and the trace says which it is."""
-    done = run(Recording(("grep", "-m1", "model name", "/proc/cpuinfo"), cpu=MODEL), tmp_path / "cpu.asitrace")
+    done = run(
+        Recording(("grep", "-m1", "model name", "/proc/cpuinfo"), cpu=MODEL, bare=True), tmp_path / "cpu.asitrace"
+    )
     assert MODEL in done.out
     assert Trace.open(done.trace).meta["machine"]["cpu_model"] == f"QEMU {MODEL}"
 
@@ -44,7 +46,7 @@ def test_unknown_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 def test_clock(tmp_path: Path, cpus: int) -> None:
     """Any number of CPUs read the TSC, which is no system call; tsc-early is its name until it is calibrated."""
-    done = run(Recording(("cat", CLOCK), cpus=cpus), tmp_path / "clock.asitrace")
+    done = run(Recording(("cat", CLOCK), cpus=cpus, bare=True), tmp_path / "clock.asitrace")
     assert done.out in {"tsc\n", "tsc-early\n"}
 
 
@@ -54,8 +56,9 @@ def test_one_cpu_and_two(tmp_path: Path) -> None:
 
     def round_trips(cpus: int) -> int:
         trace = tmp_path / f"{cpus}.asitrace"
-        recording = Recording(("fio", *JOBS.split()), cpus=cpus)
-        done = record(recording, trace, say=lambda line: None, out=io.BytesIO(), err=io.BytesIO())  # noqa: ARG005
+        recording = Recording(("fio", *JOBS.split()), cpus=cpus, bare=True)
+        streams = Streams.to(io.BytesIO(), io.BytesIO())
+        done = record(recording, trace, say=lambda line: None, streams=streams)  # noqa: ARG005
         assert not any(done.lost.values())
         kinds = pl.concat([part["kind"] for part in Trace.open(trace).events()])
         return int(kinds.is_in([kind for kind in EventKind if kind.name.startswith("ENTRY_")]).sum())
@@ -67,7 +70,7 @@ def test_one_cpu_and_two(tmp_path: Path) -> None:
 def test_events_of_each_cpu(tmp_path: Path, compiled: "Callable[[Path], str]") -> None:
     """What a task pinned to a CPU does is recorded as that CPU's, also where QEMU names another to plugins."""
     program = compiled(Path(__file__).parent / "pinned.c")
-    done: Run = run(Recording((program,), cpus=2), tmp_path / "pinned.asitrace")
+    done: Run = run(Recording((program,), cpus=2, bare=True), tmp_path / "pinned.asitrace")
     trace = Trace.open(done.trace)
     number = next(int(key) for key, name in trace.meta["syscalls"].items() if name == "getsid")
     events = pl.concat(list(trace.events())).filter(kind=EventKind.ENTRY_SYSCALL, arg=number)

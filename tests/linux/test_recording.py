@@ -12,7 +12,7 @@ import pytest
 
 from asikit.linux import Recording, WorkloadError
 from asikit.replay import ReplayResult, load_policy, replay
-from asikit.trace import TOUCH_KINDS, EventKind, Trace
+from asikit.trace import TOUCH_KINDS, EventKind, Stacks, Trace
 from tests.linux.conftest import Run, run
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def test_replay_is_repeatable(fio: Run) -> None:
 
 def test_kvm(tmp_path: Path, compiled: "Callable[[Path], str]") -> None:
     """VM exits are those that the guest's program makes, and its own accesses are not taken for the kernel's."""
-    made = run(Recording((compiled(SAMPLES / "kvm_guest.c"), "4"), modules=("kvm_amd",)), tmp_path / "kvm.asitrace")
+    made = run(
+        Recording((compiled(SAMPLES / "kvm_guest.c"), "4"), modules=("kvm_amd",), bare=True), tmp_path / "kvm.asitrace"
+    )
     assert made.out == "128 port writes handled here, 4 CPUID instructions by the kernel\n"
     events = pl.concat(list(Trace.open(made.trace).events()))
     kind = events["kind"].to_numpy()
@@ -86,7 +88,7 @@ def test_module_text(tmp_path: Path) -> None:
         "mount -t overlay overlay -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w /tmp/m || exit 1; "
         "i=0; while [ $i -lt 100 ]; do i=$((i+1)); read x < /tmp/m/f; done; echo $x"
     )
-    made = run(Recording(("sh", "-c", script), modules=("overlay",)), tmp_path / "overlay.asitrace")
+    made = run(Recording(("sh", "-c", script), modules=("overlay",), bare=True), tmp_path / "overlay.asitrace")
     assert made.out == "hello\n"
     first = replayed(made.trace, "no-module-text").causes[0]
     assert (first.access, first.region, first.function) == ("fetch", "modules", "ovl_read_iter")
@@ -122,7 +124,7 @@ def test_twice_and_at_once(tmp_path: Path) -> None:
 
     def recording(number: int) -> None:
         made[number] = run(
-            Recording(("sh", "-c", "ls /proc/self > /dev/null; echo done")), tmp_path / f"{number}.asitrace"
+            Recording(("sh", "-c", "ls /proc/self > /dev/null; echo done"), bare=True), tmp_path / f"{number}.asitrace"
         )
 
     threads = [threading.Thread(target=recording, args=(number,)) for number in range(2)]
@@ -144,7 +146,7 @@ def test_exit_status_output_and_environment(tmp_path: Path) -> None:
     include.mkdir()
     (include / "me").write_text("x")
     script = rf"printf 'a\000\r\n'; echo oops >&2; [ -e {include}/me ] || exit 9; kill -15 $$"
-    made = run(Recording(("sh", "-c", script), include=(include,)), tmp_path / "t.asitrace")
+    made = run(Recording(("sh", "-c", script), include=(include,), bare=True), tmp_path / "t.asitrace")
     assert (made.out, made.err, made.done.exit_status) == ("a\0\r\n", "oops\n", 128 + 15)
 
 
@@ -154,5 +156,26 @@ def test_program_that_cannot_run(tmp_path: Path) -> None:
     odd.write_text("#!/no/such/interpreter\n")
     odd.chmod(0o755)
     with pytest.raises(WorkloadError, match=f"^in the guest: cannot run {odd}: No such file or directory$"):
-        run(Recording((str(odd),)), tmp_path / "t.asitrace")
+        run(Recording((str(odd),), bare=True), tmp_path / "t.asitrace")
     assert not (tmp_path / "t.asitrace").exists()
+
+
+def test_cpusets_mark_no_allocation(tmp_path: Path) -> None:
+    """Page tables are no user data, also if the workload does what a container engine does to have a cpuset."""
+    script = """
+        cd /sys/fs/cgroup; mkdir outer; echo +pids > cgroup.subtree_control
+        echo +cpuset > cgroup.subtree_control; mkdir inner; echo $$ > inner/cgroup.procs
+        exec cat /etc/passwd
+    """
+    made = run(Recording(("sh", "-c", script), bare=True), tmp_path / "cpuset.asitrace")
+    assert "root:" in made.out
+    trace = Trace.open(made.trace)
+    hardwall = trace.meta["gfp_flags"]["__GFP_HARDWALL"]
+    stacks = Stacks(trace)
+    tables = [
+        gfp
+        for gfp, stack in trace.table("allocations").select("gfp", "stack").iter_rows()
+        if "pgd_alloc" in stacks.names(stack)
+    ]
+    assert tables
+    assert not any(gfp & hardwall for gfp in tables)

@@ -54,7 +54,7 @@ REGIONS = (
 def known(*, symbols: Symbols = SYMBOLS, root_is_tmpfs: bool = True) -> Attribution:
     """Give what tells kinds of pages apart."""
     percpu = ((PERCPU, PERCPU + 0x3000), (PERCPU + 0x20_0000, PERCPU + 0x20_3000))
-    return Attribution(Layout("", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
+    return Attribution(Layout(symbols, "", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
 
 
 def area(number: int, start: int, end: int, maker: int) -> "np.void":

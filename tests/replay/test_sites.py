@@ -27,7 +27,7 @@ def test_counts(batches: list[list[tuple[EventKind, int, int, int]]]) -> None:
     for batch in batches:
         kind, arg, stack, transition = (np.array(column) for column in zip(*batch, strict=True))
         columns = (kind.astype(np.uint8), kind.astype(np.uint8), arg.astype(np.uint32), stack.astype(np.uint32))
-        table.add(columns, np.arange(len(batch)), transition.astype(np.int64))
+        table.add(columns, np.zeros(len(batch), np.uint32), np.arange(len(batch)), transition.astype(np.int64))
         for kind_, arg_, stack_, transition_ in batch:
             place = NO_PLACE if kind_ is EventKind.TASK_SWITCH else arg_
             wanted[int(kind_), place, stack_, int(reasons[transition_])] += 1

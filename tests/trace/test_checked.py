@@ -55,7 +55,7 @@ def test_hashed_once(path: "Path", hashed: list[str]) -> None:
     assert _read(path) == _read(path)
     assert hashed == PARTS
     Trace.open(path).verify()
-    assert len(hashed) == 3 + 9
+    assert len(hashed) == 3 + 10
 
 
 def test_written_since(path: "Path") -> None:

@@ -102,8 +102,8 @@ def test_awkward_name(tmp_path: "Path") -> None:
         ('{"format": "asitrace", "version": true}', "'version' is true, not a number from 1"),
         ('{"format": "asitrace", "version": "1"}', "'version' is \"1\", not a number from 1"),
         (
-            '{"format": "asitrace", "version": 3, "tables": "of another kind"}',
-            "trace format version 3 is newer than this asikit reads (2): update asikit",
+            '{"format": "asitrace", "version": 4, "tables": "of another kind"}',
+            "trace format version 4 is newer than this asikit reads (3): update asikit",
         ),
         ('{"format": "asitrace", "version": 1}', "Object missing required field `tables`"),
     ],

@@ -34,6 +34,7 @@ _side_rows: dict[str, st.SearchStrategy[list[tuple[Any, ...]]]] = {
         lambda rows: [("?", None, 0), *rows]
     ),
     "tasks": st.lists(st.tuples(_u32, _u32, _text, _u32), max_size=9),
+    "phases": st.lists(st.tuples(_text, _u64, _u64, st.none() | _u32, st.booleans()), max_size=9),
 }
 
 
@@ -117,7 +118,7 @@ def test_meta_is_kept(tmp_path: Path) -> None:
         "own": [1, {"a": None}],
         "lost": {"events": 3},
         "format": "asitrace",
-        "version": 2,
+        "version": 3,
     }
 
 

@@ -105,6 +105,19 @@ def _with(table: str, row: int, **values: Any) -> dict[str, pl.DataFrame]:  # no
         (_with("stacks", 3, parent=3), "stacks.parquet: row 3: parent 3 is not an earlier row"),
         (_with("stacks", 3, parent=2**32 - 1), "stacks.parquet: row 3: parent 4294967295 is not an earlier row"),
         (_with("stacks", 3, symbol=12), "stacks.parquet: row 3: symbol 12 is not in symbols, which has 12 rows"),
+        (
+            _with("phases", 0, end=2),
+            "phases.parquet: row 0: the phase 'steady', from event 3 to 2, ends before it begins",
+        ),
+        (
+            _with("phases", 1, end=99),
+            "phases.parquet: row 1: the phase 'inner', from event 11 to 99, ends after the last of 27 events",
+        ),
+        (
+            _with("phases", 1, begin=2),
+            "phases.parquet: row 1: the phase 'inner', from event 2 to 27, begins before the one above it",
+        ),
+        (_with("phases", 0, task=1), "phases.parquet: row 0: task 1 is not in tasks, which has 1 rows"),
     ],
 )
 def test_wrong_side_table(tmp_path: "Path", tables: dict[str, pl.DataFrame], message: str) -> None:

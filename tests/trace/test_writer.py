@@ -1,21 +1,22 @@
 """The writer's refusals, and that a trace is whole or not there."""
 
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from asikit.trace import EventKind, Trace, TraceError, TraceWriter
+from asikit.trace import EventKind, Trace, TraceError, TraceWriter, _writer
 from tests.builders import META, small_trace
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def _names(folder: "Path") -> list[str]:
+def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -45,7 +46,7 @@ def _columns(rows: int = 3) -> dict[str, Any]:
         ({"kind": np.array([1, 20, 2], np.uint8)}, "events: unknown kind 20"),
     ],
 )
-def test_wrong_events(tmp_path: "Path", change: dict[str, Any], message: str) -> None:
+def test_wrong_events(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """Events of a wrong type, shape or kind are refused, and nothing is left."""
     path = tmp_path / "t"
     with pytest.raises(TraceError) as caught, TraceWriter(path, META) as writer:
@@ -60,7 +61,7 @@ def test_wrong_events(tmp_path: "Path", change: dict[str, Any], message: str) ->
         (
             "events",
             pl.DataFrame(),
-            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks",
+            "events: no such side table; there are places, pages, allocations, stacks, symbols, tasks, phases",
         ),
         ("tasks", pl.DataFrame({"pid": [1]}), "tasks: column 'pid' is int64, not uint32"),
         ("tasks", pl.DataFrame({"pid": [1]}, {"pid": pl.UInt32}), "tasks: column 'tgid' is missing"),
@@ -105,7 +106,7 @@ def test_wrong_events(tmp_path: "Path", change: dict[str, Any], message: str) ->
         ),
     ],
 )
-def test_wrong_side_table(tmp_path: "Path", table: str, frame: pl.DataFrame, message: str) -> None:
+def test_wrong_side_table(tmp_path: Path, table: str, frame: pl.DataFrame, message: str) -> None:
     """A side table with a wrong column, null or word is refused, and nothing is left."""
     path = tmp_path / "t"
     with pytest.raises(TraceError) as caught, TraceWriter(path, META) as writer:
@@ -114,7 +115,7 @@ def test_wrong_side_table(tmp_path: "Path", table: str, frame: pl.DataFrame, mes
     assert _names(tmp_path) == []
 
 
-def test_row_in_a_later_piece(tmp_path: "Path") -> None:
+def test_row_in_a_later_piece(tmp_path: Path) -> None:
     """The row that a message names is the table's row, not the piece's."""
     schema = {"frame": pl.UInt64, "kind": pl.String, "cache": pl.String, "allocation": pl.UInt32}
     with pytest.raises(TraceError) as caught, TraceWriter(tmp_path / "t", META) as writer:
@@ -138,7 +139,7 @@ def test_row_in_a_later_piece(tmp_path: "Path") -> None:
         ),
     ],
 )
-def test_wrong_meta(tmp_path: "Path", meta: dict[str, Any], message: str) -> None:
+def test_wrong_meta(tmp_path: Path, meta: dict[str, Any], message: str) -> None:
     """A meta that no reader could use is refused at the end of the block, and nothing is left."""
     path = tmp_path / "t"
     with pytest.raises(TraceError) as caught, TraceWriter(path, meta):
@@ -149,7 +150,7 @@ def test_wrong_meta(tmp_path: "Path", meta: dict[str, Any], message: str) -> Non
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_exception_leaves_nothing(tmp_path: "Path", error: type[BaseException]) -> None:
+def test_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     """An exception in the block, Ctrl-C included, comes out as it is and leaves nothing."""
     with pytest.raises(error), TraceWriter(tmp_path / "t", META, rows_per_part=2) as writer:
         writer.append_events(**_columns(9))
@@ -158,7 +159,7 @@ def test_exception_leaves_nothing(tmp_path: "Path", error: type[BaseException]) 
     assert _names(tmp_path) == []
 
 
-def test_interrupt_while_completing(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_while_completing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the last tables are written leaves nothing either."""
 
     def interrupted(*_: object) -> None:
@@ -170,7 +171,7 @@ def test_interrupt_while_completing(tmp_path: "Path", monkeypatch: pytest.Monkey
     assert _names(tmp_path) == []
 
 
-def test_nothing_under_the_name_before_the_end(tmp_path: "Path") -> None:
+def test_nothing_under_the_name_before_the_end(tmp_path: Path) -> None:
     """Inside the block the trace grows under another name, beside the one it will get."""
     with TraceWriter(tmp_path / "t", META) as writer:
         assert not (tmp_path / "t").exists()
@@ -181,7 +182,7 @@ def test_nothing_under_the_name_before_the_end(tmp_path: "Path") -> None:
     assert _names(tmp_path) == ["t"]
 
 
-def test_existing_trace_is_kept(tmp_path: "Path") -> None:
+def test_existing_trace_is_kept(tmp_path: Path) -> None:
     """A trace is not overwritten unless that is asked for."""
     trace = small_trace().write(tmp_path / "t")
     with pytest.raises(TraceError) as caught, TraceWriter(trace.path, META):
@@ -190,7 +191,7 @@ def test_existing_trace_is_kept(tmp_path: "Path") -> None:
     trace.verify()
 
 
-def test_overwrite_replaces_a_trace(tmp_path: "Path") -> None:
+def test_overwrite_replaces_a_trace(tmp_path: Path) -> None:
     """With overwrite, the new trace is in the old one's place and the old one is gone."""
     old = small_trace().write(tmp_path / "t", rows_per_part=3)
     with TraceWriter(old.path, META, overwrite=True) as writer:
@@ -200,8 +201,88 @@ def test_overwrite_replaces_a_trace(tmp_path: "Path") -> None:
     assert _names(tmp_path) == ["t"]
 
 
+@pytest.mark.parametrize("events", [0, 4])
+def test_last_events(tmp_path: "Path", events: int) -> None:
+    """When the events have come to their end the last are written at once; the trace is the same as without."""
+
+    def written() -> int:
+        return sum(1 for folder in tmp_path.iterdir() for part in folder.glob("events/*"))
+
+    with TraceWriter(tmp_path / "t", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+        writer.end_events()
+        before = written()
+    assert written() == before == max(1, -(-events // 3))
+    with TraceWriter(tmp_path / "u", META, rows_per_part=3) as writer:
+        writer.append_events(**_columns(events))
+    assert Trace.open(tmp_path / "t").content_hash == Trace.open(tmp_path / "u").content_hash
+
+
+def test_overwrite_at_no_time_without_a_trace(tmp_path: Path) -> None:
+    """While a trace is replaced its name leads to the old one or to the new one."""
+    path = small_trace().write(tmp_path / "t").path
+    ends = threading.Event()
+    missing = []
+
+    def look() -> None:
+        while not ends.is_set():
+            if not path.exists():
+                missing.append(path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(20):
+        with TraceWriter(path, META, overwrite=True, rows_per_part=8):
+            pass
+    ends.set()
+    looking.join()
+    assert missing == []
+    assert _names(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_overwrite_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    """Where two names cannot be exchanged in one step, the old trace steps aside, and comes back after a failure."""
+    old = small_trace().write(tmp_path / "t", rows_per_part=3)
+    rows = old.rows("events")
+    monkeypatch.setattr(_writer, "exchange", lambda *_: False)
+    renaming = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if fails and path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return renaming(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with (
+        pytest.raises(KeyboardInterrupt) if fails else nullcontext(),
+        TraceWriter(old.path, META, overwrite=True) as writer,
+    ):
+        writer.append_events(**_columns(4))
+    assert Trace.open(old.path).rows("events") == (rows if fails else 4)
+    assert _names(tmp_path) == ["t"]
+
+
+_KILLED = """
+import os, signal, sys
+from asikit.trace import TraceWriter
+with TraceWriter(sys.argv[1], {"source": "test"}) as writer:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed(tmp_path: Path) -> None:
+    """What a killed writer leaves is cleared away by the next one in that folder, of whatever name."""
+    subprocess.run([sys.executable, "-c", _KILLED, tmp_path / "one"], check=False)
+    (left,) = _names(tmp_path)
+    assert left.startswith(".one.")
+    with TraceWriter(tmp_path / "two", META):
+        pass
+    assert _names(tmp_path) == ["two"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_overwrite_replaces_nothing_else(tmp_path: "Path", kind: str) -> None:
+def test_overwrite_replaces_nothing_else(tmp_path: Path, kind: str) -> None:
     """With overwrite, a folder, a file or a link that is not a trace is refused and kept."""
     path = tmp_path / "t"
     if kind == "folder":
@@ -217,7 +298,7 @@ def test_overwrite_replaces_nothing_else(tmp_path: "Path", kind: str) -> None:
     assert path.exists()
 
 
-def test_name_taken_meanwhile(tmp_path: "Path") -> None:
+def test_name_taken_meanwhile(tmp_path: Path) -> None:
     """A trace that appeared under the name during the block is kept; ours is not left half-way."""
     path = tmp_path / "t"
     with pytest.raises(TraceError) as caught, TraceWriter(path, META):
@@ -227,7 +308,7 @@ def test_name_taken_meanwhile(tmp_path: "Path") -> None:
     assert _names(tmp_path) == ["t"]
 
 
-def test_no_such_folder(tmp_path: "Path") -> None:
+def test_no_such_folder(tmp_path: Path) -> None:
     """A folder that does not exist is not made."""
     path = tmp_path / "no" / "t"
     with pytest.raises(TraceError) as caught, TraceWriter(path, META):
@@ -235,7 +316,7 @@ def test_no_such_folder(tmp_path: "Path") -> None:
     assert str(caught.value) == f"{path}: cannot be written: No such file or directory"
 
 
-def test_outside_its_block(tmp_path: "Path") -> None:
+def test_outside_its_block(tmp_path: Path) -> None:
     """A writer takes nothing before its block and after it."""
     writer = TraceWriter(tmp_path / "t", META)
     message = f"{tmp_path / 't'}: not open for writing: use TraceWriter in a with statement"
@@ -249,7 +330,7 @@ def test_outside_its_block(tmp_path: "Path") -> None:
     assert str(caught.value) == message
 
 
-def test_senseless_part(tmp_path: "Path") -> None:
+def test_senseless_part(tmp_path: Path) -> None:
     """A part holds at least one event."""
     with pytest.raises(TraceError, match="rows_per_part is 0, must be at least 1"):
         TraceWriter(tmp_path / "t", META, rows_per_part=0)
@@ -270,7 +351,7 @@ except TraceError as error:
 """
 
 
-def test_disk_full(tmp_path: "Path") -> None:
+def test_disk_full(tmp_path: Path) -> None:
     """When a part does not fit (here: the limit on a file's size), one line says so and nothing is left."""
     path = tmp_path / "t"
     done = subprocess.run([sys.executable, "-c", _FILL, path], capture_output=True, text=True, check=True)
@@ -278,7 +359,19 @@ def test_disk_full(tmp_path: "Path") -> None:
     assert _names(tmp_path) == []
 
 
-def test_meta_of_another_trace(tmp_path: "Path") -> None:
+def test_meta_with_odd_text(tmp_path: Path) -> None:
+    """What is no Unicode, as an argument in another encoding, is written visibly; all else as it is."""
+    words = [os.fsdecode(b"caf\xe9 \xff"), "caf\u00e9 \\xff", "\ud800", "\U0001f642"]
+    meta = {"source": "test", "workload": {"command": words}, "own": {os.fsdecode(b"\x80"): 1}}
+    with TraceWriter(tmp_path / "t", meta):
+        pass
+    opened = Trace.open(tmp_path / "t")
+    assert opened.recorder.workload.command == ["caf\\xe9 \\xff", "caf\u00e9 \\xff", "\\ud800", "\U0001f642"]
+    assert opened.meta["own"] == {"\\x80": 1}
+    opened.verify()
+
+
+def test_meta_of_another_trace(tmp_path: Path) -> None:
     """A trace's own meta can be given for the next: what the writer fills in is filled in anew."""
     first = small_trace().write(tmp_path / "one")
     with TraceWriter(tmp_path / "two", first.meta):

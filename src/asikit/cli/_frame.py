@@ -1,5 +1,6 @@
 """What every command shares: finding it, its errors in one line, its exit code."""
 
+import atexit
 import errno
 import os
 import signal
@@ -27,7 +28,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("demo", "record", "info", "replay", "cost", "compare", "host", "calibrate", "run")
+_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "compare", "host", "calibrate", "run")
 
 
 class _Commands(click.Group):
@@ -89,6 +90,7 @@ def main(arguments: "Sequence[str] | None" = None) -> NoReturn:
     :param arguments: The words after ``asi``; the process' own when None.
     :raises SystemExit: Always: 0 fine, 1 failed, 2 usage, 130 interrupted, or what the command said.
     """
+    _open_closed_streams()
     # A name in a trace may hold a character that the terminal's encoding lacks: show it escaped rather than fail.
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a test's stand-in for the stream
@@ -97,6 +99,7 @@ def main(arguments: "Sequence[str] | None" = None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: the command is to outlive its terminal
                 signal.signal(number, _terminate)
+        atexit.register(_ignore_signals)
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_run(words))
 
@@ -173,6 +176,21 @@ def _settle_output() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
+
+
+def _open_closed_streams() -> None:
+    """Have what the shell closed (``>&-``) take and give nothing; else the next file opened would be in its place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this stream's
+            os.set_inheritable(nowhere, nowhere == number)
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8"))
+
+
+def _ignore_signals() -> None:
+    """At the interpreter's end, when all is done and said: a signal would end in Python's own words."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: "FrameType | None") -> None:

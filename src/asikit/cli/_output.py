@@ -1,4 +1,4 @@
-"""The two ways a command reports: text for people, JSON for programs. Both go to stdout."""
+"""The two ways a command reports, text for people and JSON for programs, on stdout; and warnings, on stderr."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rich.console import Console
 
 
 def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> None:
-    """Print the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
+    """Print a document in the JSON envelope of :func:`json_text`."""
+    click.echo(json_text(name, document, version=version))
+
+
+def json_text(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> str:
+    """Give the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
 
     ``schema`` stands first and all other keys are sorted, at every depth, so that the same content is the same text.
 
@@ -21,7 +26,13 @@ def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) ->
     :raises ValueError: A number is not finite.
     """
     envelope = {"schema": f"asikit.{name}/{version}", **_sorted(document)}
-    click.echo(json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False))
+    return json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def warn(lines: "Iterable[str]") -> None:
+    """Print warnings on stderr, before what is printed on stdout."""
+    for line in lines:
+        click.echo(f"asi: warning: {line}", err=True)
 
 
 def console() -> "Console":

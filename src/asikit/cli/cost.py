@@ -1,10 +1,11 @@
 """``asi cost``: what mitigations cost on a recorded workload and a processor."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import console, warn, write_json
+from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
     from asikit.cost import CostResult, Range
@@ -33,6 +34,7 @@ _DEFAULT_TOP = 5
     multiple=True,
     help=f"What guards the kernel; several, or a comma list. [default: {_DEFAULT_MITIGATIONS}]",
 )
+@selecting(cpu_options=("--on-cpu",))
 @click.option("--base-seconds", metavar="S", type=float, help="CPU seconds of the run without mitigations, measured.")
 @click.option("--cpi", metavar="LOW[:MID]:HIGH", help="Cycles for an instruction, instead of the processor's range.")
 @click.option("--smt", is_flag=True, help="The machine runs work on its sibling threads.")
@@ -53,6 +55,7 @@ def command(  # noqa: PLR0913  (an option each)
     as_json: bool,
     top: int,
     list_cpus: bool,
+    **part: Any,  # noqa: ANN401  (the options of _selecting)
 ) -> None:
     """Say what mitigations cost: time added, and where it comes from.
 
@@ -77,6 +80,7 @@ def command(  # noqa: PLR0913  (an option each)
     from asikit.trace import Trace  # noqa: PLC0415
     from asikit.x86 import load_cpu  # noqa: PLC0415
 
+    selection, by = selected(**part)
     result = price(
         Trace.open(trace),
         [load_cpu(name) for name in _names(cpus)],
@@ -84,7 +88,10 @@ def command(  # noqa: PLR0913  (an option each)
         mitigations=_names(mitigations or (_DEFAULT_MITIGATIONS,)),
         base_time=BaseTime(base_seconds, None if cpi is None else _range(cpi)),
         smt=smt,
+        selection=selection,
+        by=by,
     )
+    warn(result.warnings)
     if as_json:
         _write_json(result)
     else:

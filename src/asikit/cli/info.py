@@ -69,7 +69,7 @@ def command(trace: str, *, as_json: bool, verify: bool) -> None:
 def _document(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> dict[str, Any]:
     from asikit.trace import TABLES, VERSION  # noqa: PLC0415
 
-    shown = ("source", "kernel", "machine", "workload", "clock", "lost")
+    shown = ("source", "kernel", "machine", "workload", "clock", "lost", "marks")
     return {
         "trace": trace.path.absolute().name,
         "version": trace.meta.get("version", VERSION),
@@ -82,6 +82,7 @@ def _document(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> dic
         "round_trips": summary.round_trips,
         "events": {kind.name.lower(): count for kind, count in summary.events.items()},
         "tlb_flushes": {flush.word: count for flush, count in summary.tlb_flushes.items()},
+        "phases": [asdict(phase) for phase in summary.phases],
         "touches": [asdict(touch) for touch in summary.touches],
     }
 
@@ -93,6 +94,7 @@ def _print(out: "Console", trace: "Trace", summary: "TraceSummary", *, verified:
     out.print()
     out.print(f"Round trips: {summary.round_trips:,}", style="bold")
     out.print("  A round trip is one stay in the kernel: from an entry to the return to user mode or to a guest.")
+    _print_phases(out, trace, summary)
     _print_events(out, summary)
     _print_touches(out, summary)
 
@@ -124,6 +126,24 @@ def _facts(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> "Itera
     yield "size", f"{size_text(trace.size)} on disk, {trace.rows('events'):,} events in {_plural(parts, 'part')}"
     yield "content hash", trace.content_hash
     yield "checked", "every hash, id and clock" if verified else "every hash (--verify also checks ids and clocks)"
+
+
+def _print_phases(out: "Console", trace: "Trace", summary: "TraceSummary") -> None:
+    strays = trace.recorder.marks.ends_without_begin
+    if not summary.phases and not strays:
+        return
+    out.print()
+    out.print(f"Phases: {len(summary.phases):,}", style="bold")
+    out.print("  What the workload marked: how often, and the events and instructions of all CPUs in it.")
+    if summary.phases:
+        out.print(f"  {'phase':<32}{'times':>7}{'events':>14}{'instructions':>18}")
+    for phase in summary.phases:
+        out.print(f"  {_printable(phase.name):<32}{phase.times:>7,}{phase.events:>14,}{phase.instructions:>18,}")
+    for phase in summary.phases:
+        if phase.not_ended:
+            out.print(f"  {_printable(phase.name)}: {phase.not_ended:,} not ended, so to the end of the recording")
+    for name, count in sorted(strays.items()):
+        out.print(f"  {_printable(name)}: {_plural(count, 'end')} without a beginning")
 
 
 def _print_events(out: "Console", summary: "TraceSummary") -> None:

@@ -1,16 +1,21 @@
 """``asi record``: what a real Linux kernel does under a workload."""
 
+import os
 import re
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from asikit.cli._output import size_text
+from asikit.cli._output import json_text, size_text
+from asikit.cli._progress import StatusLine
 
 if TYPE_CHECKING:
-    from asikit.linux import Recorded
+    from collections.abc import Iterator
+
+    from asikit.linux import Recorded, Recording
 
     _Integer = click.ParamType[int]
 else:
@@ -53,13 +58,20 @@ class _Size(_Integer):
 @click.option("--memory", type=_Size(), default="1G", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="The guest's CPUs.")
 @click.option("--cpu", metavar="MODEL", help="The guest's CPU model, one of QEMU's (-cpu help). [default: max]")
-@click.option(
-    "--include", type=_PATH, multiple=True, metavar="PATH", help="A file or folder that COMMAND needs in the guest."
-)
+@click.option("--env", "environment", multiple=True, metavar="NAME[=VALUE]", help="A variable to set or keep.")
+@click.option("--clean-env", is_flag=True, help="Without this environment: PATH, HOME and --env alone.")
+@click.option("--net", "network", is_flag=True, help="With a network to the outside (QEMU's user-mode network).")
+@click.option("--show", type=_PATH, multiple=True, metavar="PATH", help="Credentials that the guest may see (~/.ssh).")
 @click.option(
     "--module", "modules", multiple=True, metavar="NAME", help="A kernel module to load first, for example kvm-amd."
 )
-@click.option("--root", type=_PATH, metavar="DIR", help="A folder that becomes the guest's whole root file system.")
+@click.option("--root", type=_PATH, metavar="DIR", help="DIR is the guest's root file system. [default: /]")
+@click.option("--bare", is_flag=True, help="A guest with COMMAND, its libraries and busybox, in memory.")
+@click.option("--include", type=_PATH, multiple=True, metavar="PATH", help="With --bare: a file or folder.")
+@click.option("--skip-startup", is_flag=True, help="Record from the program's entry point on.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="Record N times: NAME.1 to NAME.N.")
+@click.option("--json", "summary", type=_PATH, metavar="FILE", help="Write a summary (schema asikit.record/1) to FILE.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done, and when.")
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -72,19 +84,29 @@ def command(  # noqa: PLR0913  (an option each)
     memory: int,
     cpus: int,
     cpu: str | None,
+    environment: tuple[str, ...],
+    clean_env: bool,
+    network: bool,
+    show: tuple[Path, ...],
     include: tuple[Path, ...],
+    bare: bool,
     modules: tuple[str, ...],
     root: Path | None,
+    skip_startup: bool,
+    repeat: int,
+    summary: Path | None,
+    verbose: bool,
     append: str,
     timeout: float | None,
     workload: tuple[str, ...],
 ) -> None:
     """Run COMMAND under a real Linux kernel and record what the kernel does.
 
-    Boots a stock kernel in QEMU (software emulation; no root, no KVM), with COMMAND, the libraries that it needs and
-    busybox in it. COMMAND's output is passed on; the trace is a folder for `asi info` and `asi replay`.
+    Boots a stock kernel in QEMU (software emulation; no root, no KVM) and runs COMMAND in it as it would run here: it
+    sees this machine's files, the current directory, the environment and standard input. What it writes to files is
+    thrown away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
-    from asikit.linux import Recording, record  # noqa: PLC0415  (help must not wait for it)
+    from asikit.linux import Recording  # noqa: PLC0415  (help must not wait for it)
 
     recording = Recording(
         workload,
@@ -98,23 +120,62 @@ def command(  # noqa: PLR0913  (an option each)
         timeout=timeout,
         module_folder=module_folder,
         cpu=cpu,
+        bare=bare,
+        environment=tuple(_variables(environment)),
+        clean_environment=clean_env,
+        show=show,
+        network=network,
+        skip_startup=skip_startup,
     )
-    trace = output or Path(f"{Path(workload[0]).name}.asitrace")
-    done = record(recording, trace, say=_say, overwrite=overwrite)
+    name = output or Path(f"{Path(workload[0]).name}.asitrace")
+    traces = [name] if repeat == 1 else [name.with_suffix(f".{number}{name.suffix}") for number in range(1, repeat + 1)]
+    done = {trace: _record(recording, trace, overwrite=overwrite, verbose=verbose) for trace in traces}
+    if summary is not None:
+        text = json_text("record", {"recordings": [_summary(*each) for each in done.items()]})
+        summary.write_text(f"{text}\n", encoding="utf-8")
+    statuses = [recorded.exit_status for recorded in done.values()]
+    click.get_current_context().exit(next((status for status in statuses if status), 0))
+
+
+def _record(recording: "Recording", trace: Path, *, overwrite: bool, verbose: bool) -> "Recorded":
+    from asikit.linux import Status, Streams, record  # noqa: PLC0415
+
+    status, own = Status(), Streams.of_this_process()
+    with StatusLine(status, verbose=verbose) as line:
+        streams = replace(own, out=line.above(own.out), err=line.above(own.err))
+        done = record(recording, trace, say=line.say, overwrite=overwrite, streams=streams, status=status)
     _report(done, trace)
-    if done.exit_status:
-        click.get_current_context().exit(1)
+    return done
+
+
+def _summary(trace: Path, done: "Recorded") -> dict[str, object]:
+    return {"trace": str(trace), "bytes": _size(trace), **asdict(done)}
+
+
+def _size(trace: Path) -> int:
+    return sum(file.stat().st_size for file in trace.rglob("*") if file.is_file())
+
+
+def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
+    """Read NAME=VALUE, or NAME, whose value is this environment's; one that is not set here is not set there."""
+    for word in words:
+        name, given, value = word.partition("=")
+        if given:
+            yield name, value
+        elif name in os.environ:
+            yield name, os.environ[name]
 
 
 def _report(done: "Recorded", trace: Path) -> None:
-    size = size_text(sum(file.stat().st_size for file in trace.rglob("*") if file.is_file()))
     lost = sum(done.lost.values())
     note = f"; {lost:,} were lost (see asi info)" if lost else ""
-    _say(f"recorded {done.events:,} events into {trace} ({size}){note}")
+    _say(f"recorded {done.events:,} events into {trace} ({size_text(_size(trace))}){note}")
     if done.out_of_memory is not None:
         _say(f"the guest ran out of memory and killed {done.out_of_memory!r}; give it more (--memory)")
+    if done.left:
+        _say(f"still running when the command had ended, and ended with the guest: {', '.join(done.left)}")
     if done.exit_status:
-        _say(f"error: the workload {_ending(done.exit_status)}; the trace holds what it did until then")
+        _say(f"the workload {_ending(done.exit_status)}; the trace holds what it did until then")
 
 
 def _ending(status: int) -> str:

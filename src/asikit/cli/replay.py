@@ -1,11 +1,12 @@
 """``asi replay``: a recording through ASI under sensitivity policies."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from asikit import __version__
-from asikit.cli._output import console, write_json
+from asikit.cli._output import console, warn, write_json
+from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
     from asikit.protocol import AsiClass
@@ -33,6 +34,7 @@ _DEFAULT_TOP = 10
     show_default=True,
     help="Which untrusted domains to protect from.",
 )
+@selecting(cpu_options=("--cpu", "--on-cpu"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.replay/1).")
 @click.option(
     "--top",
@@ -41,12 +43,19 @@ _DEFAULT_TOP = 10
 )
 @click.option("--list-policies", is_flag=True, help="List the policies that come with asikit, and stop.")
 def command(  # noqa: PLR0913  (an option each)
-    trace: str | None, *, policies: tuple[str, ...], classes: str, as_json: bool, top: int | None, list_policies: bool
+    trace: str | None,
+    *,
+    policies: tuple[str, ...],
+    classes: str,
+    as_json: bool,
+    top: int | None,
+    list_policies: bool,
+    **part: Any,  # noqa: ANN401  (the options of _selecting)
 ) -> None:
     """Say what ASI would do: exits, flushes and their causes.
 
     TRACE is a folder NAME.asitrace that `asi record` wrote. A POLICY is one of `asi replay --list-policies`, or a TOML
-    file of yours (docs/policies.md).
+    file of yours (docs/policies.md). The whole recording is replayed, whatever part of it is counted.
     """
     if list_policies:
         _list_policies()
@@ -62,7 +71,9 @@ def command(  # noqa: PLR0913  (an option each)
     loaded = [load_policy(name) for name in dict.fromkeys(names)]
     _check_names([policy.name for policy in loaded])
     opened = Trace.open(trace)
-    results = replay(opened, loaded, chosen)
+    selection, by = selected(**part)
+    results = replay(opened, loaded, chosen, selection=selection, by=by)
+    warn(line for result in results for line in result.warnings)
     if as_json:
         _write_json(results, opened, top)
     else:
@@ -119,4 +130,4 @@ def _print(results: "list[ReplayResult]", top: int) -> None:
     if len(results) == 1:
         console().print(replay_report(results[0], top=top))
     else:
-        console().print(compare_replays(results, causes=min(top, 3)))
+        console().print(compare_replays(results, causes=min(top, 3), top=top))

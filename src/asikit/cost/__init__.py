@@ -30,7 +30,7 @@ from asikit.cost.host import HOST_SCHEMA, Host, Identity, Verdict, Vulnerability
 from asikit.cost.mitigations import Mitigation, Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
 from asikit.cost.pricing import BaseTime, mitigation_names, price
-from asikit.cost.result import SCHEMA, BreakEven, CostResult, CostRow, Sensitivity
+from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
 from asikit.cost.terms import Term
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "CompareError",
     "Comparison",
     "CostError",
+    "CostPart",
     "CostResult",
     "CostRow",
     "Host",
@@ -56,6 +57,7 @@ __all__ = [
     "Mitigation",
     "Pair",
     "Parameter",
+    "PartRow",
     "Range",
     "Sensitivity",
     "Source",

@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 __all__ = ["FACETS", "RECORDING", "Record", "Site", "Target", "cause_text", "read_side"]
 
 RECORDING = "recording"
-FACETS = ("policy", "mitigation", "cpu", "kernel", "workload", RECORDING, "version", "classes", "smt", "base")
+FACETS = (
+    "policy",
+    "mitigation",
+    "cpu",
+    "kernel",
+    "workload",
+    RECORDING,
+    "selection",
+    "version",
+    "classes",
+    "smt",
+    "base",
+)
 """What two documents can differ in besides their figures."""
+
+_EVERYTHING = "all of the recording"
 
 _REPLAY_METRICS = (
     "exits",
@@ -125,6 +139,7 @@ def _of_replay(result: "Mapping[str, Any]", document: "Mapping[str, Any]", path:
     facets = {
         "policy": str(result["policy"]),
         "classes": " and ".join(result["classes"]),
+        "selection": result.get("selection") or _EVERYTHING,
         **_trace_facets(result.get("trace") or document.get("trace"), _version(document)),
     }
     whole = sum(causes.values()) == metrics["exits"]
@@ -143,6 +158,7 @@ def _of_cost(row: "Mapping[str, Any]", document: "Mapping[str, Any]", path: Path
         "mitigation": str(row["mitigation"]),
         **({} if row["policy"] is None else {"policy": str(row["policy"])}),
         "cpu": str(row["cpu"]),
+        "selection": document.get("selection") or _EVERYTHING,
         "smt": "yes" if document["smt"] else "no",
         "base": "cycles for each instruction" if seconds is None else f"{seconds:g} s",
         **_trace_facets(document["trace"], _version(document)),

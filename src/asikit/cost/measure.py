@@ -8,10 +8,11 @@ import polars as pl
 
 from asikit.cost.mitigations import Happening
 from asikit.cost.pageblocks import PageblockCounter, Pageblocks
-from asikit.replay import ALL_CLASSES, ReplayError
+from asikit.replay import ALL_CLASSES, ReplayError, ReplayResult, Selection
 from asikit.replay._steps import check_policy
 from asikit.replay._tables import SideTables
-from asikit.replay.causes import name_result
+from asikit.replay.causes import name_part, name_result
+from asikit.replay.grouping import Group, Grouping, Labeller
 from asikit.replay.sensitivity import apply_policy
 from asikit.trace import TOUCH_KINDS, EventKind, Region
 
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from asikit.cost._split import Split
     from asikit.protocol import Effect
-    from asikit.replay import Policy, ReplayResult
+    from asikit.replay import By, Part, Policy
     from asikit.trace import Trace
 
     Numbers = npt.NDArray[np.int64]
+    Groups = npt.NDArray[np.uint32]
     Columns = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
-__all__ = ["Base", "Measured", "Walked", "measure"]
+__all__ = ["Base", "Measured", "Portion", "Portions", "Walked", "measure", "measure_portions"]
 
 _COLUMNS = ("cpu", "kind", "arg", "clock", "stack")
 _PAGE_SHIFT, _LARGE_SHIFT = 12, 21
@@ -100,30 +103,63 @@ class Measured:
     """What a policy asks for.
 
     :ivar effects: How often each effect.
+    :ivar pageblocks: Of the whole recording.
+    :ivar pageblock_shares: How much of the changes to sensitive, and to nonsensitive, is this part's.
     """
 
     policy: "Policy"
-    result: "ReplayResult"
+    result: "ReplayResult | Part"
     effects: "Mapping[Effect, int]"
     walked: Walked
     pageblocks: Pageblocks
+    pageblock_shares: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the policy's author is to know; nothing for a part."""
+        return self.result.warnings if isinstance(self.result, ReplayResult) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """A recording or a part of it: what it is without mitigations, and what each policy asks for.
+
+    Of a part ``walked`` has only what :class:`asikit.cost._split.Share` counts.
+    """
+
+    base: Base
+    measured: list[Measured]
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Portions:
+    """A recording, what was selected of it, and that in parts, the longest first."""
+
+    whole: Portion
+    chosen: Portion
+    parts: tuple[tuple[Group, Portion], ...] = ()
 
 
 class _ProcessSwitches:
-    """Counts context switches that change the mm: TASK_SWITCH, and no other switch before MM_SWITCH, on one CPU."""
+    """Counts context switches that change the mm: TASK_SWITCH, and no other switch before MM_SWITCH, on one CPU.
 
-    def __init__(self, cpus: int) -> None:
+    :ivar times: By group.
+    """
+
+    def __init__(self, cpus: int, groups: int = 1) -> None:
         self._last = [0] * cpus
-        self.times = 0
+        self.times = np.zeros(groups, np.int64)
 
-    def feed(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers") -> None:
+    def feed(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers", group: "Groups | None" = None) -> None:
         """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
         at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
         for number in np.unique(cpu[at]).tolist():
             own = at[cpu[at] == number]
             before = np.concatenate(([self._last[number]], kind[own[:-1]]))
             after_task = before == EventKind.TASK_SWITCH
-            self.times += int(np.count_nonzero(after_task & (kind[own] == EventKind.MM_SWITCH) & (arg[own] != 0)))
+            found = own[after_task & (kind[own] == EventKind.MM_SWITCH) & (arg[own] != 0)]
+            np.add.at(self.times, 0 if group is None else group[found], found.size if group is None else 1)
             self._last[number] = int(kind[own[-1]])
 
 
@@ -210,38 +246,145 @@ def measure(trace: "Trace", policies: "Sequence[Policy]") -> tuple[Base, list[Me
     :raises ReplayError: The trace's tables contradict each other.
     :raises TraceError: A part of the trace is damaged.
     """
-    from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
+    whole = _Pass(trace, policies, None).whole()
+    return whole.base, whole.measured
 
-    for policy in policies:
-        check_policy(policy, ALL_CLASSES)
-    tables = SideTables.of(trace)
-    cpus = int(trace.scan_events().select(pl.col("cpu").max().fill_null(0)).collect().item()) + 1
-    applied = [apply_policy(policy, tables) for policy in policies]
-    runs = [
-        CompiledReplay(policy, ALL_CLASSES, sensitive, tables.tasks.height)
-        for policy, sensitive in zip(policies, applied, strict=True)
-    ]
-    walkers = [_Walker(tables, cpus, flush_always=policy.mechanism.kind.value != "asi") for policy in policies]
-    blocks = [PageblockCounter.of(tables, sensitive) for sensitive in applied]
-    base = _Walker(tables, cpus, flush_always=True)
-    kinds = np.zeros(max(EventKind) + 1, np.int64)
-    process_switches = _ProcessSwitches(cpus)
-    none = np.empty(0, np.int64)
-    for columns in _pieces(trace, tables):
-        cpu, kind, arg, _, stack = columns
-        kinds += np.bincount(kind, minlength=kinds.size)
-        process_switches.feed(cpu, kind, arg)
-        base.feed(columns, none)
-        for run, walker, counter in zip(runs, walkers, blocks, strict=True):
-            walker.feed(columns, run.feed(cpu, kind, arg, stack))
-            counter.feed(kind, arg)
-    measured = []
-    for policy, run, walker, counter in zip(policies, runs, walkers, blocks, strict=True):
-        tally = run.tally()
-        result = name_result(tally, tables, policy, ALL_CLASSES)
-        measured.append(Measured(policy, result, tally.effects, walker.walked(), counter.result()))
-    happenings = _happenings(kinds, base.walked()) | {Happening.PROCESS_SWITCH: process_switches.times}
-    return Base(base.instructions(), cpus, happenings, base.walked()), measured
+
+def measure_portions(
+    trace: "Trace", policies: "Sequence[Policy]", selection: "Selection | None", by: "By | None"
+) -> Portions:
+    """Read a trace once, and count what each policy asks for in all of it, in what is selected, and in its parts.
+
+    :raises SelectionError: The recording does not have what is selected; otherwise as :func:`measure`.
+    """
+    if selection is None and by is None:
+        whole = _Pass(trace, policies, None).whole()
+        return Portions(whole, whole)
+    grouping = Grouping.of(trace, selection or Selection(), by)
+    read = _Pass(trace, policies, grouping)
+    parts: list[tuple[Group, Portion]] = []
+    if by is not None:
+        each = [(group, read.portion([number], group)) for number, group in enumerate(grouping.groups, start=1)]
+        parts = [(group, portion) for group, portion in each if portion.events]
+        parts.sort(key=lambda part: (-part[1].base.instructions, -part[1].events, part[0].name))
+    return Portions(read.whole(), read.portion(grouping.selected), tuple(parts))
+
+
+class _Under:
+    """What one policy asks for, counted."""
+
+    def __init__(self, policy: "Policy", tables: SideTables, cpus: int, groups: int) -> None:
+        from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
+
+        self.policy = policy
+        self._tables = tables
+        sensitive = apply_policy(policy, tables)
+        self._run = CompiledReplay(policy, ALL_CLASSES, sensitive, tables.tasks.height, groups=groups)
+        self._walker = _Walker(tables, cpus, flush_always=policy.mechanism.kind.value != "asi")
+        self._blocks = PageblockCounter.of(tables, sensitive)
+        self._split = _split_of(cpus, groups)
+
+    def feed(self, columns: "Columns", group: "Groups | None") -> None:
+        cpu, kind, arg, clock, stack = columns
+        exits = self._run.feed(cpu, kind, arg, stack, group)
+        self._walker.feed(columns, exits)
+        self._blocks.feed(kind, arg, group)
+        if group is not None:
+            self._split.feed(cpu, kind, clock, group, exits)
+
+    def whole(self) -> Measured:
+        tally = self._run.tally()
+        result = name_result(tally, self._tables, self.policy, ALL_CLASSES)
+        return Measured(self.policy, result, tally.effects, self._walker.walked(), self._blocks.result())
+
+    def portion(self, groups: "Sequence[int]", group: Group) -> Measured:
+        tally = self._run.tally(groups, sites=False)
+        return Measured(
+            self.policy,
+            name_part(tally, group, self.policy, ALL_CLASSES),
+            tally.effects,
+            _walked(self._split.counts()[list(groups)].sum(axis=0)),
+            self._blocks.result(),
+            self._blocks.shares(groups),
+        )
+
+
+class _Pass:
+    """One pass over a trace."""
+
+    def __init__(self, trace: "Trace", policies: "Sequence[Policy]", grouping: Grouping | None) -> None:
+        for policy in policies:
+            check_policy(policy, ALL_CLASSES)
+        tables = SideTables.of(trace)
+        self._cpus = int(trace.scan_events().select(pl.col("cpu").max().fill_null(0)).collect().item()) + 1
+        groups = 1 if grouping is None else grouping.size
+        labeller = None if grouping is None else Labeller(grouping)
+        self._under = [_Under(policy, tables, self._cpus, groups) for policy in policies]
+        self._base = _Walker(tables, self._cpus, flush_always=True)
+        self._split = _split_of(self._cpus, groups)
+        self._kinds = np.zeros((groups, max(EventKind) + 1), np.int64)
+        self._switches = _ProcessSwitches(self._cpus, groups)
+        none = np.empty(0, np.int64)
+        for columns in _pieces(trace, tables):
+            cpu, kind, arg, clock, _ = columns
+            group = None if labeller is None else labeller.label(cpu, kind, arg)
+            self._base.feed(columns, none)
+            self._count(cpu, kind, arg, group)
+            if group is not None:
+                self._split.feed(cpu, kind, clock, group, none)
+            for under in self._under:
+                under.feed(columns, group)
+
+    def _count(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers", group: "Groups | None") -> None:
+        groups, kinds = self._kinds.shape
+        row = kind if group is None else group.astype(np.int64) * kinds + kind
+        self._kinds += np.bincount(row, minlength=groups * kinds).reshape(groups, kinds)
+        self._switches.feed(cpu, kind, arg, group)
+
+    def whole(self) -> "Portion":
+        """Return what there is in all of it."""
+        return self._portion(
+            self._base.instructions(), self._base.walked(), slice(None), [u.whole() for u in self._under]
+        )
+
+    def portion(self, groups: "Sequence[int]", group: Group = Group("")) -> "Portion":  # noqa: B008  (a value)
+        """Return what there is in some groups together."""
+        counts = self._split.counts()[list(groups)].sum(axis=0)
+        measured = [under.portion(groups, group) for under in self._under]
+        return self._portion(int(counts[0]), _walked(counts), list(groups), measured)
+
+    def _portion(
+        self, instructions: int, walked: Walked, groups: "slice | list[int]", measured: list[Measured]
+    ) -> "Portion":
+        kinds = self._kinds[groups].sum(axis=0)
+        happenings = _happenings(kinds, walked)
+        happenings[Happening.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
+        return Portion(Base(instructions, self._cpus, happenings, walked), measured, int(kinds.sum()))
+
+
+def _split_of(cpus: int, groups: int) -> "Split":
+    # numba takes a while to import.
+    from asikit.cost._split import Split  # noqa: PLC0415
+
+    return Split(cpus, groups)
+
+
+def _walked(counts: "Numbers") -> Walked:
+    """Return what was counted of a part; what only the whole recording says is left out."""
+    from asikit.cost._split import Share  # noqa: PLC0415
+
+    return Walked(
+        kernel_instructions=int(counts[Share.KERNEL_INSTRUCTIONS]),
+        unrestricted_instructions=int(counts[Share.UNRESTRICTED_INSTRUCTIONS]),
+        switches_out=int(counts[Share.SWITCHES_OUT]),
+        switches_to_userspace=int(counts[Share.SWITCHES_TO_USERSPACE]),
+        switches_to_kvm=int(counts[Share.SWITCHES_TO_KVM]),
+        misses=(0, 0),
+        before_exit=(0, 0),
+        touched=(0, 0),
+        round_trips=int(counts[Share.ROUND_TRIPS]),
+        flushes={},
+    )
 
 
 def _pieces(trace: "Trace", tables: SideTables) -> "Iterator[Columns]":

@@ -11,6 +11,7 @@ them, so its allocations bound what one with ASI would have converted:
 Only allocations of which a page was touched count: of the others a trace does not say what they were for.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from asikit.cost.expression import Range
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from asikit.replay._tables import SideTables
@@ -61,7 +64,7 @@ class PageblockCounter:
     block: "Numbers"
     pages: "Numbers"
     _last: dict[int, int] = field(default_factory=dict)
-    _changes: list[int] = field(default_factory=lambda: [0, 0])
+    _changes: list[Counter[int]] = field(default_factory=lambda: [Counter(), Counter()])
     _held: list[int] = field(default_factory=lambda: [0, 0])
     _peak: list[int] = field(default_factory=lambda: [0, 0])
     _unknown: int = 0
@@ -78,13 +81,22 @@ class PageblockCounter:
             np.int64(1) << allocations["order"].to_numpy().astype(np.int64),
         )
 
-    def feed(self, kind: "npt.NDArray[np.uint8]", arg: "npt.NDArray[np.uint32]") -> None:
-        """Count the allocations and frees among these events."""
-        rows = np.flatnonzero((kind == EventKind.PAGE_ALLOC) | (kind == EventKind.PAGE_FREE))
-        for row in rows.tolist():
-            self._event(int(arg[row]), allocated=bool(kind[row] == EventKind.PAGE_ALLOC))
+    def feed(
+        self,
+        kind: "npt.NDArray[np.uint8]",
+        arg: "npt.NDArray[np.uint32]",
+        group: "npt.NDArray[np.uint32] | None" = None,
+    ) -> None:
+        """Count the allocations and frees among these events.
 
-    def _event(self, allocation: int, *, allocated: bool) -> None:
+        :param group: The part of the recording that each belongs to.
+        """
+        rows = np.flatnonzero((kind == EventKind.PAGE_ALLOC) | (kind == EventKind.PAGE_FREE))
+        groups = [0] * rows.size if group is None else group[rows].tolist()
+        for row, part in zip(rows.tolist(), groups, strict=True):
+            self._event(int(arg[row]), part, allocated=bool(kind[row] == EventKind.PAGE_ALLOC))
+
+    def _event(self, allocation: int, group: int, *, allocated: bool) -> None:
         sensitivity = int(self.sensitivity[allocation])
         if sensitivity == _UNKNOWN:
             self._unknown += allocated
@@ -98,13 +110,20 @@ class PageblockCounter:
         first = int(self.block[allocation])
         for block in range(first, first + max(1, pages // PAGEBLOCK_PAGES)):
             if self._last.setdefault(block, sensitivity) != sensitivity:
-                self._changes[sensitivity] += 1
+                self._changes[sensitivity][group] += 1
                 self._last[block] = sensitivity
 
     def result(self) -> Pageblocks:
         """Return the bounds."""
         bounds = [
-            Range(0, min(changes, -(-peak // PAGEBLOCK_PAGES)), changes)
+            Range(0, min(changes.total(), -(-peak // PAGEBLOCK_PAGES)), changes.total())
             for changes, peak in zip(self._changes, self._peak, strict=True)
         ]
         return Pageblocks(bounds[1], bounds[0], self._unknown)
+
+    def shares(self, groups: "Sequence[int]") -> tuple[float, float]:
+        """Return how much of the changes to sensitive, and of those to nonsensitive, is of some groups."""
+        nonsensitive, sensitive = (
+            sum(changes[group] for group in groups) / max(1, changes.total()) for changes in self._changes
+        )
+        return sensitive, nonsensitive

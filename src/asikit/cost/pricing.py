@@ -8,10 +8,10 @@ import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extremes, value_of
-from asikit.cost.measure import measure
+from asikit.cost.measure import measure_portions
 from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
-from asikit.cost.result import BreakEven, CostResult, CostRow, Sensitivity
+from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
 from asikit.cost.terms import Term, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
 from asikit.protocol import EffectKind
 from asikit.replay import CpuModel as PolicyCpu
@@ -19,10 +19,10 @@ from asikit.replay import MechanismKind, load_policy
 from asikit.x86 import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from asikit.cost.measure import Base, Measured
-    from asikit.replay import Policy
+    from asikit.cost.measure import Measured, Portion, Portions
+    from asikit.replay import By, Policy, Selection
     from asikit.trace import Trace
     from asikit.x86 import CpuModel
 
@@ -57,13 +57,18 @@ def price(  # noqa: PLR0913  (what a question consists of)
     mitigations: "Sequence[str]",
     base_time: BaseTime | None = None,
     smt: bool = False,
+    selection: "Selection | None" = None,
+    by: "By | None" = None,
 ) -> CostResult:
     """Say what mitigations cost on a recorded workload.
 
     :param policies: Sensitivity policies, a row each for the mitigation ``asi``.
     :param mitigations: ``none``, ``blanket``, ``asi``, a name of :func:`shipped_mitigations`, or a TOML file.
     :param smt: The machine runs work on its sibling threads: ASI stuns them, the blanket mitigation does without them.
-    :raises CostError: A combination that makes no sense; also :class:`PolicyError`, :class:`TraceError`.
+    :param selection: The part of the recording to be priced, against its own time; all of it when None.
+    :param by: What the cost is divided into, besides.
+    :raises CostError: A combination that makes no sense; also :class:`PolicyError`, :class:`SelectionError`,
+        :class:`TraceError`.
     """
     _check(cpus, policies, mitigations, smt=smt)
     chosen = base_time or BaseTime()
@@ -72,15 +77,30 @@ def price(  # noqa: PLR0913  (what a question consists of)
         for cpu in cpus
         for policy in (*(policies if ASI in mitigations else ()), load_policy(BLANKET))
     ]
-    base, measured = measure(trace, needed)
-    if not base.instructions:
-        raise CostError(f"{trace.path}: the trace has no instructions, so nothing can be a share of its time")
+    read = measure_portions(trace, needed, selection, by)
+    if not read.chosen.base.instructions:
+        what = "the trace has" if selection is None else f"{selection.text} has"
+        raise CostError(f"{trace.path}: {what} no instructions, so nothing can be a share of its time")
     per_cpu = len(needed) // len(cpus)
     rows = []
+    in_parts: list[list[PartRow]] = [[] for _ in read.parts]
     for number, cpu in enumerate(cpus):
-        own = measured[number * per_cpu : (number + 1) * per_cpu]
-        rows += _Pricer(cpu, base, own, chosen, smt=smt).rows(mitigations)
-    return CostResult.of(trace, base, chosen, rows, smt=smt)
+        policies_here = slice(number * per_cpu, (number + 1) * per_cpu)
+        rows += _Pricer(cpu, read.chosen, read, policies_here, chosen, smt=smt).rows(mitigations)
+        for own, (_, portion) in zip(in_parts, read.parts, strict=True):
+            own.extend(_Pricer(cpu, portion, read, policies_here, chosen, smt=smt).part_rows(mitigations))
+    parts = [
+        CostPart.of(group.name, group.pids, portion.base, tuple(row))
+        for (group, portion), row in zip(read.parts, in_parts, strict=True)
+    ]
+    result = CostResult.of(trace, read.chosen.base, chosen, rows, smt=smt)
+    return replace(
+        result,
+        warnings=tuple(dict.fromkeys(line for one in read.whole.measured for line in one.warnings)),
+        selection="" if selection is None else selection.text,
+        by="" if by is None else by.value,
+        parts=tuple(parts),
+    )
 
 
 def _check(
@@ -110,16 +130,45 @@ def _on(policy: "Policy", cpu: "CpuModel", *, smt: bool) -> "Policy":
     return replace(policy, cpu=described, mechanism=replace(policy.mechanism, smt=stuns))
 
 
-class _Pricer:
-    """Prices on one processor."""
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a mitigation adds, and the parameters that it may consist of; ``measured`` for ASI."""
 
-    def __init__(
-        self, cpu: "CpuModel", base: "Base", measured: "Sequence[Measured]", base_time: BaseTime, *, smt: bool
+    mitigation: str
+    terms: list[Term]
+    parameters: "Mapping[str, Parameter]"
+    measured: "Measured | None" = None
+
+
+class _Pricer:
+    """Prices on one processor of a recording or a part of it.
+
+    What a switch of address spaces or a flush costs afterwards is the whole recording's mean, also in a part: so the
+    parts' costs add up to the whole's.
+    """
+
+    def __init__(  # noqa: PLR0913  (what a price depends on)
+        self,
+        cpu: "CpuModel",
+        portion: "Portion",
+        read: "Portions",
+        policies: slice,
+        base_time: BaseTime,
+        *,
+        smt: bool,
     ) -> None:
+        """Prepare.
+
+        :param portion: What is priced: what was selected of the recording, or a part of that.
+        :param policies: Which of the portions' policies are this processor's.
+        """
         self._cpu = cpu
-        self._base = base
+        self._base = portion.base
+        self._run = read.chosen.base
+        self._whole = read.whole.base
         self._smt = smt
-        self._seconds = base_time.seconds
+        # Measured seconds are the whole recording's; a part has as many of them as it has of the instructions.
+        self._seconds = None if base_time.seconds is None else base_time.seconds / self._whole.instructions
         self._shared: dict[str, Parameter] = dict(cpu_parameters(cpu))
         if base_time.cpi is not None:
             self._shared["cpi"] = msgspec.structs.replace(
@@ -131,24 +180,48 @@ class _Pricer:
                 high=base_time.cpi.high,
                 value=None,
             )
+        measured = portion.measured[policies]
+        self._wholes = dict(zip(map(id, measured), read.whole.measured[policies], strict=True))
         self._policies = [one for one in measured if one.policy.mechanism.kind is MechanismKind.ASI]
         self._blanket = next(one for one in measured if one.policy.mechanism.kind is not MechanismKind.ASI)
 
     def rows(self, mitigations: "Sequence[str]") -> list[CostRow]:
         """Return a row for each mitigation, and for ASI a row for each policy."""
-        rows = []
+        return [
+            self._row(row.mitigation, row.terms, row.parameters)
+            if row.measured is None
+            else self._asi_row(row.measured)
+            for row in self._terms(mitigations)
+        ]
+
+    def _terms(self, mitigations: "Sequence[str]") -> "Iterator[_Terms]":
         for name in mitigations:
             if name == NONE:
-                rows.append(self._row(name, [], self._shared))
+                yield _Terms(name, [], self._shared)
             elif name == BLANKET:
-                rows.append(self._row(name, self._blanket_terms, self._with_trace(self._blanket)))
+                yield _Terms(name, self._blanket_terms, self._with_trace(self._blanket))
             elif name == ASI:
-                rows += [self._asi_row(measured) for measured in self._policies]
+                for measured in self._policies:
+                    terms = policy_terms(measured, self._base, smt=self._smt)
+                    yield _Terms(name, terms, self._with_trace(measured), measured)
             else:
                 mitigation = load_mitigation(name)
-                terms = data_terms(mitigation, self._cpu, self._base)
-                rows.append(self._row(mitigation.name, terms, self._shared))
-        return rows
+                yield _Terms(mitigation.name, data_terms(mitigation, self._cpu, self._base), self._shared)
+
+    def part_rows(self, mitigations: "Sequence[str]") -> list[PartRow]:
+        """Return what each mitigation adds in this part."""
+        return [self._part_row(row) for row in self._terms(mitigations)]
+
+    def _part_row(self, row: "_Terms") -> PartRow:
+        ranges = {key: parameter.range for key, parameter in row.parameters.items()}
+        return PartRow(
+            row.mitigation,
+            None if row.measured is None else row.measured.policy.name,
+            self._cpu.name,
+            extremes(self._cycles(row.terms, row.parameters), ranges),
+            extremes(self._share(row.terms, row.parameters), ranges),
+            None if row.measured is None else row.measured.result.exits,
+        )
 
     @cached_property
     def _blanket_terms(self) -> list[Term]:
@@ -156,7 +229,7 @@ class _Pricer:
 
     def _with_trace(self, measured: "Measured") -> dict[str, Parameter]:
         lines = self._cpu.structures.l1d.entries
-        return self._shared | trace_parameters(measured, self._base, self._shared, lines)
+        return self._shared | trace_parameters(self._wholes[id(measured)], self._whole, self._shared, lines)
 
     def _row(self, name: str, terms: list[Term], parameters: "Mapping[str, Parameter]") -> CostRow:
         ranges = {key: parameter.range for key, parameter in parameters.items()}
@@ -211,7 +284,7 @@ class _Pricer:
                 measured, data_terms(load_mitigation("linux"), self._cpu, self._base), one_exit
             ),
             parameters={**row.parameters, **_used(parameters, one_exit)},
-            notes=tuple(self._notes(measured)),
+            notes=tuple(self._notes(self._wholes[id(measured)])),
         )
 
     def _break_even(self, measured: "Measured", other: list[Term], one_exit: Sum) -> BreakEven | None:
@@ -251,17 +324,17 @@ class _Pricer:
             case Unit.SHARE if self._seconds is None:
                 return product.times(self._base.instructions, "cpi")
             case Unit.SHARE:
-                return product.times((self._seconds or 0) * _NS_PER_SECOND, "frequency")
+                return product.times((self._seconds or 0) * self._base.instructions * _NS_PER_SECOND, "frequency")
             case _:
                 return product
 
     def _share(self, terms: "Sequence[Term]", parameters: "Mapping[str, Parameter]") -> Sum:
-        """Return the share of the run's time that terms add."""
+        """Return the share of the run's time that terms add; the run is all that was selected."""
         if self._seconds is None:
             return tuple(
-                self._in_cycles(term, parameters).times(1 / self._base.instructions, over=("cpi",)) for term in terms
+                self._in_cycles(term, parameters).times(1 / self._run.instructions, over=("cpi",)) for term in terms
             )
-        nanoseconds = self._seconds * _NS_PER_SECOND
+        nanoseconds = self._seconds * self._run.instructions * _NS_PER_SECOND
         return tuple(self._in_cycles(term, parameters).times(1 / nanoseconds, over=("frequency",)) for term in terms)
 
     def _notes(self, measured: "Measured") -> list[str]:

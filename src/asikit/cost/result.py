@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asikit.cost.terms import Term
     from asikit.trace import Trace
 
-__all__ = ["SCHEMA", "BreakEven", "CostResult", "CostRow", "Sensitivity"]
+__all__ = ["SCHEMA", "BreakEven", "CostPart", "CostResult", "CostRow", "PartRow", "Sensitivity"]
 
 SCHEMA = "asikit.cost/1"
 """``schema`` of the JSON form."""
@@ -138,12 +138,77 @@ class CostRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PartRow:
+    """What a mitigation on a processor adds in a part of the run.
+
+    :ivar cycles: Cycles added; those of all parts add up to the run's.
+    :ivar overhead: The same as a share of the whole run's time, not of the part's.
+    :ivar exits: Only of ASI.
+    """
+
+    mitigation: str
+    policy: str | None
+    cpu: str
+    cycles: "Range"
+    overhead: "Range"
+    exits: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; figures with 8 significant digits."""
+        return {
+            "mitigation": self.mitigation,
+            "policy": self.policy,
+            "cpu": self.cpu,
+            "cycles": _figures(self.cycles),
+            "overhead": _figures(self.overhead),
+            "exits": self.exits,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CostPart:
+    """A task, a process, a CPU, or the stretches in which the same phases are open.
+
+    :ivar instructions: Also those in user mode.
+    :ivar rows: One for each of the result's rows, in their order.
+    """
+
+    name: str
+    pids: tuple[int, ...]
+    instructions: int
+    kernel_instructions: int
+    round_trips: int
+    rows: tuple[PartRow, ...]
+
+    @classmethod
+    def of(cls, name: str, pids: tuple[int, ...], base: "Base", rows: tuple[PartRow, ...]) -> "CostPart":
+        """Return a part of a run."""
+        walked = base.walked
+        return cls(name, pids, base.instructions, walked.kernel_instructions, walked.round_trips, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "name": self.name,
+            "pids": list(self.pids),
+            "instructions": self.instructions,
+            "kernel_instructions": self.kernel_instructions,
+            "round_trips": self.round_trips,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CostResult:
     """What was asked, and a row for each combination.
 
     :ivar instructions: Of the run, on all CPUs.
     :ivar kernel_instructions: Of these, in round trips into the kernel.
     :ivar base_seconds: The run's CPU seconds, if they were given.
+    :ivar warnings: A line for each name that a policy's author gave and that matches nothing in the recording.
+    :ivar selection: What of the recording is priced, in words; empty: all of it. Then all of this is about that part.
+    :ivar by: What the parts are: ``task``, ``pid``, ``cpu`` or ``phase``; empty if there are none.
+    :ivar parts: The longest first.
     """
 
     trace: "Mapping[str, Any]"
@@ -152,10 +217,14 @@ class CostResult:
     base_seconds: float | None
     smt: bool
     rows: tuple[CostRow, ...]
+    warnings: tuple[str, ...] = ()
+    selection: str = ""
+    by: str = ""
+    parts: tuple[CostPart, ...] = ()
 
     @classmethod
     def of(cls, trace: "Trace", base: "Base", base_time: "BaseTime", rows: list[CostRow], *, smt: bool) -> "CostResult":
-        """Return the result for a trace."""
+        """Return the result for a trace, without warnings."""
         recorder = trace.recorder
         identity = {
             "content_hash": trace.content_hash,
@@ -178,6 +247,9 @@ class CostResult:
             },
             "smt": self.smt,
             "rows": [row.to_dict() for row in self.rows],
+            "warnings": list(self.warnings),
+            "selection": self.selection or None,
+            "by": {"key": self.by, "parts": [part.to_dict() for part in self.parts]} if self.by else None,
         }
 
 

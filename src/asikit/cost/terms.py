@@ -107,19 +107,21 @@ def asi_terms(measured: "Measured", base: "Base") -> list[Term]:
     """Return what ASI adds to the run."""
     walked, result = measured.walked, measured.result
     blocks = measured.pageblocks
+    sensitive, nonsensitive = measured.pageblock_shares
     terms = [
         *effect_terms(measured.effects),
         *_transition_terms(walked.switches_out, walked.switches_in),
         *([] if measured.policy.mechanism.noflush else _refill_terms(walked.switches_in, walked.switches_to_userspace)),
         *ephmap_terms(result.ephmap_operations),
     ]
-    if result.stuns:
+    if measured.policy.mechanism.smt:  # also where another part has left the restricted address space
         share = walked.unrestricted_instructions / max(1, base.instructions)
         terms.append(Term(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
     if not blocks.to_sensitive.is_exact or blocks.to_sensitive.mid:
-        terms.append(Term(Source.PAGEBLOCKS, "pageblock made sensitive", 1, (TO_SENSITIVE, "tlb_shootdown")))
+        terms.append(Term(Source.PAGEBLOCKS, "pageblock made sensitive", sensitive, (TO_SENSITIVE, "tlb_shootdown")))
     if not blocks.to_nonsensitive.is_exact or blocks.to_nonsensitive.mid:
-        terms.append(Term(Source.PAGEBLOCKS, "pageblock made nonsensitive", 1, (TO_NONSENSITIVE, "clear_pageblock")))
+        price = (TO_NONSENSITIVE, "clear_pageblock")
+        terms.append(Term(Source.PAGEBLOCKS, "pageblock made nonsensitive", nonsensitive, price))
     return [term for term in terms if term.count]
 
 

@@ -6,11 +6,15 @@ The format: Documentation/bpf/btf.rst in the kernel's source.
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import numpy.typing as npt
 
 __all__ = ["Btf"]
 
@@ -20,18 +24,32 @@ _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
 _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 4, 5, 6, 8, 9, 10, 11
 _TRAILING = {
-    1: (4, 0),  # BTF_KIND_INT
-    3: (12, 0),  # ARRAY
-    _STRUCT: (0, 12),
-    _UNION: (0, 12),
-    _ENUM: (0, 8),
-    13: (0, 8),  # FUNC_PROTO
-    14: (4, 0),  # VAR
-    15: (0, 12),  # DATASEC
-    17: (4, 0),  # DECL_TAG
-    19: (0, 12),  # ENUM64
+    1: (1, 0),  # BTF_KIND_INT
+    3: (3, 0),  # ARRAY
+    _STRUCT: (0, 3),
+    _UNION: (0, 3),
+    _ENUM: (0, 2),
+    13: (0, 2),  # FUNC_PROTO
+    14: (1, 0),  # VAR
+    15: (0, 3),  # DATASEC
+    17: (1, 0),  # DECL_TAG
+    19: (0, 3),  # ENUM64
 }
-"""Bytes that follow a type of each kind: fixed, and for each of its ``vlen`` members. The other kinds have none."""
+"""Words that follow a type of each kind: fixed, and for each of its ``vlen`` members. The other kinds have none."""
+_FIXED_WORDS = tuple(_TYPE.size // 4 + _TRAILING.get(kind, (0, 0))[0] for kind in range(32))
+_WORDS_EACH = tuple(_TRAILING.get(kind, (0, 0))[1] for kind in range(32))
+
+
+def _starts(words: "npt.NDArray[np.uint32]") -> list[int]:
+    """Give the word that each type begins at: a hundred thousand, each where the one before ends."""
+    word = words.data
+    starts, at, end = [], 0, len(word)
+    while at < end:
+        starts.append(at)
+        info = word[at + 1]
+        kind = info >> 24 & 0x1F
+        at += _FIXED_WORDS[kind] + _WORDS_EACH[kind] * (info & 0xFFFF)
+    return starts
 
 
 class Btf:
@@ -47,17 +65,14 @@ class Btf:
         _, _, _, header, type_off, type_len, str_off, _ = _HEADER.unpack_from(data)
         self._data = data
         self._strings = header + str_off
-        self._at: list[int] = [0]
+        words = np.frombuffer(data, np.uint32, type_len // 4, header + type_off)
+        starts = np.array(_starts(words))
+        self._at: list[int] = [0, *(header + type_off + 4 * starts).tolist()]
+        names, kinds = words[starts], words[starts + 1] >> 24 & 0x1F
+        named = np.flatnonzero((names > 0) & np.isin(kinds, (_STRUCT, _UNION, _ENUM)))
         self._named: dict[str, int] = {}
-        at, end = header + type_off, header + type_off + type_len
-        while at < end:
-            name, info, _ = _TYPE.unpack_from(data, at)
-            kind = info >> 24 & 0x1F
-            if kind in {_STRUCT, _UNION, _ENUM} and name:
-                self._named.setdefault(self._string(name), len(self._at))
-            self._at.append(at)
-            fixed, each = _TRAILING.get(kind, (0, 0))
-            at += _TYPE.size + fixed + each * (info & 0xFFFF)
+        for row, name in zip(named.tolist(), names[named].tolist(), strict=True):
+            self._named.setdefault(self._string(name), row + 1)
 
     @classmethod
     def read(cls, path: "Path") -> "Btf":

@@ -1,24 +1,30 @@
-"""Compiling the plugin and the guest's init, once for each version of their sources."""
+"""Compiling the plugin and the guest's programs, once for each version of their sources."""
 
 import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
-__all__ = ["Programs", "cache_folder", "make_folder", "programs"]
+__all__ = ["MARK_HEADER", "Programs", "cache_folder", "make_folder", "mark_command", "mark_header", "programs"]
+
+MARK_HEADER = "asi_mark.h"
+"""The C header with which a workload marks its phases."""
+
+_INIT = ("init.c", "host.c", "mounts.c", "network.c", "startup.c", "streams.c")
 
 
 class Programs(NamedTuple):
-    """The compiled plugin (a shared object for QEMU) and the guest's init (a static executable)."""
+    """The compiled plugin (a shared object for QEMU), the guest's init and ``asi-mark`` (static executables)."""
 
     plugin: Path
     init: Path
+    mark: Path
 
 
 def cache_folder() -> Path:
@@ -52,13 +58,27 @@ def programs() -> Programs:
     sources = sorted([*room.glob("plugin/*.[ch]"), *room.glob("guest/*.[ch]")])
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     folder = cache_folder() / "programs" / digest
-    made = Programs(folder / "recorder.so", folder / "init")
+    made = Programs(folder / "recorder.so", folder / "init", folder / "asi-mark")
     if not made.plugin.exists():
         code = [source for source in sources if source.match("plugin/*.c")]
         _compile(made.plugin, code, ["-shared", "-fPIC", "-fvisibility=hidden"])
-    if not made.init.exists():
-        _compile(made.init, [room / "guest" / "init.c"], ["-static"])
+    for program, names in ((made.init, _INIT), (made.mark, ("mark.c",))):
+        if not program.exists():
+            _compile(program, [room / "guest" / name for name in names], ["-static"])
     return made
+
+
+def mark_command() -> Path:
+    """Give the static executable with which a script marks its phases.
+
+    :raises RecordError: There is no C compiler, or it failed.
+    """
+    return programs().mark
+
+
+def mark_header() -> str:
+    """Give the text of the header with which a workload marks its phases."""
+    return (resources.files("asikit.linux") / "guest" / MARK_HEADER).read_text(encoding="utf-8")
 
 
 def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
@@ -67,8 +87,8 @@ def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
         missing = f"the C compiler {compiler}" if compiler else "a C compiler"
         raise RecordError(f"{missing} is missing; install one (Debian: apt-get install gcc libc6-dev) or set CC")
     make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
-        made = Path(folder) / target.name
+    with ScratchFolder(target.parent, ".compiling-{token}") as folder:
+        made = folder / target.name
         command = [compiler, "-O2", "-w", "-Werror=implicit-function-declaration", *options, "-o", str(made)]
         command += [*map(str, sources), "-ldl"]  # glibc before 2.34 has dlsym() there
         done = subprocess.run(command, capture_output=True, text=True, check=False)

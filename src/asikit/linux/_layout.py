@@ -73,6 +73,7 @@ others into."""
 class Layout:
     """What was found.
 
+    :ivar symbols: The kernel's.
     :ivar lines: What the plugin is told: lines ``key index value``, hexadecimal.
     :ivar regions: First addresses of the regions of the address space.
     :ivar percpu: For each CPU the range of virtual addresses of its part of the first per-CPU chunk.
@@ -84,6 +85,7 @@ class Layout:
     :ivar missing: What the kernel does not have, and what is lost by that.
     """
 
+    symbols: Symbols
     lines: str
     regions: "tuple[tuple[int, Region], ...]"
     percpu: tuple[tuple[int, int], ...]
@@ -131,6 +133,7 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         ]
         tmpfs = symbols.get("is_tmpfs")
         return Layout(
+            symbols=symbols,
             lines="".join(f"{key} {index:x} {value:x}\n" for key, index, value in lines),
             regions=regions(symbols, memory),
             percpu=first_chunk(symbols, btf, memory, cpus),

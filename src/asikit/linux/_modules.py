@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ from asikit.linux.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["has_modules", "modules_in_order"]
+__all__ = ["has_modules", "modules_in_order", "with_index"]
+
+_INDEX = "modules.dep.bin"
+"""What modprobe looks a module up in; a package that is unpacked, not installed, has none."""
 
 _MODULE = re.compile(r"(?!\.).*\.ko(\.(xz|gz|zst))?")
 """A module's file name; a build tree also holds ``.NAME.ko.cmd``."""
@@ -23,6 +27,23 @@ _MODULE = re.compile(r"(?!\.).*\.ko(\.(xz|gz|zst))?")
 def has_modules(folder: Path) -> bool:
     """Tell whether a folder has modules, or the list of what is built into the kernel instead."""
     return (folder / "modules.builtin").is_file() or next(_files(folder), None) is not None
+
+
+def with_index(folder: Path, *, may_write: bool) -> Path | None:
+    """Give a kernel's folder of modules if modprobe can use it: with its index, which is made if it may be.
+
+    None: it is not laid out as ``lib/modules/RELEASE``, or has no index and there is no depmod to make one.
+    """
+    if (folder / _INDEX).exists():
+        return folder
+    depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not may_write or depmod is None or folder.parts[-3:] != ("lib", "modules", folder.name):
+        return None
+    for root in folder.parents[2:4]:  # depmod looks below it in lib/modules, or in usr/lib/modules: as it was built
+        subprocess.run([depmod, "-b", str(root), folder.name], capture_output=True, check=False)
+        if (folder / _INDEX).exists():
+            return folder
+    return None
 
 
 def modules_in_order(folder: Path, names: "Iterable[str]", release: str) -> list[tuple[str, bytes]]:

@@ -3,16 +3,16 @@
 import re
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.linux._build import make_folder
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["CLOUD_PACKAGE", "can_download", "download", "images_below"]
 
@@ -32,7 +32,7 @@ _IMAGES = ("boot/vmlinuz-*", "lib/modules/*/vmlinuz", "usr/lib/modules/*/vmlinuz
 _ADVICE = "run apt-get update, or give a kernel with --kernel VMLINUZ"
 
 
-def images_below(root: Path) -> "Iterator[Path]":
+def images_below(root: "Path") -> "Iterator[Path]":
     """Find all kernel images below a root, in each layout of distributions."""
     return (image for pattern in _IMAGES for image in root.glob(pattern))
 
@@ -42,7 +42,7 @@ def can_download() -> bool:
     return bool(shutil.which("apt-get") and shutil.which("apt-cache") and shutil.which("dpkg-deb"))
 
 
-def download(kernels: Path, say: "Callable[[str], None]") -> bool:
+def download(kernels: "Path", say: "Callable[[str], None]") -> bool:
     """Download the cloud kernel's packages and unpack them into a folder of their own below ``kernels``.
 
     Another recording may do so at the same time: each has a temporary folder, and the first one's stays.
@@ -57,9 +57,8 @@ def download(kernels: Path, say: "Callable[[str], None]") -> bool:
     make_folder(kernels)
     size = sum(int(_field(text, "Size") or 0) for text in packages.values()) // 1_000_000
     say(f"no kernel in /boot to record: downloading {CLOUD_PACKAGE} ({size} MB; needs no root) into {kernels}")
-    with tempfile.TemporaryDirectory(dir=kernels, prefix=".download-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # apt-get downloads as another user when it runs as root
+    with ScratchFolder(kernels, ".download-{token}", mode=0o755) as folder:
+        folder.chmod(0o755)  # whatever the umask: apt-get downloads as another user when it runs as root
         _run(["apt-get", "download", *packages], folder)
         root = folder / "root"
         for archive in sorted(folder.glob("*.deb")):
@@ -100,7 +99,7 @@ def _field(text: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: "Path") -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]

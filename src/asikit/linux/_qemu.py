@@ -6,33 +6,42 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
+from asikit.linux._streams import Feeder, Forwarder, Streams
 from asikit.linux.errors import RecordError
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
+    from pathlib import Path
     from types import TracebackType
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine"]
+    from asikit.linux.disk import NbdServer
 
-_PIECE_BYTES = 1 << 16
+__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
+
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
 _TICK_SECONDS = 0.01
+_LEAST_BYTES = 1 << 16
+_MORE_ROOM = "set TMPDIR to a folder with more room"
 _QEMU = "qemu-system-x86_64"
-_COMMAND_LINE = "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable panic=-1 no_hash_pointers quiet"
+_COMMAND_LINE = (
+    "console=ttyS0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable cgroup_disable=cpuset panic=-1 "
+    "no_hash_pointers quiet"
+)
 """``nokaslr``: addresses as linked, so that two recordings have the same; ``mitigations=off``: ASI takes the place of
 the kernel's own; ``init_on_alloc=0``: as the published measurements. ``tsc=reliable``: QEMU does not say that all CPUs
 have the same TSC, which they have; without it Linux takes the HPET on more than one CPU, where each ``clock_gettime()``
-is a system call.
+is a system call. ``cgroup_disable=cpuset``: once there is a cpuset, as container engines make them, Linux adds
+``__GFP_HARDWALL`` to every allocation (``prepare_alloc_pages()``), which then look like those for user data.
 """
 
 DEFAULT_CPU = "max"
@@ -43,15 +52,20 @@ DEFAULT_CPU = "max"
 class Machine:
     """What the guest is to be.
 
+    :param disk: Serves the disk that becomes the guest's root file system.
     :param cpu: QEMU's ``-cpu``.
+    :param network: With QEMU's user-mode network.
+    :param clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
     """
 
-    kernel: Path
+    kernel: "Path"
     memory_bytes: int
     cpus: int
     append: str = ""
-    root_image: Path | None = None
+    disk: "NbdServer | None" = None
     cpu: str = DEFAULT_CPU
+    network: bool = False
+    clock: float | None = None
 
     @property
     def command_line(self) -> str:
@@ -62,16 +76,28 @@ class Machine:
         return f"{' '.join(ours)} {self.append}".strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """The recorder.
+
+    :param options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
+        instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
+    """
+
+    path: "Path"
+    options: tuple[str, ...] = ()
+
+
 class Guest:
     """A running QEMU; a context manager that leaves no process and no file behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Path | None) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Plugin | None", streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
-        :param plugin: The recorder; without it the same guest runs unrecorded.
+        :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
         :raises RecordError: QEMU is not installed.
         """
         if shutil.which(_QEMU) is None:
@@ -79,6 +105,7 @@ class Guest:
         self._machine = machine
         self._initramfs = initramfs
         self._plugin = plugin
+        self._streams = streams
         self._stack = ExitStack()
         self._timed_out = False
 
@@ -98,7 +125,7 @@ class Guest:
         self._stack.close()
 
     @property
-    def memory(self) -> Path:
+    def memory(self) -> "Path":
         """The file that is the guest's memory."""
         return self.folder / "memory"
 
@@ -110,13 +137,6 @@ class Guest:
     def handed_over(self, name: str) -> str | None:
         """Give a text that the guest's init handed over; None if it did not."""
         return self._text(f"guest-{name}")
-
-    def forward_output(self, out: BinaryIO, err: BinaryIO) -> None:
-        """Pass on what the workload writes, as it comes."""
-        for source, target in ((self._out, out), (self._err, err)):
-            forwarder = _Forwarder(source, target)
-            forwarder.start()
-            self._forwarders.append(forwarder)
 
     def read_stream(self, size: int) -> bytes:
         """Wait for what the recorder sends, and give up to ``size`` bytes of it; none when QEMU has ended.
@@ -181,6 +201,8 @@ class Guest:
         lines = (self._text("qemu") or "").strip().splitlines()
         if lines:
             return lines[-1]
+        if shutil.disk_usage(self.folder).free < _LEAST_BYTES:  # what it had to say went there, too
+            return f"there is no space left in {self.folder.parent}; {_MORE_ROOM}"
         status = self._process.wait()
         return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status} and said nothing"
 
@@ -199,28 +221,49 @@ class Guest:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def _start(self) -> None:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-")))
-        self._forwarders: list[_Forwarder] = []
+        self.folder = self._stack.enter_context(ScratchFolder.temporary())
         memory = self._make_memory()
-        (self.folder / "initramfs").write_bytes(self._initramfs)
+        try:
+            (self.folder / "initramfs").write_bytes(self._initramfs)
+        except OSError as error:
+            raise RecordError(
+                f"cannot write the guest's files into {self.folder.parent}: {error.strerror}; {_MORE_ROOM}"
+            ) from error
         self._stream, stream_end = self._pipe()
         layout_end, self.layout = self._pipe_to()
-        self._out, out_end = self._pipe()
-        self._err, err_end = self._pipe()
-        ends = (stream_end, layout_end, out_end, err_end)
-        command = self._command(*ends)
+        out, out_end = self._pipe()
+        err, err_end = self._pipe()
+        in_end, feeding_end = os.pipe()
+        os.set_blocking(in_end, False)
+        bell, bell_end = socket.socketpair()
+        self._stack.enter_context(bell)
+        ends = {"stream": stream_end, "layout": layout_end, "in": in_end, "out": out_end, "err": err_end}
+        disk = self._machine.disk
         qemu_log = self._stack.enter_context((self.folder / "qemu").open("wb"))
         self._process = subprocess.Popen(
-            [*_dying_with_us(), *command],
+            [*_dying_with_us(), *self._command(ends, bell_end.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=qemu_log,
             stderr=qemu_log,
-            pass_fds=(*ends, memory),
+            pass_fds=(*ends.values(), bell_end.fileno(), memory, *([disk.client] if disk else [])),
             start_new_session=True,  # Ctrl-C is for us to see, not for QEMU
         )
         self._stack.callback(self._kill)
-        for end in ends:
+        bell_end.close()
+        for end in ends.values():
             os.close(end)
+        self._forwarders = [Forwarder(out, self._streams.out), Forwarder(err, self._streams.err)]
+        for forwarder in self._forwarders:
+            forwarder.start()
+        self._feed(feeding_end, bell)
+
+    def _feed(self, pipe: int, bell: socket.socket) -> None:
+        if self._streams.stdin is None or self._streams.kinds()[0] not in {"tty", "pipe"}:
+            os.close(pipe)
+            return
+        feeder = Feeder(self._streams.stdin, pipe, bell)
+        feeder.start()
+        self._stack.callback(feeder.stop)
 
     def _make_memory(self) -> int:
         """Make the guest's memory, a file without a name, so that not even SIGKILL leaves it behind; give its number.
@@ -251,28 +294,38 @@ class Guest:
         read, write = os.pipe()
         return read, self._stack.enter_context(os.fdopen(write, "w", encoding="ascii"))
 
-    def _command(self, stream: int, layout: int, out: int, err: int) -> list[str]:
+    def _command(self, ends: dict[str, int], bell: int) -> list[str]:
+        """Give QEMU's command line.
+
+        :param ends: Of the pipes: their names in the recorder's words, and QEMU's end of each.
+        """
         machine = self._machine
         files = {name: _option(self.folder / name) for name in ("memory", "console")}
         command = [
             _QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=single",
             "-cpu", machine.cpu, "-smp", str(machine.cpus), "-seed", "0",
-            "-rtc", "base=2024-01-01T00:00:00,clock=vm",
+            "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(machine.clock))},clock=vm",
             "-m", f"{machine.memory_bytes >> 20}M",
             "-object", f"memory-backend-file,id=ram,size={machine.memory_bytes},mem-path={files['memory']},share=on",
             "-kernel", str(machine.kernel), "-initrd", str(self.folder / "initramfs"),
             "-append", machine.command_line, "-serial", f"file:{files['console']}",
-            "-serial", f"file:/dev/fd/{out}", "-serial", f"file:/dev/fd/{err}",
+            "-chardev", f"socket,id=bell,fd={bell}", "-serial", "chardev:bell",
         ]  # fmt: skip
         if machine.cpus == 1:
             # The guest's time is its instructions. With more CPUs QEMU 7.2 does not get past their start with it.
-            command += ["-icount", "shift=0,sleep=off"]
-        if machine.root_image is not None:
-            command += ["-drive", f"file={_option(machine.root_image)},format=raw,if=virtio,snapshot=on"]
+            # An idle guest's is this machine's, where there is something outside that it may wait for: a disk's answer
+            # would come after any time-out. Where there is not, the next timer comes at once.
+            outside = machine.disk is not None or machine.network
+            command += ["-icount", f"shift=0,sleep={'on' if outside else 'off'}"]
+        if machine.disk is not None:
+            command += ["-drive", machine.disk.drive]
+        if machine.network:
+            command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         if self._plugin is not None:
-            plugin, folder = _option(self._plugin), _option(self.folder)
-            command += ["-plugin", f"file={plugin},directory={folder},stream={stream},layout={layout}"]
+            pipes = (f"{name}={number}" for name, number in ends.items())
+            words = (f"file={_option(self._plugin.path)}", f"directory={_option(self.folder)}", *pipes)
+            command += ["-plugin", ",".join((*words, *self._plugin.options))]
         return command
 
 
@@ -282,33 +335,6 @@ def _dying_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _option(path: Path) -> str:
+def _option(path: "Path") -> str:
     """Write a path as part of a QEMU option, where a comma stands twice."""
     return str(path).replace(",", ",,")
-
-
-class _Forwarder(threading.Thread):
-    """Passes on one stream of the workload's output.
-
-    When nobody takes it any more it is still read, or the guest would wait for that for ever.
-    """
-
-    def __init__(self, source: "BufferedReader", target: BinaryIO) -> None:
-        super().__init__(daemon=True)
-        self._source = source
-        self._target = target
-        self.failure: OSError | None = None
-        """Why it could not be written; a reader that has gone is no failure."""
-
-    def run(self) -> None:
-        passing = True
-        while data := self._source.read1(_PIECE_BYTES):
-            if not passing:
-                continue
-            try:
-                self._target.write(data)
-                self._target.flush()
-            except BrokenPipeError:
-                passing = False
-            except OSError as error:
-                self.failure, passing = error, False

@@ -1,52 +1,88 @@
-"""A whole folder as the guest's root file system."""
+"""What the guest sees of this machine, or of a folder that becomes its root file system."""
 
 import os
-import shutil
-import stat
-import subprocess
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+import pwd
+import re
+from pathlib import Path
 
+from asikit.linux._links import follow
 from asikit.linux.errors import RecordError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["GUEST_PATH", "MODULES", "find_in_root", "root_image"]
+__all__ = [
+    "GUEST_PATH",
+    "MODULES",
+    "NETWORK_MODULES",
+    "find_in_root",
+    "hidden_paths",
+    "kernel_mounts",
+    "module_place",
+]
 
 GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where the guest looks for programs."""
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
-"""What the guest needs to mount the image."""
+"""What the guest needs to mount its disk."""
 
-_SPARE_BYTES = 512 << 20
-"""Room for what the workload writes; the image is sparse."""
+NETWORK_MODULES = ("virtio_pci", "virtio_net")
 
-_FILE_BYTES = 4096
-"""For a file's inode and the unfilled rest of its last block."""
+_KERNEL_TYPES = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs",
+    "tracefs",
+))  # fmt: skip
+"""File systems of the kernel's own, which hold no files."""
 
-_MOST_LINKS = 40
-"""The kernel follows no more symbolic links than this in one path (``MAXSYMLINKS``, include/linux/namei.h)."""
+_OF_WHAT_RUNS = (Path("/run/systemd"), Path("/run/udev"))
+"""By these programs know that systemd or udev runs, and leave work to it; in the guest neither does."""
+
+_MOUNT_POINT = 4
+"""Which word of a line of mountinfo it is (Documentation/filesystems/proc.rst, 3.5)."""
+
+_CREDENTIALS = (
+    ".ssh", ".gnupg", ".password-store", ".local/share/keyrings", ".local/share/kwalletd", ".pki", ".netrc", ".pgpass",
+    ".git-credentials", ".config/git/credentials", ".config/gh", ".config/gcloud", ".config/rclone", ".aws", ".azure",
+    ".kube", ".docker/config.json", ".config/containers/auth.json", ".cargo/credentials.toml", ".npmrc", ".pypirc",
+    ".vault-token", ".mozilla", ".thunderbird", ".config/google-chrome", ".config/chromium", ".config/BraveSoftware",
+    ".config/microsoft-edge", ".config/opera", ".config/vivaldi", "snap/firefox", "snap/chromium",
+)  # fmt: skip
+"""Where programs keep keys, passwords and tokens, below a home folder."""
 
 
-def root_image(folder: Path, image: Path, *, say: "Callable[[str], None]") -> Path:
-    """Make an ext4 image of a folder, without root: ``mke2fs -d``.
+def kernel_mounts() -> list[Path]:
+    """Give the folders of this machine that are its running system's, not files.
 
-    :raises RecordError: mke2fs is missing or failed.
+    The guest's kernel has its own of most; some a look at would mount.
     """
-    mke2fs = shutil.which("mke2fs") or shutil.which("mke2fs", path="/usr/sbin:/sbin")
-    if mke2fs is None:
-        raise RecordError("mke2fs is missing; install it (Debian: apt-get install e2fsprogs)")
-    used = _used_bytes(folder)
-    size = used * 5 // 4 + _SPARE_BYTES
-    say(f"making an ext4 image of {folder} ({used >> 20} MiB)")
-    command = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", str(folder), str(image), f"{size >> 10}k"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise RecordError(f"mke2fs could not make an image of {folder}: {lines[-1]}")
-    return image
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        mounts = []
+    found = {Path("/proc"), Path("/sys"), Path("/dev"), *_OF_WHAT_RUNS}
+    for line in mounts:
+        before, _, behind = line.partition(b" - ")
+        if behind.split()[0].decode() in _KERNEL_TYPES:
+            found.add(Path(os.fsdecode(_unescaped(before.split()[_MOUNT_POINT]))))
+    return sorted(path for path in found if not any(parent in found for parent in path.parents))
+
+
+def hidden_paths(shown: "tuple[Path, ...]" = ()) -> list[Path]:
+    """Give the files and folders with credentials in the usual places, of all users, but for what is asked for."""
+    homes = {Path.home(), *(Path(user.pw_dir) for user in pwd.getpwall())}
+    paths = [home / name for home in sorted(homes) for name in _CREDENTIALS]
+    asked = [Path(os.path.abspath(path.expanduser())) for path in shown]  # noqa: PTH100  (links as they are)
+    return [path for path in paths if not any(path.is_relative_to(one) or one.is_relative_to(path) for one in asked)]
+
+
+def module_place(root: Path, release: str) -> Path:
+    """Give the folder, as the guest will see it, where modprobe looks for a kernel's modules."""
+    folder = _inside(root, "/lib/modules")
+    return Path("/lib/modules" if folder is None else f"/{folder.relative_to(root)}") / release
+
+
+def _unescaped(path: bytes) -> bytes:
+    """Read a path of mountinfo, where blanks and backslashes are octal numbers (``mangle()``, fs/proc_namespace.c)."""
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), path)
 
 
 def find_in_root(root: Path, command: str) -> str:
@@ -56,8 +92,6 @@ def find_in_root(root: Path, command: str) -> str:
     """
     if not root.is_dir():
         raise RecordError(f"--root {root}: no such folder")
-    if root.resolve() == Path("/"):
-        raise RecordError(f"--root {root}: this machine's own root holds /proc and /sys; give a copy of what is needed")
     paths = [f"/{command.lstrip('/')}"] if "/" in command else [f"{folder}/{command}" for folder in GUEST_PATH]
     for path in paths:
         found = _inside(root, path)
@@ -68,28 +102,12 @@ def find_in_root(root: Path, command: str) -> str:
 
 def _inside(root: Path, path: str) -> Path | None:
     """Follow a path as the guest will, whose ``/`` is the root: its absolute links stay inside."""
-    left = list(PurePosixPath(path).parts[1:])
-    at, links = PurePosixPath("/"), 0
-    while left:
-        part = left.pop(0)
-        here = at.parent if part == ".." else at / part
-        on_host = root / here.relative_to("/")
-        if not on_host.is_symlink():
-            at = here
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            return None
-        target = PurePosixPath(on_host.readlink())
-        if target.is_absolute():
-            at = PurePosixPath("/")
-        left = [part for part in target.parts if part != "/"] + left
-    return root / at.relative_to("/")
 
+    def target(here: str) -> str | None:
+        on_host = root / here.lstrip("/")
+        return str(on_host.readlink()) if on_host.is_symlink() else None
 
-def _used_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        status = path.lstat()
-        total += _FILE_BYTES + (status.st_size if stat.S_ISREG(status.st_mode) else 0)
-    return total
+    try:
+        return root / follow(path, target).lstrip("/")
+    except OSError:
+        return None

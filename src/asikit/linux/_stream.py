@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from asikit.linux._marks import MarkReader, phases_of
 from asikit.linux.errors import RecordError
 
 if TYPE_CHECKING:
@@ -44,14 +45,16 @@ class RecordType(IntEnum):
     TASK_MM = 69
     NAME = 70
     AREA = 71
-    CONFIGURE = 72
-    LOST = 73
-    COUNTS = 74
-    END = 75
+    MARK = 72
+    CONFIGURE = 73
+    LOST = 74
+    COUNTS = 75
+    END = 76
 
 
 _FIRST_ROW: Final = min(RecordType)
 _ROW_TYPES: Final = tuple(kind for kind in RecordType if kind <= RecordType.AREA)
+_LAST_ROW: Final = RecordType.MARK
 
 _LOST_NAMES: Final = ("entries_of_unknown_kind", "allocations", "returns_of_unknown_kind")
 """``enum lost`` of plugin/recorder.h."""
@@ -68,6 +71,7 @@ class StreamReader:
 
     :ivar ended: Whether the recorder brought the recording to its end.
     :ivar events: Their number.
+    :ivar clock: The last one's clock, in instructions of its CPU.
     :ivar lost: What the recorder could not record, by kind.
     :ivar instructions: By CPU: instructions since the recording began, and those of them in the kernel.
     """
@@ -77,8 +81,10 @@ class StreamReader:
         self._writer = writer
         self._configure = configure
         self._rows: dict[RecordType, list[Records]] = {kind: [] for kind in _ROW_TYPES}
+        self._marks = MarkReader()
         self.ended = False
         self.events = 0
+        self.clock = 0
         self.lost: dict[str, int] = {}
         self.instructions: dict[int, tuple[int, int]] = {}
 
@@ -94,17 +100,25 @@ class StreamReader:
             whole = len(data) - len(data) % RECORD.itemsize
             rest = data[whole:]
             self._take(np.frombuffer(data[:whole], RECORD))
+        self._write_phases()
 
     def rows(self, kind: RecordType) -> "Records":
         """Give all rows of one type, in the order of the stream."""
         parts = self._rows[kind]
         return np.concatenate(parts) if parts else np.empty(0, RECORD)
 
+    def _write_phases(self) -> None:
+        phases, strays = phases_of(self._marks.marks, self.events)
+        self._writer.append("phases", phases)
+        self._writer.meta["marks"] = {"ends_without_begin": strays}
+
     def _take(self, records: "Records") -> None:
         is_event = records["type"] < _FIRST_ROW
+        self._take_marks(records, is_event)
         events, others = (records, records[:0]) if is_event.all() else (records[is_event], records[~is_event])
         if len(events):
             self.events += len(events)
+            self.clock = int(events["clock"][-1])
             self._writer.append_events(
                 cpu=events["cpu"],
                 clock=events["clock"],
@@ -117,8 +131,13 @@ class StreamReader:
             rows = others[kinds == kind]
             if len(rows):
                 parts.append(rows)
-        for record in others[kinds > max(_ROW_TYPES)]:
+        for record in others[kinds > _LAST_ROW]:
             self._control(record)
+
+    def _take_marks(self, records: "Records", is_event: "npt.NDArray[np.bool_]") -> None:
+        at = np.flatnonzero(records["type"] == RecordType.MARK)
+        if at.size:
+            self._marks.take(records[at], self.events + np.cumsum(is_event, dtype=np.int64)[at])
 
     def _control(self, record: np.void) -> None:
         kind, arg, clock = int(record["type"]), int(record["arg"]), int(record["clock"])
@@ -129,6 +148,7 @@ class StreamReader:
         elif kind == RecordType.COUNTS:
             self.instructions[int(record["cpu"])] = (clock, int(record["addr"]))
         elif kind == RecordType.END:
+            self._writer.end_events()  # while the guest shuts down
             self.ended = True
         else:
             raise RecordError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asikit.linux._build import cache_folder
-from asikit.linux._modules import has_modules, modules_in_order
+from asikit.linux._modules import has_modules, modules_in_order, with_index
 from asikit.linux._packages import CLOUD_PACKAGE, can_download, download, images_below
 from asikit.linux.errors import RecordError
 
@@ -51,6 +51,12 @@ class Kernel:
                 f"give the folder that has lib/modules/{self.release} with --modules DIR, or {_NO_MORE}"
             )
         return modules_in_order(self.modules, names, self.release)
+
+    def indexed_modules(self) -> Path | None:
+        """Give the folder of modules if modprobe can use it. Where we have unpacked it, its index is made."""
+        if self.modules is None:
+            return None
+        return with_index(self.modules, may_write=self.modules.is_relative_to(cache_folder()))
 
 
 def find_kernel(image: Path | None, say: "Callable[[str], None]", *, modules: Path | None = None) -> Kernel:

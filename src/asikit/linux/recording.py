@@ -1,20 +1,21 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
-import sys
-import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from asikit.linux._build import programs
-from asikit.linux._guest import Initramfs, find_busybox, workload_files
+from asikit.linux._guest import Initramfs
 from asikit.linux._layout import Layout, read_layout
-from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine
-from asikit.linux._root import GUEST_PATH, MODULES, find_in_root, root_image
+from asikit.linux._qemu import DEFAULT_CPU, Guest, Machine, Plugin
+from asikit.linux._root import MODULES, NETWORK_MODULES, module_place
 from asikit.linux._stream import StreamReader
+from asikit.linux._streams import Streams
 from asikit.linux._symbols import Symbols
 from asikit.linux._tables import Attribution, write_tables
+from asikit.linux._workload import Workload, prepare_workload
+from asikit.linux.disk import MOUNT_OPTIONS, NbdServer
 from asikit.linux.errors import RecordError, WorkloadError
 from asikit.linux.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
@@ -40,10 +41,6 @@ _KERNEL_BYTES = 80 * MiB
 _MOST_CPUS = 16
 """``MAX_CPUS`` of plugin/recorder.h."""
 
-_MOST_WORD_BYTES = 1 << 16
-_MOST_ARGUMENTS = 1023
-"""What guest/init.c has room for."""
-
 _SIGNAL_BASE = 128
 """A shell's exit status for signal N is this plus N."""
 
@@ -52,28 +49,44 @@ _SIGNAL_BASE = 128
 class Recording:
     """What is to be recorded.
 
+    The guest sees this machine's files, or those of ``root``, and may change them for itself; the workload runs in the
+    current directory, as this user, with this environment. Not so a ``bare`` one, which has what it is given.
+
     :param command: The workload: a program of this machine (or of ``root``) and its arguments.
     :param kernel: A bzImage; None: the newest on this machine, else Debian's cloud kernel.
-    :param include: Files and folders that the workload needs in the guest, under their own paths.
+    :param include: Files and folders that the workload needs in a bare guest, under their own paths.
     :param modules: Kernel modules to load before the workload, with what they depend on.
-    :param root: A folder that becomes the guest's root file system (ext4 on virtio) instead of an initramfs.
+    :param root: A folder that becomes the guest's root file system; the workload runs as root in ``/``, with a clean
+        environment.
     :param append: More kernel command line.
     :param timeout: Seconds after which the recording is given up.
     :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
     :param cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
+    :param bare: The guest has nothing but the command, its libraries, busybox and what is included, in an initramfs.
+    :param environment: Variables to set: names and values.
+    :param clean_environment: Without this environment: PATH and HOME alone, and ``environment``.
+    :param show: Folders and files with credentials that the guest may see, which are hidden from it otherwise.
+    :param network: With QEMU's user-mode network. Loopback is always there.
+    :param skip_startup: Record from the entry point of the command's program on, when the dynamic linker is done.
     """
 
     command: tuple[str, ...]
-    kernel: Path | None = None
+    kernel: "Path | None" = None
     memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
-    include: tuple[Path, ...] = ()
+    include: tuple["Path", ...] = ()
     modules: tuple[str, ...] = ()
-    root: Path | None = None
+    root: "Path | None" = None
     append: str = ""
     timeout: float | None = None
-    module_folder: Path | None = None
+    module_folder: "Path | None" = None
     cpu: str | None = None
+    bare: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
+    clean_environment: bool = False
+    show: tuple["Path", ...] = ()
+    network: bool = False
+    skip_startup: bool = False
 
 
 @dataclass(slots=True)
@@ -84,25 +97,57 @@ class Recorded:
     :ivar events: Events in the trace.
     :ivar lost: What could not be recorded, by kind.
     :ivar out_of_memory: The first process that the guest's kernel killed for want of memory, None if there was none.
+    :ivar left: Processes that the workload left running, by name; they ended with the guest.
+    :ivar kernel: The guest kernel's release.
+    :ivar instructions: What the guest's CPUs have executed meanwhile.
     """
 
     exit_status: int
     events: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     out_of_memory: str | None = None
+    left: tuple[str, ...] = ()
+    kernel: str = ""
+    instructions: int = 0
+
+
+@dataclass(slots=True)
+class Status:
+    """How far a recording has come: kept up to date by :func:`record`, for another thread to show.
+
+    :ivar stage: What is being done.
+    :ivar events: Events so far.
+    :ivar guest_ns: The guest's time since the workload began, in nanoseconds: one CPU's instructions.
+    :ivar bytes: The trace's size so far.
+    :ivar told: Called with each stage as it begins, if given.
+    """
+
+    stage: str = "preparing"
+    events: int = 0
+    guest_ns: int = 0
+    bytes: int = 0
+    told: "Callable[[str], None] | None" = None
+
+    def begin(self, stage: str) -> None:
+        """Begin a stage."""
+        self.stage = stage
+        if self.told is not None:
+            self.told(stage)
 
 
 def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
-    trace: Path,
+    trace: "Path",
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
-    out: BinaryIO | None = None,
-    err: BinaryIO | None = None,
+    streams: Streams | None = None,
+    status: Status | None = None,
 ) -> Recorded:
-    """Run the workload in a guest and write the trace; the workload's output goes to ``out`` and ``err``.
+    """Run the workload in a guest and write the trace.
 
+    :param streams: The workload's standard streams. [default: this process's]
+    :param status: Kept up to date.
     :param say: Told, a line each time, what takes long.
     :param overwrite: Replace a trace that is there already.
     :raises RecordError: The recording could not be made; no trace is left.
@@ -110,65 +155,117 @@ def record(  # noqa: PLR0913  (each named at the call)
     """
     with ExitStack() as stack:
         # First, so that a path that cannot be written is refused before anything boots.
+        status = status or Status()
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
-        guest = stack.enter_context(_guest(recording, stack, say=say))
-        guest.forward_output(out or sys.stdout.buffer, err or sys.stderr.buffer)
+        own = (writer.unfinished,)
+        streams = streams or Streams.of_this_process()
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
+        status.begin("booting")
         layouts: list[Layout] = []
 
+        def read(size: int) -> bytes:
+            status.events, status.guest_ns, status.bytes = reader.events, reader.clock, writer.size_bytes
+            return guest.read_stream(size)
+
         def configure() -> None:
+            status.begin("running")
             layouts.append(read_layout(guest.folder, guest.memory, recording.cpus))
             with suppress(BrokenPipeError), guest.layout as pipe:  # a QEMU that has died is seen at the stream's end
                 pipe.write(layouts[0].lines)
 
-        reader = StreamReader(guest.read_stream, writer, configure)
+        reader = StreamReader(read, writer, configure)
         reader.run()
-        status = _outcome(guest, recording, ended=reader.ended)
-        symbols = Symbols.read(guest.folder / "guest-symbols-after")
+        exit_status = _outcome(guest, recording, ended=reader.ended)
+        status.begin("writing")
+        symbols = Symbols.read(guest.folder / "guest-symbols-after", known=layouts[0].symbols)
         write_tables(writer, reader.rows, Attribution(layouts[0], symbols))
-        writer.meta.update(_meta(recording, guest, reader, layouts[0], status))
-        return Recorded(status, reader.events, reader.lost, guest.out_of_memory())
+        writer.meta.update(_meta(recording, guest, reader, layouts[0], exit_status))
+        return Recorded(
+            exit_status,
+            reader.events,
+            reader.lost,
+            guest.out_of_memory(),
+            left=tuple(sorted(set((guest.handed_over("left") or "").split("\n")) - {""})),
+            kernel=writer.meta["kernel"]["release"],
+            instructions=sum(of_cpu for of_cpu, _ in reader.instructions.values()),
+        )
 
 
-def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", out: BinaryIO, err: BinaryIO) -> None:
-    """Run the very same guest without the recorder, to compare with.
+def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", streams: Streams) -> None:
+    """Run the very same guest without the recorder, which passes the streams on, to compare with.
 
     :raises RecordError: QEMU failed, or the guest's kernel panicked.
     """
     with ExitStack() as stack:
-        guest = stack.enter_context(_guest(recording, stack, say=say, recorded=False))
-        guest.forward_output(out, err)
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, recorded=False))
         if guest.wait():
             raise RecordError(f"QEMU failed: {guest.qemu_error()}")
         if guest.panic() is not None:
             raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
-def _guest(recording: Recording, stack: ExitStack, *, say: "Callable[[str], None]", recorded: bool = True) -> Guest:
+def _guest(  # noqa: PLR0913  (each named at the call)
+    recording: Recording,
+    stack: ExitStack,
+    streams: Streams,
+    *,
+    say: "Callable[[str], None]",
+    recorded: bool = True,
+    own: tuple[Path, ...] = (),
+) -> Guest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
         raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
     if not 1 <= recording.cpus <= _MOST_CPUS:
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
-    if recording.root is not None and recording.include:
-        raise RecordError("--include and --root exclude each other; put the files into the root")
+    if recording.root is not None and recording.bare:
+        raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
-    workload = list(_add_workload(recording, files))
+    workload = prepare_workload(recording, files, own)
+    for line in files.left_out():
+        say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
-    words = [*_add_modules(recording, kernel, files), *workload]
+    words = [*_add_modules(recording, kernel, files), *_around(recording, workload), *workload.words, *streams.words()]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
-    files.add("/asi/run", _script(words))
-    image = None
-    if recording.root is not None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asi-root-")))
-        image = root_image(recording.root, folder / "root.ext4", say=say)
-    machine = Machine(
-        kernel.image, recording.memory_bytes, recording.cpus, recording.append, image, recording.cpu or DEFAULT_CPU
-    )
+    files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
-    return Guest(machine, archive, built.plugin if recorded else None)
+    server = _serve(recording, workload, kernel)
+    if server is not None:
+        stack.enter_context(server)
+    machine = Machine(
+        kernel.image,
+        recording.memory_bytes,
+        recording.cpus,
+        recording.append,
+        server,
+        recording.cpu or DEFAULT_CPU,
+        network=recording.network,
+    )
+    return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
+
+
+def _serve(recording: Recording, workload: Workload, kernel: Kernel) -> NbdServer | None:
+    """Give the server of the guest's disk, if it has one."""
+    if workload.disk is None:
+        return None
+    modules = kernel.indexed_modules()
+    if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
+        workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
+    return NbdServer(workload.disk)
+
+
+def _around(recording: Recording, workload: Workload) -> "Iterator[str]":
+    """Give the words that have init prepare the guest."""
+    yield from ("kernel", "")
+    if workload.disk is not None:
+        yield from ("root", MOUNT_OPTIONS)
+    if recording.network:
+        yield from ("network", "")
+    if recording.skip_startup:
+        yield from ("skip-startup", "")
 
 
 def _check_room(archive_bytes: int, memory_bytes: int) -> None:
@@ -186,48 +283,11 @@ def _check_room(archive_bytes: int, memory_bytes: int) -> None:
 
 def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> "Iterator[str]":
     """Add the modules, and give the words that have init load them."""
-    names = [*recording.modules, *(MODULES if recording.root is not None else ())]
+    names = [*(() if recording.bare else MODULES), *(NETWORK_MODULES if recording.network else ()), *recording.modules]
     for name, content in kernel.module_files(names) if names else ():
         path = f"/asi/modules/{name}.ko"
         files.add(path, content)
         yield from ("module", path)
-
-
-def _add_workload(recording: Recording, files: Initramfs) -> "Iterator[str]":
-    """Add what the workload needs, and give the words that have init run it.
-
-    :raises RecordError: Something that the workload needs is not there.
-    """
-    program, *arguments = recording.command
-    if recording.root is not None:
-        program = find_in_root(recording.root, program)
-        yield "root"
-    else:
-        found, needed = workload_files(program)
-        for path in needed:
-            files.add_host_file(path)
-        for path in recording.include:
-            files.add_host_tree(path.absolute())
-        files.add_busybox(find_busybox())
-        program = str(found) if found else f"/bin/{program}"
-        if files.empty("/tmp"):  # noqa: S108  the guest's
-            yield from ("tmpfs", "/tmp")  # noqa: S108
-    yield from ("send-kernel", "env", f"PATH={':'.join(GUEST_PATH)}", "env", "HOME=/root")
-    for argument in (program, *arguments):
-        yield from ("arg", argument)
-
-
-def _script(words: list[str]) -> bytes:
-    """Write the words as guest/init.c reads them.
-
-    :raises RecordError: It has not enough room for them.
-    """
-    script = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
-    if len(script) >= _MOST_WORD_BYTES or words.count("arg") > _MOST_ARGUMENTS:
-        raise RecordError(
-            f"the command line is too long: at most {_MOST_ARGUMENTS} arguments and 64 KiB; put it into a script"
-        )
-    return script
 
 
 def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:

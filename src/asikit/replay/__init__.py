@@ -12,7 +12,7 @@ transition table that is filled from the same protocol, compiled.
 """
 
 from asikit.replay._policy_file import load_policy, shipped_policies
-from asikit.replay.errors import PolicyError, ReplayError
+from asikit.replay.errors import PolicyError, ReplayError, SelectionError
 from asikit.replay.policy import (
     Access,
     CpuModel,
@@ -27,13 +27,15 @@ from asikit.replay.policy import (
     Sensitivity,
 )
 from asikit.replay.reference import ReferenceReplay
-from asikit.replay.result import SCHEMA, Cause, EntryRow, ReplayResult
+from asikit.replay.result import SCHEMA, Cause, EntryRow, Part, ReplayResult
 from asikit.replay.run import ALL_CLASSES, replay
+from asikit.replay.selection import By, Selection
 
 __all__ = [
     "ALL_CLASSES",
     "SCHEMA",
     "Access",
+    "By",
     "Cause",
     "CpuModel",
     "EntryRow",
@@ -43,12 +45,15 @@ __all__ = [
     "Mechanism",
     "MechanismKind",
     "Memory",
+    "Part",
     "Policy",
     "PolicyError",
     "ReferenceReplay",
     "ReplayError",
     "ReplayResult",
     "Rules",
+    "Selection",
+    "SelectionError",
     "Sensitivity",
     "load_policy",
     "replay",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numba
 import numpy as np
 
-from asikit.replay._events import NO_ENTRY, SLOTS_PER_KIND, TLB_FLUSHES, EventClass
+from asikit.replay._events import SLOTS_PER_KIND, TLB_FLUSHES, EventClass
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class Stop(IntEnum):
     BAD_TASK = 4
     BAD_KIND = 5
     BAD_STACK = 6
+    SLOT = 7  # entry_number[slot] is missing
 
 
 # Plain integers: the compiler takes them as constants.
 _DONE, _TRANSITION, _LOAD = int(Stop.DONE), int(Stop.TRANSITION), int(Stop.LOAD)
+_SLOT = int(Stop.SLOT)
 _BAD_PLACE, _BAD_TASK, _BAD_KIND, _BAD_STACK = (
     int(Stop.BAD_PLACE),
     int(Stop.BAD_TASK),
@@ -56,7 +58,8 @@ _PAGE_ALLOC, _PAGE_FREE = int(EventKind.PAGE_ALLOC), int(EventKind.PAGE_FREE)
 _TLB_FLUSH = int(EventKind.TLB_FLUSH)
 _DOUBLE_FAULT_VECTOR, _PAGE_FAULT_VECTOR = 8, 14
 _EVENT_CLASSES = len(EventClass)
-_SLOTS, _NO_ENTRY = SLOTS_PER_KIND, NO_ENTRY
+_SLOTS = SLOTS_PER_KIND
+_NO_ENTRY = 0  # the number of what is no entry
 _MISSING_BITS, _EPHMAP_BITS = 0x3F, 0xC0
 _UNMAPPED_TOUCH = int(EventClass.UNMAPPED_TOUCH)
 _CONTEXT_SWITCH = int(EventClass.CONTEXT_SWITCH)
@@ -84,6 +87,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
     kind: "Array",
     arg: "Array",
     stack: "Array",
+    group: "Array",
     places: "Array",
     ephmap_stacks: "Array",
     event_class: "Array",
@@ -98,7 +102,9 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
     cpu_mask: "Array",
     cpu_task: "Array",
     cpu_entry: "Array",
+    cpu_group: "Array",
     cpu_exited: "Array",
+    entry_number: "Array",
     task_state: "Array",
     hits: "Array",
     entry_counts: "Array",
@@ -109,6 +115,10 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
 ) -> tuple[int, int, int, int, int]:
     """Run events from ``start`` on.
 
+    What is counted is counted in the event's group; a round trip in that of its entry.
+
+    :param group: By event: its group.
+    :param entry_number: The number of each slot of entries that has been met, else -1.
     :return: Why it stopped (:class:`Stop`), at which event, how many exits are in ``exit_event`` now, and the two
         indices of the missing entry.
     """
@@ -132,7 +142,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
                 if stack[i] >= ephmap_stacks.size:
                     return _BAD_STACK, event, exits, 0, 0
                 if ephmap_stacks[stack[i]]:
-                    ephmap_counts[k - _FIRST_TOUCH] += 1
+                    ephmap_counts[group[i]] += 1
                     continue
             h = _UNMAPPED_TOUCH
         elif k == 0 or k > _TLB_FLUSH:
@@ -167,21 +177,26 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
             following = loaded[following, wanted]
         elif k <= _VM_EXIT:
             slot = _SLOTS * (int(k) - 1) + min(int(arg[i]), _SLOTS - 1)
-            cpu_entry[c] = slot
+            number = entry_number[slot]
+            if number < 0:
+                return _SLOT, event, exits, slot, 0
+            cpu_entry[c] = number
+            cpu_group[c] = group[i]
             cpu_exited[c] = 0
-        hits[s, h] += 1
+        g = group[i]
+        hits[g, s, h] += 1
         cpu_state[c] = following
         cpu_mask[c] = touch_mask[following]
         if is_exit[s, h]:
             cpu_exited[c] = 1
-            entry_counts[1, cpu_entry[c]] += 1
+            entry_counts[g, 1, cpu_entry[c]] += 1
             exit_event[exits] = event
             exit_transition[exits] = s * event_classes + h
             exits += 1
         if k == _RETURN_USER or k == _VM_ENTRY:  # noqa: PLR1714, SIM109 - compiles to comparisons
-            slot = cpu_entry[c]
-            if slot != _NO_ENTRY:
-                entry_counts[0, slot] += 1
-                entry_counts[2, slot] += 1 - cpu_exited[c]
+            number = cpu_entry[c]
+            if number != _NO_ENTRY:
+                entry_counts[cpu_group[c], 0, number] += 1
+                entry_counts[cpu_group[c], 2, number] += 1 - cpu_exited[c]
                 cpu_entry[c] = _NO_ENTRY
     return _DONE, kind.size, exits, 0, 0

@@ -1,6 +1,7 @@
 """Policies from TOML files: the shipped ones by name, a user's by path, with inheritance."""
 
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from asikit.replay.policy import (
 from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from importlib.resources.abc import Traversable
 
 __all__ = ["load_policy", "shipped_policies"]
@@ -49,8 +50,9 @@ def load_policy(name_or_file: str | Path) -> Policy:
     """
     text = str(name_or_file)
     source: Traversable = Path(text) if text.endswith(_SUFFIX) else _shipped(text)
-    document = _inherited(source, seen=())
-    return _build(source, document)
+    given: set[tuple[str, str]] = set()
+    policy = _build(source, _inherited(source, given, seen=()))
+    return replace(policy, shipped_names=frozenset(policy.names()) - given)
 
 
 def _folder() -> "Traversable":
@@ -80,16 +82,25 @@ def _read(source: "Traversable") -> dict[str, Any]:
     return check(document, shown)
 
 
+def _is_shipped(source: "Traversable") -> bool:
+    return str(source).startswith(str(_folder()))
+
+
 def _shown(source: "Traversable") -> str:
-    return source.name if str(source).startswith(str(_folder())) else str(source)
+    return source.name if _is_shipped(source) else str(source)
 
 
-def _inherited(source: "Traversable", *, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Read a file and lay it over the file that it inherits from."""
+def _inherited(source: "Traversable", given: set[tuple[str, str]], *, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Read a file and lay it over the file that it inherits from.
+
+    :param given: Gets what the user's own files have in lists: key and name.
+    """
     identity = str(source.resolve()) if isinstance(source, Path) else str(source)
     if identity in seen:
         raise PolicyError(f"{_shown(source)}: inherits: the files inherit from each other; break the circle")
     document = _read(source)
+    if not _is_shipped(source):
+        given.update(_listed(document))
     parent_name = document.pop("inherits", None)
     if parent_name is None:
         return _merge({}, document)
@@ -102,7 +113,16 @@ def _inherited(source: "Traversable", *, seen: tuple[str, ...]) -> dict[str, Any
             parent = _shipped(parent_name)
         except PolicyError as error:
             raise PolicyError(f"{_shown(source)}: inherits: {error}") from error
-    return _merge(_inherited(parent, seen=(*seen, identity)), document)
+    return _merge(_inherited(parent, given, seen=(*seen, identity)), document)
+
+
+def _listed(document: "Mapping[str, Any]", prefix: str = "") -> "Iterator[tuple[str, str]]":
+    """Give the elements of all lists, each with its list's key."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _listed(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from ((f"{prefix}{key}", item) for item in value)
 
 
 def _merge(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Counting is a loop of its own, as the loop over the events runs at half the speed with a hash table inside it.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -10,6 +12,9 @@ import polars as pl
 from asikit.replay._compiled import jit
 from asikit.replay._tally import NO_PLACE, sites_frame
 from asikit.trace import TOUCH_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["SiteTable"]
 
@@ -19,7 +24,9 @@ Rows = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.uint64]
 
 _WHERE, _HOW, _EXITS = 0, 1, 2
-_KIND_BITS, _KINDS = np.uint64(8), np.uint64(0xFF)  # of how: the kind of event; above it, the transition
+# Of how: the kind of event; above it the transition, and above that the group.
+_KIND_BITS, _KINDS = np.uint64(8), np.uint64(0xFF)
+_GROUP_SHIFT, _TRANSITIONS = np.uint64(32), np.uint64(0xFF_FFFF)
 _NOWHERE = np.uint64(NO_PLACE)
 _FIRST_TOUCH, _LAST_TOUCH = int(min(TOUCH_KINDS)), int(max(TOUCH_KINDS))
 _HALF, _ONE = np.uint64(32), np.uint64(1)
@@ -38,13 +45,14 @@ class SiteTable:
         self._table = np.zeros((capacity, 4), np.uint64)
         self._used = 0
 
-    def add(self, columns: tuple[Bytes, Bytes, Words, Words], events: Rows, transitions: Rows) -> None:
+    def add(self, columns: tuple[Bytes, Bytes, Words, Words], groups: Words, events: Rows, transitions: Rows) -> None:
         """Count exits.
 
+        :param groups: The group of each event in the columns.
         :param events: The rows, in the columns, of the events that were exits.
         :param transitions: The number of the transition at each.
         """
-        where, how = _identify(*columns[1:], events, transitions)
+        where, how = _identify(*columns[1:], groups, events, transitions)
         done = 0
         while True:
             done, self._used = _count(where, how, done, self._table, self._used)
@@ -54,32 +62,39 @@ class SiteTable:
             _move(self._table, larger)
             self._table = larger
 
-    def frame(self, reasons: Bytes) -> pl.DataFrame:
+    def frame(self, reasons: Bytes, groups: "Iterable[int] | None" = None) -> pl.DataFrame:
         """Return the sites as :class:`asikit.replay._tally.Tally` has them.
 
         :param reasons: The number of the exit reason of each transition.
+        :param groups: Those whose exits count; all when None.
         """
         taken = self._table[self._table[:, _EXITS] != 0]
+        if groups is not None:
+            taken = taken[np.isin(taken[:, _HOW] >> _GROUP_SHIFT, np.array(list(groups), np.uint64))]
         where, how = taken[:, _WHERE], taken[:, _HOW]
         columns = {
             "kind": (how & _KINDS).astype(np.uint8),
             "place": (where >> _HALF).astype(np.uint32),
             "stack": where.astype(np.uint32),
-            "reason": reasons[how >> _KIND_BITS],
+            "reason": reasons[how >> _KIND_BITS & _TRANSITIONS],
             "exits": taken[:, _EXITS].astype(np.uint32),
         }
         return sites_frame([pl.DataFrame(columns)])  # transitions of one reason become one
 
 
 @jit
-def _identify(kind: Bytes, arg: Words, stack: Words, events: Rows, transitions: Rows) -> tuple[Numbers, Numbers]:
+def _identify(  # noqa: PLR0913, PLR0917  (columns)
+    kind: Bytes, arg: Words, stack: Words, groups: Words, events: Rows, transitions: Rows
+) -> tuple[Numbers, Numbers]:
     """Return where and how of exits. Apart from the counting, so that the processor can fetch many rows at once."""
     where, how = np.empty(events.size, np.uint64), np.empty(events.size, np.uint64)
     for i in range(events.size):
         event = np.uintp(events[i])
         place = np.uint64(arg[event]) if _FIRST_TOUCH <= kind[event] <= _LAST_TOUCH else _NOWHERE
         where[i] = place << _HALF | np.uint64(stack[event])
-        how[i] = np.uint64(transitions[i]) << _KIND_BITS | np.uint64(kind[event])
+        how[i] = (
+            np.uint64(groups[event]) << _GROUP_SHIFT | np.uint64(transitions[i]) << _KIND_BITS | np.uint64(kind[event])
+        )
     return where, how
 
 

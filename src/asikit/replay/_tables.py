@@ -44,6 +44,7 @@ class SideTables:
     stacks: pl.DataFrame
     symbols: pl.DataFrame
     tasks: pl.DataFrame
+    phases: pl.DataFrame
     meta: "Mapping[str, Any]"
 
     @classmethod

@@ -11,7 +11,7 @@ from asikit.protocol import Effect, ExitReason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["NO_PLACE", "REASONS", "EntryCounts", "Tally", "counted", "sites_frame"]
+__all__ = ["NO_PLACE", "REASONS", "EntryCounts", "Tally", "counted", "sites_frame", "together"]
 
 NO_PLACE = 0xFFFF_FFFF
 """The place of an exit that is not due to a touch."""
@@ -30,6 +30,12 @@ class EntryCounts:
     round_trips: int = 0
     exits: int = 0
     without_exit: int = 0
+
+    def __add__(self, other: "EntryCounts") -> "EntryCounts":
+        """Return the counts of both."""
+        return EntryCounts(
+            self.round_trips + other.round_trips, self.exits + other.exits, self.without_exit + other.without_exit
+        )
 
 
 @dataclass
@@ -60,6 +66,23 @@ class Tally:
             (t.events, t.amended, t.effects, t.reasons, t.entries, t.ephmap_operations) for t in (self, other)
         )
         return mine == others and self.sites.sort(list(_SITE)).equals(other.sites.sort(list(_SITE)))
+
+
+def together(tallies: "Iterable[Tally]") -> Tally:
+    """Return the sums of counts that have no event in common."""
+    whole = Tally()
+    sites = []
+    for tally in tallies:
+        whole.events += tally.events
+        whole.amended += tally.amended
+        whole.effects += tally.effects
+        whole.reasons += tally.reasons
+        whole.ephmap_operations += tally.ephmap_operations
+        for slot, counts in tally.entries.items():
+            whole.entries[slot] = whole.entries.get(slot, EntryCounts()) + counts
+        sites.append(tally.sites)
+    whole.sites = sites_frame(sites)
+    return whole
 
 
 def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:

@@ -10,8 +10,9 @@ from asikit.replay._events import NO_ENTRY, SVM_EXITS, class_of_entry, entry_lab
 from asikit.replay._stacks import CauseStacks
 from asikit.replay._steps import protocol_config
 from asikit.replay._tally import NO_PLACE, REASONS
+from asikit.replay._unmatched import unmatched_names
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy
-from asikit.replay.result import EntryRow, ReplayResult
+from asikit.replay.result import EntryRow, Part, ReplayResult
 from asikit.trace import TOUCH_KINDS, EventKind, PageKind, Region
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from asikit.replay._tables import SideTables
-    from asikit.replay._tally import Tally
+    from asikit.replay._tally import EntryCounts, Tally
+    from asikit.replay.grouping import Group
 
-__all__ = ["name_result"]
+__all__ = ["name_part", "name_result"]
 
 _LABELS = ("reason", "function", "caller", "access", "region", "kind", "cache", "allocated_by")
 _ACCESS_OF_KIND = [
@@ -34,7 +36,7 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
 
     :raises ReplayError: An exit refers to a stack that is not there.
     """
-    protected = {slot: counts for slot, counts in tally.entries.items() if class_of_entry(slot) in {*classes, None}}
+    protected = _protected(tally, classes)
     cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
     noflush = sum(times for effect, times in cr3.items() if effect.noflush)
     cr3_writes = sum(cr3.values())
@@ -62,7 +64,34 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
         by_entry=_by_entry(tally, protected.keys(), tables),
         cause_table=causes,
         stacks=stacks,
+        warnings=unmatched_names(policy, tables),
     )
+
+
+def name_part(tally: "Tally", group: "Group", policy: Policy, classes: frozenset[AsiClass]) -> Part:
+    """Return the counts of a group."""
+    protected = _protected(tally, classes).values()
+    cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
+    flushing = sum(times for effect, times in cr3.items() if not effect.noflush)
+    return Part(
+        name=group.name,
+        pids=group.pids,
+        events=tally.events,
+        round_trips=sum(counts.round_trips for counts in protected),
+        round_trips_without_exit=sum(counts.without_exit for counts in protected),
+        exits=tally.reasons.total(),
+        exits_by_reason={reason.value: tally.reasons[reason] for reason in ExitReason},
+        flushes=_flushes(tally, policy, classes),
+        cr3_writes=sum(cr3.values()),
+        tlb_flushes=flushing + _times(tally, EffectKind.TLB_FLUSH),
+        stuns=_times(tally, EffectKind.STUN),
+        ephmap_operations=tally.ephmap_operations,
+    )
+
+
+def _protected(tally: "Tally", classes: frozenset[AsiClass]) -> "dict[int, EntryCounts]":
+    """Return the counts of the entries from domains that are protected from."""
+    return {slot: counts for slot, counts in tally.entries.items() if class_of_entry(slot) in {*classes, None}}
 
 
 def _times(tally: "Tally", kind: EffectKind) -> int:

@@ -2,7 +2,7 @@
 
 from asikit.errors import AsikitError
 
-__all__ = ["PolicyError", "ReplayError"]
+__all__ = ["PolicyError", "ReplayError", "SelectionError"]
 
 
 class PolicyError(AsikitError):
@@ -11,3 +11,9 @@ class PolicyError(AsikitError):
 
 class ReplayError(AsikitError):
     """A trace whose rows contradict each other; the message names the table and the row."""
+
+
+class SelectionError(AsikitError):
+    """A task, process, CPU, phase or time that the recording does not have; the message names the nearest."""
+
+    exit_code = 2  # wrong usage

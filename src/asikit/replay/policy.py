@@ -1,6 +1,6 @@
 """A sensitivity policy: which memory the restricted address space lacks, and which mechanism guards it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from asikit.protocol import CpuBug, CpuFeature
 from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "ACCESSES",
@@ -172,3 +172,15 @@ class Policy:
     memory: Memory = field(default_factory=Memory)
     regions: "Mapping[Region, Mapping[Access, Mapped]]" = field(default_factory=lambda: DEFAULT_REGIONS)
     ephmap: Ephmap = field(default_factory=Ephmap)
+    shipped_names: "frozenset[tuple[str, str]]" = field(default=frozenset(), compare=False)
+    """Of :meth:`names`, those that a policy of ours gives: they are about all kernels and workloads, so that nobody is
+    warned of one that a recording lacks."""
+
+    def names(self) -> "Iterator[tuple[str, str]]":
+        """Give the names that are looked up in a recording, each with the key of its list in a policy file."""
+        for sensitivity in Sensitivity:
+            rules: Rules = getattr(self.memory, sensitivity)
+            for rule in fields(rules):
+                yield from ((f"memory.{sensitivity}.{rule.name}", name) for name in getattr(rules, rule.name))
+        yield from (("ephmap.kinds", name) for name in self.ephmap.kinds)
+        yield from (("ephmap.functions", name) for name in self.ephmap.functions)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from asikit.replay._stacks import CauseStacks
 
-__all__ = ["SCHEMA", "Cause", "EntryRow", "ReplayResult"]
+__all__ = ["SCHEMA", "Cause", "EntryRow", "Part", "ReplayResult"]
 
 SCHEMA = "asikit.replay/1"
 """``schema`` of the JSON form."""
@@ -64,6 +64,31 @@ class EntryRow:
     without_exit: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The counts of a part of what was selected: of a task, a process, a CPU, or of the phases that were open.
+
+    An exit is of the task that runs, at a context switch of the one that leaves; a round trip is of the task and the
+    phases of its entry. Otherwise the fields are those of :class:`ReplayResult`.
+
+    :ivar name: What the part is called.
+    :ivar pids: The processes in it, if the parts are tasks or processes.
+    """
+
+    name: str
+    pids: tuple[int, ...]
+    events: int
+    round_trips: int
+    round_trips_without_exit: int
+    exits: int
+    exits_by_reason: "Mapping[str, int]"
+    flushes: "Mapping[str, int]"
+    cr3_writes: int
+    tlb_flushes: int
+    stuns: int
+    ephmap_operations: int
+
+
 @dataclass(frozen=True)
 class ReplayResult:
     """What a recording costs under a policy.
@@ -89,6 +114,10 @@ class ReplayResult:
     :ivar by_entry: Round trips by entry, most first.
     :ivar cause_table: The fields of :class:`Cause` but the share, most exits first.
     :ivar stacks: The stacks of the causes, by all their names.
+    :ivar warnings: A line for each name that the policy's author gave and that matches nothing in the recording.
+    :ivar selection: What of the recording was counted, in words; empty: all of it.
+    :ivar by: What the parts are: ``task``, ``pid``, ``cpu`` or ``phase``; empty if there are none.
+    :ivar parts: Most exits first. Their counts add up to those above.
     """
 
     policy: str
@@ -111,6 +140,10 @@ class ReplayResult:
     by_entry: tuple[EntryRow, ...]
     cause_table: "pl.DataFrame"
     stacks: "CauseStacks"
+    warnings: tuple[str, ...] = ()
+    selection: str = ""
+    by: str = ""
+    parts: tuple[Part, ...] = ()
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
@@ -151,6 +184,9 @@ class ReplayResult:
             "amended_events": self.amended_events,
             "by_entry": [asdict(row) for row in self.by_entry[:top]],
             "causes": [self._cause_to_dict(cause) for cause in self.top_causes(top)],
+            "warnings": list(self.warnings),
+            "selection": self.selection or None,
+            "by": {"key": self.by, "parts": [asdict(part) for part in self.parts]} if self.by else None,
         }
 
     def _cause_to_dict(self, cause: Cause) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from asikit.report._tables import fitted
+from asikit.report._tables import fitted, printable
+from asikit.report.parts import PART_WORDS, rest_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,14 +42,19 @@ SOURCE_WORDS = {
 def cost_report(result: "CostResult", *, top: int = 5) -> "RenderableType":
     """Return a section for each processor.
 
-    :param top: The most parameters to show of those that move the answer.
+    :param top: The most parameters to show of those that move the answer, and the most parts.
     """
     parts: list[RenderableType] = [Text(_base_line(result))]
+    if result.selection:
+        parts.append(Text(f"Counted: {printable(result.selection)}; all shares are of this part's time"))
     for cpu in dict.fromkeys(row.cpu for row in result.rows):
         rows = [row for row in result.rows if row.cpu == cpu]
         parts += [Text(), Text(f"On {cpu}", style="bold"), _overheads(rows)]
         if any(row.by_source for row in rows):
             parts += [Text("Where it comes from (share of the run's time, best guess)"), _by_source(rows)]
+        if result.parts and top:
+            heading = f"By {PART_WORDS[result.by][0]} (share of the run's time, best guess)"
+            parts += [Text(heading), _by_part(result, rows, top)]
         parts += [Text(line) for row in rows for line in _asi_lines(row)]
         parts += _sensitivities(rows, top)
         parts += [Text(note) for note in dict.fromkeys(note for row in rows for note in row.notes)]
@@ -118,6 +124,26 @@ def _by_source(rows: "Sequence[CostRow]") -> Table:
         if any(source in row.by_source for row in shown):
             cells = (percent(row.by_source[source].mid) if source in row.by_source else "-" for row in shown)
             table.add_row(words, *cells)
+    return fitted(table)
+
+
+def _by_part(result: "CostResult", rows: "Sequence[CostRow]", top: int) -> Table:
+    """Return a row for each part; the last is for those that have none of their own, so that the columns add up."""
+    shown = [number for number, row in enumerate(result.rows) if row in rows and row.by_source]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for heading in (
+        "instructions",
+        *(result.rows[number].policy or result.rows[number].mitigation for number in shown),
+    ):
+        table.add_column(heading, justify="right", overflow="fold", max_width=16)
+    lines = [(printable(part.name), [part]) for part in result.parts[:top]]
+    if result.parts[top:]:
+        lines.append((rest_label(len(result.parts) - top, result.by), list(result.parts[top:])))
+    for name, parts in lines:
+        instructions = sum(part.instructions for part in parts) / result.instructions
+        cells = (percent(sum(part.rows[number].overhead.mid for part in parts)) for number in shown)
+        table.add_row(name, percent(instructions), *cells)
     return fitted(table)
 
 

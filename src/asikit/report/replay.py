@@ -7,7 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from asikit.report._tables import printable
 from asikit.report._words import FLUSH_WORDS, REASON_WORDS, REGION_WORDS
+from asikit.report.parts import PART_WORDS, parts_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +34,12 @@ def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
     """
     parts: list[RenderableType] = [
         Text(f"Policy {result.policy}: {result.title}", style="bold"),
+        *_selected(result),
         Text(),
         _facts(result),
     ]
+    if result.parts and top:
+        parts += [Text(), Text(f"By {PART_WORDS[result.by][0]}", style="bold"), parts_table([result], top)]
     if result.by_entry and top:
         parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(result, top)]
     if result.exits and top:
@@ -43,10 +48,17 @@ def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
     return Group(*parts)
 
 
-def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "RenderableType":
+def _selected(result: "ReplayResult") -> "list[Text]":
+    """Return the line that says what of the recording was counted, if not all of it."""
+    words = printable(result.selection)
+    return [Text(f"Counted: {words} ({result.events:,} events)")] if words else []
+
+
+def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3, top: int = 10) -> "RenderableType":
     """Return results of one recording side by side, a column each, and the main causes below.
 
     :param causes: The most causes to show of each.
+    :param top: The most tasks, processes, CPUs or phases to show, if the counts are divided.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_compared_width(results))
     table.add_column("", no_wrap=True)
@@ -63,7 +75,9 @@ def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3) -> "R
     table.add_row("page table switches (CR3 writes)", *(f"{result.cr3_writes:,}" for result in results))
     if any(result.stuns for result in results):
         table.add_row("sibling thread stuns", *(f"{result.stuns:,}" for result in results))
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [*_selected(results[0]), table]
+    if results[0].parts and top:
+        parts += [Text(f"By {PART_WORDS[results[0].by][0]}", style="bold"), parts_table(results, top)]
     if causes:
         for result in results:
             shown = result.top_causes(causes)

@@ -11,6 +11,7 @@ allocations    frame | order | gfp | migratetype | stack
 stacks         parent | address | symbol: row 0 is the empty stack
 symbols        name | module | address: row 0 is the unknown symbol
 tasks          pid | tgid | comm | mm
+phases         name | begin | end | task | ended: the events from begin on and before end
 =============  ======================================================================================================
 """
 
@@ -31,8 +32,10 @@ from asikit.trace._kinds import (
 )
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import Frame, Stacks
-from asikit.trace._summary import CpuSummary, TouchCount, TraceSummary, summarize
+from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
+from asikit.trace._time import instructions_before, rows_at, total_instructions
 from asikit.trace._writer import ROWS_PER_PART, TraceWriter
 
 __all__ = [
@@ -54,7 +57,9 @@ __all__ = [
     "EventKind",
     "Frame",
     "PageKind",
+    "PhaseSummary",
     "Region",
+    "ScratchFolder",
     "Stacks",
     "TlbFlush",
     "TouchCount",
@@ -62,5 +67,8 @@ __all__ = [
     "TraceError",
     "TraceSummary",
     "TraceWriter",
+    "instructions_before",
+    "rows_at",
     "summarize",
+    "total_instructions",
 ]

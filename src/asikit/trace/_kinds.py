@@ -6,7 +6,7 @@ from typing import Final
 FORMAT: Final = "asitrace"
 """The value of ``format`` in every ``meta.json``."""
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The version of the format that this package writes, and the newest that it reads. It reads all older ones."""
 
 NO_PAGE: Final = 0xFFFF_FFFF

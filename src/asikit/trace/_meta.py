@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from asikit.trace._errors import TraceError, first_line
 from asikit.trace._kinds import FORMAT, VERSION
-from asikit.trace._schema import SIDE_TABLES, TABLES
+from asikit.trace._schema import SIDE_TABLES, SINCE, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,10 @@ META_FILE = "meta.json"
 EVENTS_FOLDER = "events"
 WRITERS_KEYS = ("format", "version", "tables", "content_hash")
 """The keys that the writer fills in; all others are the recorder's."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIRST_BYTE = 0xDC00
+"""Of the surrogates that stand for bytes (Python's ``surrogateescape``)."""
 
 
 class TableFile(msgspec.Struct, frozen=True):
@@ -33,6 +38,10 @@ class Table(msgspec.Struct, frozen=True):
 
     rows: int
     files: dict[str, TableFile]
+
+
+_NO_FILES = Table(rows=0, files={})
+"""A table that a trace of an earlier version does not have."""
 
 
 # A msgspec.Struct copies an empty list or dict given as a default.
@@ -57,6 +66,10 @@ class _Workload(msgspec.Struct, frozen=True):
     exit_status: int | None = None
 
 
+class _Marks(msgspec.Struct, frozen=True):
+    ends_without_begin: dict[str, int] = {}  # ends of phases that nobody had begun, by name
+
+
 class RecorderMeta(msgspec.Struct, frozen=True):
     """The recorder's part of ``meta.json``: checked when written and when read; unknown keys are kept."""
 
@@ -66,6 +79,7 @@ class RecorderMeta(msgspec.Struct, frozen=True):
     workload: _Workload = _Workload()
     clock: dict[str, Any] = {}
     lost: dict[str, int] = {}
+    marks: _Marks = _Marks()
     gfp_flags: dict[str, int] = {}
     syscalls: dict[str, str] = {}
 
@@ -98,7 +112,9 @@ def content_hash(tables: "Mapping[str, Table]") -> str:
 
 
 def encode(meta: "Mapping[str, Any]", tables: "Mapping[str, Table]", file: "Path") -> bytes:
-    """Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
+    r"""Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
+
+    What a text has of bytes that are no UTF-8 (an argument of the workload may) is written as ``\xff`` is.
 
     :raises TraceError: The recorder's part has a wrong type somewhere, or something that JSON cannot hold.
     """
@@ -109,12 +125,28 @@ def encode(meta: "Mapping[str, Any]", tables: "Mapping[str, Table]", file: "Path
         "content_hash": content_hash(tables),
     }
     try:
-        text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_unicode(whole), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         data = text.encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise TraceError.at(file, f"meta cannot be written as JSON: {first_line(error)}") from error
     _recorder_part(msgspec.json.decode(data), file)
     return data
+
+
+def _unicode(value: Any) -> Any:  # noqa: ANN401  (any JSON value, and what the JSON writer refuses)
+    """Replace what is no Unicode: in a text from the system, each byte that is not UTF-8 is a lone surrogate."""
+    if isinstance(value, str):
+        return _SURROGATE.sub(_visible, value)
+    if isinstance(value, dict):
+        return {_unicode(key): _unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unicode(item) for item in value]
+    return value
+
+
+def _visible(surrogate: "re.Match[str]") -> str:
+    number = ord(surrogate[0])
+    return f"\\x{number - _FIRST_BYTE:02x}" if number - _FIRST_BYTE in range(0x80, 0x100) else f"\\u{number:04x}"
 
 
 def read(file: "Path") -> Meta:
@@ -137,7 +169,8 @@ def read(file: "Path") -> Meta:
     except msgspec.ValidationError as error:
         raise TraceError.at(file, _convert_fault(error)) from error
     _check_tables(ours, file)
-    return Meta(raw=raw, recorder=_recorder_part(raw, file), tables=ours.tables, content_hash=ours.content_hash)
+    tables = {name: ours.tables.get(name, _NO_FILES) for name in TABLES}
+    return Meta(raw=raw, recorder=_recorder_part(raw, file), tables=tables, content_hash=ours.content_hash)
 
 
 def _read_object(file: "Path") -> dict[str, Any]:
@@ -170,9 +203,10 @@ def _convert_fault(error: msgspec.ValidationError) -> str:
 
 
 def _check_tables(meta: _WriterMeta, file: "Path") -> None:
-    for name in sorted(TABLES.keys() - meta.tables.keys()):
+    listed = {name for name in TABLES if SINCE.get(name, 1) <= meta.version}
+    for name in sorted(listed - meta.tables.keys()):
         raise TraceError.at(file, f"table {name!r} is not listed")
-    for name in sorted(meta.tables.keys() - TABLES.keys()):
+    for name in sorted(meta.tables.keys() - listed):
         raise TraceError.at(file, f"unknown table {name!r}")
     for name, table in meta.tables.items():
         paths = sorted(table.files)

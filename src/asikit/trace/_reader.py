@@ -14,7 +14,7 @@ import polars as pl
 from asikit.trace import _meta
 from asikit.trace._checked import CheckedFiles
 from asikit.trace._errors import TraceError, first_line
-from asikit.trace._schema import EVENT_SCHEMA, SIDE_TABLES, TABLES, schema_fault, value_fault
+from asikit.trace._schema import EVENT_SCHEMA, SIDE_TABLES, TABLES, empty_table, schema_fault, value_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +104,8 @@ class Trace:
         """
         if table not in SIDE_TABLES:
             raise TraceError.at(self.path, f"no side table {table!r}; there are {', '.join(SIDE_TABLES)}")
+        if not self.files(table):  # of an earlier version, which had no such table
+            return empty_table(table)
         return self._read(table, f"{table}.parquet", SIDE_TABLES[table].names())
 
     def events(

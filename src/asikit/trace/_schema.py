@@ -36,12 +36,24 @@ SIDE_TABLES: "Final[Mapping[str, pl.Schema]]" = MappingProxyType(
         "stacks": pl.Schema({"parent": pl.UInt32(), "address": pl.UInt64(), "symbol": pl.UInt32()}),
         "symbols": pl.Schema({"name": pl.String(), "module": pl.String(), "address": pl.UInt64()}),
         "tasks": pl.Schema({"pid": pl.UInt32(), "tgid": pl.UInt32(), "comm": pl.String(), "mm": pl.UInt32()}),
+        "phases": pl.Schema(
+            {
+                "name": pl.String(),
+                "begin": pl.UInt64(),
+                "end": pl.UInt64(),
+                "task": pl.UInt32(),
+                "ended": pl.Boolean(),
+            }
+        ),
     }
 )
 """Columns of the side tables, by the table's name."""
 
 TABLES: "Final[Mapping[str, pl.Schema]]" = MappingProxyType({"events": EVENT_SCHEMA, **SIDE_TABLES})
 """Columns of every table."""
+
+SINCE: "Final[Mapping[str, int]]" = MappingProxyType({"phases": 3})
+"""The version of the format that a table came with, where it is not the first; before, it was empty."""
 
 NULLABLE: Final = frozenset(
     {
@@ -50,6 +62,7 @@ NULLABLE: Final = frozenset(
         ("allocations", "gfp"),
         ("allocations", "migratetype"),
         ("symbols", "module"),
+        ("phases", "task"),
     }
 )
 """The (table, column) pairs in which a null is allowed; it means "unknown" or "does not apply"."""

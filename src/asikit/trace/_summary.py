@@ -9,8 +9,11 @@ import polars as pl
 from asikit.trace._errors import TraceError
 from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind, TlbFlush
 from asikit.trace._schema import FIRST_KIND, LAST_KIND
+from asikit.trace._time import instructions_before
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from asikit.trace._reader import Trace
 
 NOT_MEMORY = "mmio"
@@ -43,6 +46,23 @@ class TouchCount:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseSummary:
+    """What the workload called by one name.
+
+    :ivar times: How often it began.
+    :ivar events: Events in it, each once.
+    :ivar instructions: What all CPUs retired in it.
+    :ivar not_ended: How often it lasted to the end of the recording, as nobody ended it.
+    """
+
+    name: str
+    times: int
+    events: int
+    instructions: int
+    not_ended: int
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSummary:
     """A trace's counts."""
 
@@ -54,6 +74,8 @@ class TraceSummary:
     """The touches, most first."""
     tlb_flushes: dict[TlbFlush, int]
     """TLB flushes by what they discard; each is there."""
+    phases: tuple[PhaseSummary, ...] = ()
+    """The workload's phases, in the order of their first beginning."""
 
     @property
     def round_trips(self) -> int:
@@ -77,6 +99,7 @@ def summarize(trace: "Trace") -> TraceSummary:
         cpus=tuple(CpuSummary(*row) for row in by_cpu.iter_rows()),
         touches=_touches(trace, touched),
         tlb_flushes={flush: int(flushed.get(int(flush), 0)) for flush in TlbFlush},
+        phases=_phases(trace),
     )
 
 
@@ -113,6 +136,38 @@ def _touches(trace: "Trace", touched: pl.DataFrame) -> tuple[TouchCount, ...]:
     )
     rows = [TouchCount(*row) for row in grouped.iter_rows()]
     return tuple(sorted(rows, key=lambda row: (-row.total, row.region, row.kind)))
+
+
+def _phases(trace: "Trace") -> tuple[PhaseSummary, ...]:
+    phases = trace.table("phases")
+    if not phases.height:
+        return ()
+    rows = sorted({*phases["begin"].to_list(), *phases["end"].to_list()})
+    time = dict(zip(rows, instructions_before(trace, rows), strict=True))
+    found = []
+    for (name,), own in phases.group_by("name", maintain_order=True):
+        stretches = merged(zip(own["begin"].to_list(), own["end"].to_list(), strict=True))
+        found.append(
+            PhaseSummary(
+                name=str(name),
+                times=own.height,
+                events=sum(end - begin for begin, end in stretches),
+                instructions=sum(time[end] - time[begin] for begin, end in stretches),
+                not_ended=int((~own["ended"]).sum()),
+            )
+        )
+    return tuple(found)
+
+
+def merged(stretches: "Iterable[tuple[int, int]]") -> list[tuple[int, int]]:
+    """Give stretches of rows as ones that do not overlap, in order."""
+    whole: list[tuple[int, int]] = []
+    for begin, end in sorted(stretches):
+        if whole and begin <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(end, whole[-1][1]))
+        else:
+            whole.append((begin, end))
+    return whole
 
 
 def _count(kind: EventKind) -> pl.Expr:

@@ -78,6 +78,19 @@ def _tasks(_tasks: "pl.DataFrame", _rows: "Callable[[str], int]") -> str | None:
     return None  # any pid, name and mm may be
 
 
+def _phases(phases: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+    begin, end = phases["begin"].to_numpy(), phases["end"].to_numpy()
+    for wrong, what in (
+        (begin > end, "ends before it begins"),
+        (end > rows("events"), f"ends after the last of {rows('events')} events"),
+        (begin < np.concatenate((begin[:1], begin[:-1])), "begins before the one above it"),
+    ):
+        row = _first(wrong)
+        if row is not None:
+            return f"row {row}: the phase {phases['name'][row]!r}, from event {begin[row]} to {end[row]}, {what}"
+    return _bound("task", phases, "tasks", rows("tasks"))
+
+
 _SIDE_CHECKS: "Mapping[str, Callable[[pl.DataFrame, Callable[[str], int]], str | None]]" = {
     "places": _places,
     "pages": _pages,
@@ -85,6 +98,7 @@ _SIDE_CHECKS: "Mapping[str, Callable[[pl.DataFrame, Callable[[str], int]], str |
     "stacks": _stacks,
     "symbols": _symbols,
     "tasks": _tasks,
+    "phases": _phases,
 }
 
 

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import io
 import os
-import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import polars as pl
 
 from asikit.trace import _meta
 from asikit.trace._errors import TraceError
+from asikit.trace._exchange import exchange
 from asikit.trace._schema import (
     EVENT_SCHEMA,
     FIRST_KIND,
@@ -25,6 +25,7 @@ from asikit.trace._schema import (
     schema_fault,
     value_fault,
 )
+from asikit.trace._scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,8 +54,9 @@ class TraceWriter:
     """Writes a trace; a context manager.
 
     The trace grows in a hidden sibling folder of ``path``, which is renamed to ``path`` when the block ends. When the
-    block ends with an exception (Ctrl-C included), or when what was written is not a trace, nothing is left. Nothing is
-    synced to the disk: a trace guards against a half recording, not against power failure.
+    block ends with an exception (Ctrl-C included), or when what was written is not a trace, nothing is left. What a
+    writer leaves that is killed, the next one in the same folder clears away. Nothing is synced to the disk: a trace
+    guards against a half recording, not against power failure.
 
     Memory: one part of events (``rows_per_part`` times 18 bytes) and the side tables. The same input gives the same
     bytes.
@@ -86,6 +88,7 @@ class TraceWriter:
         self.meta: dict[str, Any] = copy.deepcopy(dict(meta))
         """The recorder's part of ``meta.json``; may be completed until the block ends."""
         self._overwrite = overwrite
+        self._scratch = ScratchFolder(self.path.absolute().parent, ".{name}.{token}.partial", name=self.path.name)
         self._folder: Path | None = None
         self._buffer = {name: np.empty(rows_per_part, dtype) for name, dtype in _EVENT_DTYPES.items()}
         self._capacity = rows_per_part
@@ -100,11 +103,9 @@ class TraceWriter:
         :raises TraceError: ``path`` exists, or its folder does not, or may not be written.
         """
         self._refuse_existing()
-        folder = self.path.absolute().parent / f".{self.path.name}.{secrets.token_hex(4)}.partial"
-        self._folder = folder
         try:
-            folder.mkdir()
-            (folder / _meta.EVENTS_FOLDER).mkdir()
+            self._folder = self._scratch.__enter__()
+            (self._folder / _meta.EVENTS_FOLDER).mkdir()
         except OSError as error:
             self._discard()
             raise TraceError.from_os_error(self.path, "written", error) from error
@@ -155,6 +156,15 @@ class TraceWriter:
             taken += count
             if self._buffered == self._capacity:
                 self._flush_part()
+
+    def end_events(self) -> None:
+        """Write the last events: no more are to come. What is left to do when the block ends is quickly done.
+
+        :raises TraceError: The disk is full.
+        """
+        self._require_open()
+        if self._buffered or not self._parts:
+            self._flush_part()
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Append rows to a side table, in the order of their ids, with exactly the columns of ``SIDE_TABLES[table]``.
@@ -214,6 +224,16 @@ class TraceWriter:
         if self.path.is_symlink() or not _is_trace(self.path):
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 
+    @property
+    def unfinished(self) -> Path:
+        """The hidden folder that becomes the trace."""
+        return self._require_open()
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of what has been written so far."""
+        return sum(part.bytes for part in self._parts.values())
+
     def _flush_part(self) -> None:
         frame = pl.DataFrame({name: self._buffer[name][: self._buffered] for name in EVENT_SCHEMA})
         path = _meta.part_path(len(self._parts))
@@ -239,8 +259,7 @@ class TraceWriter:
 
     def _complete(self) -> None:
         folder = self._require_open()
-        if self._buffered or not self._parts:
-            self._flush_part()
+        self.end_events()
         tables = {"events": _table(self._parts)}
         for name, frames in self._side.items():
             path = f"{name}.parquet"
@@ -251,25 +270,23 @@ class TraceWriter:
 
     def _rename(self, folder: Path) -> None:
         self._refuse_existing()
-        replaced = None
-        if self.path.exists():
+        if not self.path.exists():
+            folder.rename(self.path)
+        elif not exchange(folder, self.path):  # else what we discard is the old one
             # rename(2) cannot replace a folder that is not empty: the old one steps aside first.
             replaced = folder.with_suffix(".replaced")
-            self.path.rename(replaced)
-        try:
-            folder.rename(self.path)
-        except BaseException:
-            if replaced is not None:
-                replaced.rename(self.path)
-            raise
-        self._folder = None
-        if replaced is not None:
+            try:
+                self.path.rename(replaced)
+                folder.rename(self.path)
+            except BaseException:
+                if replaced.exists() and not self.path.exists():
+                    replaced.rename(self.path)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
 
     def _discard(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._folder = None
+        self._scratch.__exit__(None, None, None)
         self._buffer = {}
         self._side = {name: [] for name in SIDE_TABLES}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from asikit.linux import Recording, record
+from asikit.linux import Recording, Streams, record
 from asikit.replay import ALL_CLASSES, Policy, load_policy
 from asikit.replay._tables import SideTables
 from asikit.replay.causes import name_result
@@ -90,8 +90,8 @@ def record_works(
     words = (str(build(folder)), "run", *(f"{work.workload}:{work.size}" for work in works))
     trace = folder / "validation.asitrace"
     out, err = io.BytesIO(), io.BytesIO()
-    recording = Recording(words, kernel=kernel, append=APPEND)
-    done = record(recording, trace, say=say, overwrite=True, out=out, err=err)
+    recording = Recording(words, kernel=kernel, append=APPEND, bare=True)
+    done = record(recording, trace, say=say, overwrite=True, streams=Streams.to(out, err))
     if done.exit_status:
         raise RuntimeError(f"in the guest: {err.getvalue().decode().strip() or f'exit status {done.exit_status}'}")
     return Trace.open(trace)

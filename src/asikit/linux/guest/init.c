@@ -3,177 +3,139 @@
  * The recorded guest's first process: prepares the file systems, tells the host about the kernel, runs
  * the workload between two marks, hands over its exit status and powers off.
  *
- * /asi/run holds NUL-terminated words: "root", "send-kernel", "module" PATH..., "tmpfs" DIR..., "cwd" DIR, "env" NAME=VALUE..., "arg" WORD...
+ * /asi/run holds NUL-terminated words, each with a value: see WORDS.
  */
+#define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdint.h>
+#include <grp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
-#include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-#include <termios.h>
 #include <unistd.h>
 
-#include "marker.h"
+#include "init.h"
 
-#define STR_(x) #x
-#define STR(x) STR_(x)
-#define MARK(what) ".balign 16\n\t.byte 0x0f, 0x1f, 0x84, 0x00\n\t.long " STR(what) "\n\t"
+extern char **environ;
+static struct { char **word; size_t n; } argv, variables;
+static const char *root, *directory, *mask;
+static bool tells_kernel, networked, skips;
+static struct { uid_t uid; gid_t gid; gid_t groups[1024]; size_t n_groups; } user;
 
-static struct {
-    char name[32];
-    uint64_t length;
-    uint8_t content[4056];
-} page __attribute__((aligned(4096)));
-
-static void hand_over_page(void)
+static void append(char ***list, size_t *n, char *word)
 {
-    /* movb MARK_HAND_OVER(%rax), %al */
-    uintptr_t at = (uintptr_t)&page - MARK_HAND_OVER;
-    __asm__ volatile(".byte 0x8a, 0x80\n\t.long " STR(MARK_HAND_OVER) : "+a"(at) : : "memory");
+    *list = realloc(*list, (*n + 2) * sizeof **list);
+    (*list)[(*n)++] = word;
+    (*list)[*n] = NULL;
 }
 
-static void send(const char *name, const void *content, size_t length)
+static void on_arg(char *value) { append(&argv.word, &argv.n, value); }
+static void on_env(char *value) { append(&variables.word, &variables.n, value); }
+static void on_root(char *value) { root = value; }
+static void on_cwd(char *value) { directory = value; }
+static void on_umask(char *value) { mask = value; }
+static void on_module(char *value) { load_module(value); }
+static void on_tmpfs(char *value) { mount_on("tmpfs", value, "mode=1777"); }
+static void on_kernel(char *value) { tells_kernel = true; }
+static void on_network(char *value) { networked = true; }
+static void on_skip_startup(char *value) { skips = true; }
+static void on_uid(char *value) { user.uid = strtoul(value, NULL, 10); }
+static void on_gid(char *value) { user.gid = strtoul(value, NULL, 10); }
+static void on_stdin(char *value) { stream_is(0, value); }
+static void on_stdout(char *value) { stream_is(1, value); }
+static void on_stderr(char *value) { stream_is(2, value); }
+static void on_window(char *value) { window_is(value); }
+static void on_host_name(char *value) { sethostname(value, strlen(value)); }
+
+static void on_group(char *value)
 {
-    for (size_t done = 0; done < length || !length; done += page.length) {
-        memset(&page, 0, 40);
-        snprintf(page.name, sizeof page.name, "%s", name);
-        page.length = length - done < sizeof page.content ? length - done : sizeof page.content;
-        memcpy(page.content, (const char *)content + done, page.length);
-        hand_over_page();
-        if (!length)
-            return;
-    }
+    if (user.n_groups < sizeof user.groups / sizeof *user.groups)
+        user.groups[user.n_groups++] = strtoul(value, NULL, 10);
 }
 
-static void send_text(const char *name, const char *text)
+/* A number of RLIMIT_..., soft limit, hard limit; -1 for none. */
+static void on_limit(char *value)
 {
-    send(name, text, strlen(text));
+    int which;
+    long long soft, hard;
+    if (sscanf(value, "%d %lld %lld", &which, &soft, &hard) == 3)
+        setrlimit(which, &(struct rlimit){ soft, hard });
 }
 
-static void send_file(const char *name, const char *path)
+static const struct { const char *word; void (*on)(char *value); } WORDS[] = {
+    { "module", on_module },    /* PATH: to be loaded */
+    { "root", on_root },        /* OPTIONS: the disk becomes the root, mounted with them */
+    { "tmpfs", on_tmpfs },      /* FOLDER: a tmpfs there */
+    { "network", on_network },  /* the user-mode network, too */
+    { "kernel", on_kernel },    /* tell the host what it needs to know about the kernel */
+    { "host-name", on_host_name },
+    { "arg", on_arg },          /* a word of the command */
+    { "env", on_env },          /* NAME=VALUE */
+    { "cwd", on_cwd },
+    { "uid", on_uid }, { "gid", on_gid }, { "group", on_group },
+    { "umask", on_umask },      /* octal */
+    { "skip-startup", on_skip_startup }, /* record from the program's entry point on */
+    { "limit", on_limit },
+    { "stdin", on_stdin }, { "stdout", on_stdout }, { "stderr", on_stderr }, { "window", on_window },
+};
+
+static char *read_words(const char *path, size_t *size)
 {
-    static char block[1 << 16];
-    ssize_t n;
+    struct stat status;
     int fd = open(path, O_RDONLY);
-    if (fd < 0)
-        return;
-    while ((n = read(fd, block, sizeof block)) > 0)
-        send(name, block, n);
-    close(fd);
-}
-
-static void fail(const char *what, const char *about)
-{
-    char text[512];
-    snprintf(text, sizeof text, "%s %s: %s", what, about, strerror(errno));
-    send_text("error", text);
-    reboot(RB_POWER_OFF);
-    for (;;)
-        pause();
-}
-
-static void write_file(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY);
-    if (fd >= 0 && write(fd, text, strlen(text)) < 0)
-        fail("cannot write", path);
-    if (fd >= 0)
-        close(fd);
-}
-
-static void mount_on(const char *type, const char *dir, const char *options)
-{
-    mkdir(dir, 0755);
-    if (mount(type, dir, type, 0, options) && errno != EBUSY)
-        fail("cannot mount", dir);
-}
-
-static void mount_kernel_file_systems(void)
-{
-    mount_on("proc", "/proc", NULL);
-    mount_on("sysfs", "/sys", NULL);
-    mount_on("devtmpfs", "/dev", NULL);
-    mount_on("devpts", "/dev/pts", NULL);
-    mount_on("tmpfs", "/dev/shm", NULL);
-    mount_on("tracefs", "/sys/kernel/tracing", NULL);
-    symlink("/proc/self/fd", "/dev/fd");
-}
-
-static void load_module(const char *path)
-{
-    int fd = open(path, O_RDONLY);
-    if (fd < 0 || syscall(SYS_finit_module, fd, "", 0))
-        if (errno != EEXIST)
-            fail("cannot load module", path);
-    close(fd);
-}
-
-static void enter_root(void)
-{
-    mkdir("/root-image", 0755);
-    for (int tries = 0; mount("/dev/vda", "/root-image", "ext4", 0, NULL); tries++) {
-        if (errno != ENOENT || tries == 100)
-            fail("cannot mount", "/dev/vda");
-        usleep(10000);
+    if (fd < 0 || fstat(fd, &status))
+        fail("cannot read", path);
+    char *words = malloc(status.st_size + 1);
+    for (*size = 0; *size < (size_t)status.st_size;) {
+        ssize_t n = read(fd, words + *size, status.st_size - *size);
+        if (n <= 0)
+            fail("cannot read", path);
+        *size += n;
     }
-    if (chroot("/root-image") || chdir("/"))
-        fail("cannot enter", "/root-image");
-    mount_kernel_file_systems();
-    mount_on("tmpfs", "/tmp", NULL);
+    words[*size] = 0;
+    close(fd);
+    return words;
 }
 
-/* A serial line that passes every byte as it is. */
-static int open_line(const char *path)
+static void follow(const char *path)
 {
-    struct termios t;
-    int fd = open(path, O_RDWR | O_NOCTTY);
-    if (fd < 0 || tcgetattr(fd, &t))
-        fail("cannot open", path);
-    cfmakeraw(&t);
-    cfsetspeed(&t, B115200);
-    t.c_cflag |= CLOCAL;
-    tcsetattr(fd, TCSANOW, &t);
-    return fd;
-}
-
-/*
- * In an instance of tracefs of our own: whatever the workload does with tracing does not touch it. (Emptying the buffer of
- * the common one, for example, stops it for as long as synchronize_rcu() takes.)
- */
-static void enable_events(void)
-{
-    const char *tracing = "/sys/kernel/tracing/instances/asi";
-    if (mkdir(tracing, 0755) && errno != EEXIST)
-        tracing = "/sys/kernel/tracing";
-    static const char *const files[][2] = {
-        { "buffer_size_kb", "64" },
-        { "events/kmem/mm_page_alloc/enable", "1" },
-        { "events/kmem/mm_page_free/enable", "1" },
-    };
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char path[128];
-        snprintf(path, sizeof path, "%s/%s", tracing, files[i][0]);
-        write_file(path, files[i][1]);
+    size_t size;
+    char *words = read_words(path, &size);
+    for (char *word = words; word < words + size;) {
+        char *value = word + strlen(word) + 1;
+        for (size_t i = 0; i < sizeof WORDS / sizeof *WORDS; i++)
+            if (!strcmp(word, WORDS[i].word))
+                WORDS[i].on(value);
+        word = value + strlen(value) + 1;
     }
 }
 
-static void run_workload(char **argv, int out, int err)
+static void mark_begin(void)
 {
-    setsid();
-    dup2(open("/dev/null", O_RDONLY), 0);
-    dup2(out, 1);
-    dup2(err, 2);
     __asm__ volatile(MARK(MARK_BEGIN) "nop" ::: "memory");
-    execvp(argv[0], argv);
+}
+
+static void run_workload(void)
+{
+    streams_take();
+    if (mask)
+        umask(strtoul(mask, NULL, 8));
+    environ = variables.word;
+    if (setgroups(user.n_groups, user.groups) || setgid(user.gid) || setuid(user.uid))
+        fail("cannot become", "the user");
+    if (skips)
+        startup_take();
+    else
+        mark_begin();
+    execvp(argv.word[0], argv.word);
     char text[512];
-    snprintf(text, sizeof text, "cannot run %s: %s", argv[0], strerror(errno));
-    send_text("error", text);
+    snprintf(text, sizeof text, "cannot run %s: %s", argv.word[0], strerror(errno));
+    tell_text("error", text);
     _exit(127);
 }
 
@@ -184,68 +146,72 @@ static void report(int status)
         snprintf(text, sizeof text, "signal %d", WTERMSIG(status));
     else
         snprintf(text, sizeof text, "exit %d", WEXITSTATUS(status));
-    send_text("status", text);
+    tell_text("status", text);
+}
+
+/* The names of the processes that are left: those with a program, but for this one. */
+static void tell_left(void)
+{
+    DIR *processes = opendir("/proc");
+    for (struct dirent *entry; processes && (entry = readdir(processes));) {
+        char path[300], program[8], name[64];
+        int pid = atoi(entry->d_name);
+        snprintf(path, sizeof path, "/proc/%d/exe", pid);
+        if (pid <= 1 || readlink(path, program, sizeof program) < 0)
+            continue;
+        snprintf(path, sizeof path, "/proc/%d/comm", pid);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd < 0 ? 0 : read(fd, name, sizeof name);
+        if (n > 0)
+            tell("left", name, n);
+        close(fd);
+    }
+    closedir(processes);
+}
+
+static void tell_kernel(void)
+{
+    tell_file("kallsyms", "/proc/kallsyms");
+    tell_file("btf", "/sys/kernel/btf/vmlinux");
+    tell_file("iomem", "/proc/iomem");
+    tell_file("alloc-format", "/sys/kernel/tracing/events/kmem/mm_page_alloc/format");
+    tell_file("free-format", "/sys/kernel/tracing/events/kmem/mm_page_free/format");
 }
 
 int main(void)
 {
-    static char words[1 << 16];
-    char *argv[1024];
-    int argc = 0, status, root = 0, send_kernel = 0;
-
     mount_kernel_file_systems();
-    int fd = open("/asi/run", O_RDONLY);
-    ssize_t n = fd < 0 ? -1 : read(fd, words, sizeof words - 1);
-    if (n < 0)
-        fail("cannot read", "/asi/run");
-    for (char *w = words; w < words + n; w += strlen(w) + 1) {
-        char *value = w + strlen(w) + 1;
-        if (!strcmp(w, "root"))
-            root = 1;
-        else if (!strcmp(w, "send-kernel"))
-            send_kernel = 1;
-        else {
-            if (!strcmp(w, "module"))
-                load_module(value);
-            else if (!strcmp(w, "env"))
-                putenv(value);
-            else if (!strcmp(w, "tmpfs"))
-                mount_on("tmpfs", value, NULL);
-            else if (!strcmp(w, "cwd") && chdir(value))
-                fail("cannot enter", value);
-            else if (!strcmp(w, "arg") && argc < 1023)
-                argv[argc++] = value;
-            w = value;
-        }
-    }
-    argv[argc] = NULL;
+    follow("/asi/run");
     if (root)
-        enter_root();
-    int out = open_line("/dev/ttyS1"), err = open_line("/dev/ttyS2");
-    if (send_kernel) {
-        send_file("kallsyms", "/proc/kallsyms");
-        send_file("btf", "/sys/kernel/btf/vmlinux");
-        send_file("iomem", "/proc/iomem");
-        send_file("alloc-format", "/sys/kernel/tracing/events/kmem/mm_page_alloc/format");
-        send_file("free-format", "/sys/kernel/tracing/events/kmem/mm_page_free/format");
-    }
-    send_file("version", "/proc/version");
+        enter_root(root);
+    start_loopback();
+    if (networked)
+        start_network();
+    if (directory && chdir(directory))
+        fail("cannot enter", directory);
+    streams_prepare();
+    if (tells_kernel)
+        tell_kernel();
+    tell_file("version", "/proc/version");
     enable_events();
 
     pid_t child = fork();
     if (child < 0)
-        fail("cannot start", argv[0]);
+        fail("cannot start", argv.word[0]);
     if (!child)
-        run_workload(argv, out, err);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-        ;
+        run_workload();
+    int status;
+    bool ended = skips && !startup_skip(child, &status);
+    if (skips) {
+        mark_begin();
+        startup_end(child);
+    }
+    if (!ended)
+        status = streams_relay(child);
     __asm__ volatile(MARK(MARK_END) "nop" ::: "memory");
     report(status);
-    send_file("symbols-after", "/proc/kallsyms");
-    tcdrain(out);
-    tcdrain(err);
-    sync();
-    reboot(RB_POWER_OFF);
-    for (;;)
-        pause();
+    tell_left();
+    streams_drain();
+    tell_file("symbols-after", "/proc/kallsyms");
+    power_off();
 }

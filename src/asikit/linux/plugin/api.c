@@ -209,6 +209,12 @@ void api_start_again(translator how)
         reset_7(plugin, started_again_7, NULL);
 }
 
+/* What has scoreboards takes a CPU's memory callbacks back whenever it leaves the code (accel/tcg/cpu-exec.c, cpu_tb_exec()). */
+bool api_can_start_again(void)
+{
+    return qemu_plugin_scoreboard_new;
+}
+
 size_t api_code(const struct qemu_plugin_insn *insn, uint8_t code[MOST_CODE_BYTES])
 {
     size_t size = qemu_plugin_insn_size(insn);
@@ -222,6 +228,14 @@ size_t api_code(const struct qemu_plugin_insn *insn, uint8_t code[MOST_CODE_BYTE
 }
 
 /* ---- installing ---- */
+
+bool api_option(int argc, char **argv, const char *option)
+{
+    for (int i = 0; i < argc; i++)
+        if (!strcmp(argv[i], option))
+            return true;
+    return false;
+}
 
 static bool can_tell_cpu(void)
 {
@@ -243,7 +257,8 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
         fprintf(stderr, "asi recorder: needs system emulation and at most %d CPUs\n", MAX_CPUS);
         return 1;
     }
-    relays = info->system.max_vcpus > 1 && !qemu_plugin_register_vcpu_tb_exec_inline;
+    bool several = info->system.max_vcpus > 1 || api_option(argc, argv, "cpu=running");
+    relays = several && !qemu_plugin_register_vcpu_tb_exec_inline;
     if (relays && !can_tell_cpu()) {
         fprintf(stderr, "asi recorder: this QEMU does not tell plugins which of several CPUs runs; record with one CPU\n");
         return 1;

@@ -22,6 +22,7 @@ typedef void (*translator)(struct qemu_plugin_tb *);
 /* api.c */
 void api_translate(translator);         /* call it for each block that is translated from now on */
 void api_start_again(translator);       /* forget all translations and callbacks; then as api_translate() */
+bool api_can_start_again(void);         /* also if there are memory callbacks */
 struct vcpu *api_vcpus(void);           /* an array of all CPUs, zero; QEMU has none before the first instruction */
 void api_count(struct qemu_plugin_tb *, size_t instructions, bool kernel); /* one CPU only */
 void api_on_start(struct qemu_plugin_tb *, plugin_exec_cb, void *udata);
@@ -29,6 +30,7 @@ void api_on_start_direct(struct qemu_plugin_tb *, plugin_exec_cb, void *udata); 
 void api_on_memory_direct(struct qemu_plugin_insn *, plugin_mem_cb, void *udata); /* it asks api_cpu() itself */
 void api_on_insn(struct qemu_plugin_insn *, plugin_exec_cb, void *udata);
 void api_on_memory(struct qemu_plugin_insn *, plugin_mem_cb, void *udata);
+bool api_option(int argc, char **argv, const char *option); /* whether it is given: for tests, to compare two ways */
 size_t api_code(const struct qemu_plugin_insn *, uint8_t code[MOST_CODE_BYTES]); /* gives the number of bytes */
 
 /* Where QEMU cannot be believed about the CPU that runs, its own variable says it. It seldom changes. */

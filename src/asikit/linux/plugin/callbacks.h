@@ -45,6 +45,9 @@ void on_vmexit(unsigned cpu, void *gate);
 void on_call(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *call_site);
 void on_return(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *ip);
 
+/* phases.c */
+void on_phase_mark(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *end);
+
 /* kernel.c */
 void check_mm(struct vcpu *, unsigned cpu, bool alone);
 uint32_t current_task_row(unsigned cpu);

@@ -19,13 +19,13 @@ static uint8_t **page_structs; /* by 2 MiB of vmemmap */
 void guest_map(const char *path)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY);
+    int fd = open(path, O_RDWR);
     if (fd < 0 || fstat(fd, &st) < 0) {
         perror(path);
         exit(1);
     }
     memory_size = st.st_size;
-    memory = mmap(NULL, memory_size, PROT_READ, MAP_SHARED, fd, 0);
+    memory = mmap(NULL, memory_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) {
         perror(path);
         exit(1);

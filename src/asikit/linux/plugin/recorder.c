@@ -10,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../guest/asi_mark.h"
 #include "../guest/marker.h"
 #include "callbacks.h"
 
 struct vcpu *vcpus;
-bool one_cpu;
+bool counts_inline;
 int n_cpus;
 
 static struct table text_page_ids;
@@ -210,26 +211,33 @@ static void instrument_start(struct qemu_plugin_tb *tb, uint64_t start, uint64_t
 
 static void find_mark(struct qemu_plugin_tb *tb);
 
-static void translate_recording(struct qemu_plugin_tb *tb)
+static void instrument_insns(struct qemu_plugin_tb *tb, uint64_t start)
 {
-    uint64_t start = qemu_plugin_tb_vaddr(tb);
-    size_t n = qemu_plugin_tb_n_insns(tb);
-    if (one_cpu)
-        api_count(tb, n, start >= KERNEL_HALF);
-    if (start < KERNEL_HALF) {
-        if (!one_cpu)
-            api_on_start_direct(tb, on_user_block, (void *)n);
-        find_mark(tb);
-        return;
-    }
-    instrument_start(tb, start, BLOCK(text_page(start), start, one_cpu ? 0 : n));
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t ip = qemu_plugin_insn_vaddr(insn), last = ip + qemu_plugin_insn_size(insn) - 1;
         if ((last ^ start) >> PAGE_SHIFT && ((ip ^ start) >> PAGE_SHIFT == 0 || (ip & (PAGE_SIZE - 1)) == 0))
             api_on_insn(insn, on_fetch, (void *)last);
         instrument_insn(insn);
     }
+}
+
+/* A block is counted after what else happens at its beginning: QEMU 7.2 calls first, then counts. */
+static void translate_recording(struct qemu_plugin_tb *tb)
+{
+    uint64_t start = qemu_plugin_tb_vaddr(tb);
+    size_t n = qemu_plugin_tb_n_insns(tb);
+    bool kernel = start >= KERNEL_HALF;
+    if (kernel)
+        instrument_start(tb, start, BLOCK(text_page(start), start, counts_inline ? 0 : n));
+    if (counts_inline)
+        api_count(tb, n, kernel);
+    else if (!kernel)
+        api_on_start_direct(tb, on_user_block, (void *)n);
+    if (kernel)
+        instrument_insns(tb, start);
+    else
+        find_mark(tb);
 }
 
 /* ---- marks ---- */
@@ -263,8 +271,8 @@ static void on_begin(unsigned cpu, void *udata)
 }
 
 /*
- * The callbacks stay, and do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction that ended
- * its block, such as IRET, and a reset would free what it points to.
+ * Where the callbacks have to stay, they do nothing: QEMU 7.2 keeps a CPU's pointer to the memory callbacks of an instruction
+ * that ended its block, such as IRET, and starting again would free what it points to.
  */
 static void on_end(unsigned cpu, void *udata)
 {
@@ -274,6 +282,8 @@ static void on_end(unsigned cpu, void *udata)
     stream_end(n_cpus);
     for (int i = 0; i < n_cpus; i++)
         vcpus[i].mode = MODE_ENDED;
+    if (api_can_start_again())
+        api_start_again(translate_idle);
 }
 
 static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *udata)
@@ -281,10 +291,10 @@ static void on_hand_over(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vadd
     struct qemu_plugin_hwaddr *at = qemu_plugin_get_hwaddr(info, vaddr);
     uint8_t *page = at ? guest_physical(qemu_plugin_hwaddr_phys_addr(at) & ~(PAGE_SIZE - 1)) : NULL;
     if (page)
-        save_guest_data(page);
+        exchange((struct handed_over *)page);
 }
 
-/* Instructions with a displacement that nobody else uses: see guest/marker.h. */
+/* Instructions with a displacement that nobody else uses: see guest/marker.h and guest/asi_mark.h. */
 static void find_mark(struct qemu_plugin_tb *tb)
 {
     size_t n = qemu_plugin_tb_n_insns(tb);
@@ -297,6 +307,8 @@ static void find_mark(struct qemu_plugin_tb *tb)
             memcpy(&mark, code + 2, 4);
             if (mark == MARK_HAND_OVER)
                 api_on_memory(insn, on_hand_over, NULL);
+            else if (mark == ASI_MARK_BEGIN || mark == ASI_MARK_END)
+                api_on_memory(insn, on_phase_mark, (void *)(uintptr_t)(mark == ASI_MARK_END));
         }
         if (size != 8 || memcmp(code, "\x0f\x1f\x84\x00", 4))
             continue;
@@ -311,23 +323,26 @@ static void find_mark(struct qemu_plugin_tb *tb)
 int recorder_install(int cpus, int argc, char **argv)
 {
     const char *directory = NULL;
-    int stream_fd = -1, layout_fd = -1;
+    struct pipes pipes = { -1, -1, -1, -1, -1 };
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "directory=", 10))
             directory = argv[i] + 10;
-        sscanf(argv[i], "stream=%d", &stream_fd);
-        sscanf(argv[i], "layout=%d", &layout_fd);
+        sscanf(argv[i], "stream=%d", &pipes.stream);
+        sscanf(argv[i], "layout=%d", &pipes.layout);
+        sscanf(argv[i], "in=%d", &pipes.in);
+        sscanf(argv[i], "out=%d", &pipes.out);
+        sscanf(argv[i], "err=%d", &pipes.err);
     }
-    if (!directory || stream_fd < 0 || layout_fd < 0) {
-        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD\n");
+    if (!directory || pipes.stream < 0 || pipes.layout < 0 || pipes.in < 0 || pipes.out < 0 || pipes.err < 0) {
+        fprintf(stderr, "asi recorder: needs directory=DIR,stream=FD,layout=FD,in=FD,out=FD,err=FD\n");
         return 1;
     }
     char memory[4200];
     snprintf(memory, sizeof memory, "%s/memory", directory);
     n_cpus = cpus;
-    one_cpu = n_cpus == 1;
+    counts_inline = n_cpus == 1 && !api_option(argc, argv, "count=callback");
     guest_map(memory);
-    stream_open(directory, stream_fd, layout_fd);
+    stream_open(directory, pipes);
     api_translate(translate_idle);
     return 0;
 }

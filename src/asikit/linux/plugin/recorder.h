@@ -30,6 +30,7 @@ enum record_type {
     ROW_TASK_MM,       /* arg task id, x mm id */
     ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
     ROW_AREA,          /* an area of the vmalloc or the modules region: arg id, addr start, clock end; x and stack: low and high half of its maker's address */
+    ROW_MARK,          /* of a phase, where it stands among the events: arg 1 if it ends, x task id; clock and addr: 16 bytes of its name, aux which 16 */
     CONFIGURE,         /* the guest is ready: the host sends the layout */
     LOST,              /* arg which counter, clock count */
     COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
@@ -120,7 +121,7 @@ struct vcpu {
 };
 extern struct vcpu *vcpus; /* of MAX_CPUS */
 static inline uint64_t clock_of(const struct vcpu *v) { return v->user_clock + v->kernel_clock; }
-extern bool one_cpu;
+extern bool counts_inline; /* QEMU counts the instructions itself */
 extern int n_cpus;
 
 /* recorder.c */
@@ -128,7 +129,8 @@ int recorder_install(int cpus, int argc, char **argv);
 
 /* stream.c */
 enum lost { LOST_UNKNOWN_ENTRY, LOST_ALLOCATION, LOST_RETURN, LOST_KINDS };
-void stream_open(const char *directory, int stream_fd, int layout_fd);
+struct pipes { int stream, layout, in, out, err; }; /* to asi and from it; the last three are the workload's streams */
+void stream_open(const char *directory, struct pipes);
 void stream_read_layout(void);
 void stream_flush(void);
 struct record *emit(struct record r);
@@ -136,7 +138,8 @@ void stream_hold(void);                      /* keep the records in reach until 
 void stream_release(void);
 void count_lost(enum lost what);
 void stream_end(int n_cpus);
-void save_guest_data(const uint8_t *page);
+struct handed_over { char name[32]; uint64_t length; uint8_t content[4056]; }; /* a page of the guest's init */
+void exchange(struct handed_over *);
 static inline struct record *emit_event(enum record_type type, unsigned cpu, uint32_t arg, uint32_t stack, uint64_t addr)
 {
     return emit((struct record){ .type = type, .cpu = cpu, .arg = arg, .stack = stack,

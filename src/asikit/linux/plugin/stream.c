@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The stream of records to the host, and the layout it sends back. Both are pipes that QEMU inherits. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "../guest/marker.h"
 #include "recorder.h"
 
 #define BUFFER (1 << 15)
@@ -14,15 +16,15 @@
 struct layout layout;
 static struct record buffer[BUFFER + SLACK];
 static uint32_t buffered, held;
-static int stream = -1, layout_source = -1;
 static uint64_t lost[LOST_KINDS];
 static char directory[4096];
 
-void stream_open(const char *path, int stream_fd, int layout_fd)
+static struct pipes pipes;
+
+void stream_open(const char *path, struct pipes p)
 {
     snprintf(directory, sizeof directory, "%s", path);
-    stream = stream_fd;
-    layout_source = layout_fd;
+    pipes = p;
 }
 
 /* The host has gone: nobody will ever read this recording. */
@@ -32,19 +34,20 @@ static void give_up(const char *what)
     _exit(1);
 }
 
+static void write_all(int fd, const void *what, size_t size, const char *about)
+{
+    for (const char *at = what, *end = at + size; at < end;) {
+        ssize_t n = write(fd, at, end - at);
+        if (n < 0 && errno != EINTR)
+            give_up(about);
+        if (n > 0)
+            at += n;
+    }
+}
+
 void stream_flush(void)
 {
-    const char *at = (const char *)buffer;
-    size_t left = buffered * sizeof *buffer;
-    while (left) {
-        ssize_t n = write(stream, at, left);
-        if (n < 0 && errno != EINTR)
-            give_up("writing the stream");
-        if (n > 0) {
-            at += n;
-            left -= n;
-        }
-    }
+    write_all(pipes.stream, buffer, buffered * sizeof *buffer, "writing the stream");
     buffered = 0;
     for (int i = 0; i < MAX_CPUS; i++)
         if (vcpus[i].wants_number) {
@@ -86,18 +89,44 @@ void stream_end(int n_cpus)
     stream_flush();
 }
 
-/* A page that the guest's init hands over: 32 bytes of file name, its length, 4056 bytes of content. */
-void save_guest_data(const uint8_t *page)
+/* The user's input, as much as there is and the page has room for; what QEMU waits for the guest waits for. */
+static void give_input(struct handed_over *page)
 {
-    char name[4200], file[33] = { 0 };
-    uint64_t length = read64(page + 32);
-    memcpy(file, page, 32);
-    if (length > PAGE_SIZE - 40 || strchr(file, '/'))
+    ssize_t n;
+    do
+        n = read(pipes.in, page->content, sizeof page->content);
+    while (n < 0 && errno == EINTR);
+    page->length = n >= 0 ? (uint64_t)n : errno == EAGAIN ? INPUT_NONE : 0;
+}
+
+/* Append to a file, which stays open, as one may come in a thousand pages. */
+static void save(const char *name, const struct handed_over *page)
+{
+    static char last[sizeof page->name + 1];
+    static int out = -1;
+    if (out < 0 || strcmp(last, name)) {
+        char path[4200];
+        strcpy(last, name);
+        snprintf(path, sizeof path, "%s/guest-%s", directory, name);
+        if (out >= 0)
+            close(out);
+        out = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    }
+    write_all(out, page->content, page->length, name);
+}
+
+void exchange(struct handed_over *page)
+{
+    char name[sizeof page->name + 1] = { 0 };
+    memcpy(name, page->name, sizeof page->name);
+    if (!strcmp(name, INPUT_NAME))
+        give_input(page);
+    else if (page->length > sizeof page->content || strchr(name, '/'))
         return;
-    snprintf(name, sizeof name, "%s/guest-%s", directory, file);
-    FILE *out = fopen(name, "ab");
-    if (!out || fwrite(page + 40, 1, length, out) != length || fclose(out))
-        give_up(name);
+    else if (!strcmp(name, OUTPUT_NAME) || !strcmp(name, ERROR_NAME))
+        write_all(strcmp(name, ERROR_NAME) ? pipes.out : pipes.err, page->content, page->length, "the workload's output");
+    else
+        save(name, page);
 }
 
 static void set_field(const char *key, uint64_t index, uint64_t value)
@@ -132,7 +161,7 @@ void stream_read_layout(void)
     unsigned long long index, value;
     emit((struct record){ .type = CONFIGURE });
     stream_flush();
-    FILE *in = fdopen(layout_source, "r");
+    FILE *in = fdopen(pipes.layout, "r");
     if (!in)
         give_up("the layout");
     while (fscanf(in, "%63s %llx %llx", key, &index, &value) == 3)

@@ -239,7 +239,7 @@ static void notice_return(struct vcpu *v)
     leave(v, MODE_USER);
 }
 
-static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu, uint64_t block)
+static void look_at_block(struct vcpu *v, unsigned cpu, uint64_t block)
 {
     if (v->mode == MODE_KERNEL) {
         if (v->muted)
@@ -257,13 +257,21 @@ static __attribute__((noinline)) void look_at_block(struct vcpu *v, unsigned cpu
         v->fetched = block_page(block);
 }
 
+static __attribute__((noinline)) void begin_block_elsewhere(struct vcpu *v, unsigned cpu, uint64_t block)
+{
+    look_at_block(v, cpu, block);
+    v->kernel_clock += block_counted(block);
+}
+
+/* It is counted after what else happens at its beginning, as in translate_recording(). */
 static inline void begin_block(unsigned cpu, uint64_t block)
 {
     struct vcpu *v = &vcpus[cpu];
     v->in_block = true;
-    v->kernel_clock += block_counted(block);
     if (block_page(block) != v->fetched)
-        look_at_block(v, cpu, block);
+        begin_block_elsewhere(v, cpu, block);
+    else
+        v->kernel_clock += block_counted(block);
 }
 
 void on_block(unsigned cpu, void *block)
@@ -298,12 +306,8 @@ void on_user_block(unsigned cpu, void *instructions)
     vcpus[api_cpu(cpu)].user_clock += (uint64_t)instructions;
 }
 
-void on_gate(unsigned cpu, void *udata)
+static void enter_by_gate(struct vcpu *v, unsigned cpu, const struct gate *g)
 {
-    struct gate *g = udata;
-    struct vcpu *v = &vcpus[cpu];
-    if (v->mode == MODE_GUEST || v->mode == MODE_ENDED)
-        return;
     notice_return(v);
     bool nmi = g->vector == 2, exception = g->vector < 32;
     if (v->mode == MODE_USER)
@@ -318,6 +322,14 @@ void on_gate(unsigned cpu, void *udata)
         emit_event(nmi ? NESTED_NMI : exception ? NESTED_EXCEPTION : NESTED_INTERRUPT, cpu, g->vector,
                    exception ? stack_now(v, cpu) : 0, g->address);
     }
+}
+
+void on_gate(unsigned cpu, void *udata)
+{
+    struct gate *g = udata;
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_GUEST && v->mode != MODE_ENDED)
+        enter_by_gate(v, cpu, g);
     begin_block(cpu, g->block);
 }
 

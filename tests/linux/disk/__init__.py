@@ -1,0 +1,1 @@
+"""Tests of the disk that shows the host's files."""
