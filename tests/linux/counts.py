@@ -125,11 +125,13 @@ def pages_freed(asked: "Asked") -> Count:
 def _sums(asked: "Asked") -> tuple[range, range]:
     """Give the events between which the kernel summed up its CPUs' counts, in /proc/vmstat's vmstat_start().
 
-    That is called for each read(); the last one finds that there is no more.
+    That is called for each read(); the last one finds that there is no more. An event without a stack, at which an
+    interrupt begins or ends, does not say whether it is in there.
     """
     found = []
+    telling = asked.mine & ((asked.events.stack != 0) | np.isin(asked.events.kind, list(AT_USER_MODE)))
     for question in asked.named("vmstat"):
-        own = question.begin + np.flatnonzero(asked.mine[question.begin : question.end])
+        own = question.begin + np.flatnonzero(telling[question.begin : question.end])
         inside = ["vmstat_start" in asked.events.stack_names(int(asked.events.stack[event])) for event in own]
         starts = [i for i in range(1, len(own)) if inside[i] and not inside[i - 1]]
         last = max(i for i in range(starts[-1]) if inside[i])

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
+BY_A_HANDLER = r"__schedule preempt_schedule_notrace (?:(?!asm_)\S+ )*trace_event_raw_event_mm_page_alloc "
+BEFORE_SWITCH = re.compile(rf"^(?:(?:(?!asm_)\S+ )*(?!asm_|__switch_to|finish_task_switch)\S+ )?{BY_A_HANDLER}")
 HANDLERS = re.compile(r"=> (trace_event_raw_event|__traceiter)_mm_page_alloc$")
 
 
@@ -54,6 +56,22 @@ def test_page_allocations(asked: "Asked") -> None:
     for count, enough in ((pages_allocated(asked), 300), (pages_freed(asked), 10)):
         assert count.most >= enough
         assert count.agrees, count
+
+
+def test_preemption_in_handlers(asked: "Asked") -> None:
+    """Where an event's handler calls the scheduler (since 7.0), what that touches is recorded: it is not the handler's.
+
+    But for the switch itself: after that the other task counts.
+    """
+    (question,) = asked.named("preempted")
+    inside = np.arange(question.begin, question.end)
+    before_switch = [
+        stack
+        for stack in np.unique(asked.events.stack[inside]).tolist()
+        if BEFORE_SWITCH.search(" ".join(asked.events.stack_names(stack)))
+    ]
+    kinds = asked.events.kind[inside][np.isin(asked.events.stack[inside], before_switch)]
+    assert EventKind.TASK_SWITCH not in kinds or EventKind.TOUCH_READ in kinds
 
 
 def test_interrupts(asked: "Asked") -> None:

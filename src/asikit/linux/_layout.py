@@ -112,14 +112,14 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
         check_slab(memory, symbols, btf, pages.values)
         check_table(memory, symbols, btf, pages.values, _loaded_mm(symbols, btf, memory, cpus))
         gates = dict(_gates(symbols, memory))
-        switch_hook, bulk, areas = _switch(symbols), _bulk(symbols), _areas(symbols, btf, memory)
+        switch_hook, areas = _switch(symbols), _areas(symbols, btf, memory)
         values = {
             **_image(symbols, memory),
             **{key: btf.offset(path) for key, path in _OFFSETS.items()},
             **pages.values,
             **_hooks(symbols),
             **switch_hook.values,
-            **bulk.values,
+            **_bulk(symbols),
             **areas.values,
             **event_fields("alloc", alloc),
             **event_fields("free", free),
@@ -145,11 +145,10 @@ def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
                 "page tables": f"{memory.levels} levels",
                 **pages.forms,
                 **switch_hook.forms,
-                **bulk.forms,
                 **areas.forms,
                 "current task": _current(symbols, btf)[0],
             },
-            missing={**pages.missing, **switch_hook.missing, **bulk.missing, **areas.missing},
+            missing={**pages.missing, **switch_hook.missing, **areas.missing},
         )
 
 
@@ -233,10 +232,17 @@ def _hooks(symbols: Symbols) -> dict[str, int]:
         "free": "trace_event_raw_event_mm_page_free",
         "free_iter": "__traceiter_mm_page_free",
     }
+    if symbols.get("preempt_schedule_notrace") is not None:
+        ranges["preempt"] = "preempt_schedule_notrace"
     values = {"task_hook": symbols["finish_task_switch"]}
     for key, name in ranges.items():
-        values[f"{key}_start"], values[f"{key}_end"] = symbols.range(name)
+        values |= _range(key, name, symbols)
     return values
+
+
+def _range(key: str, name: str, symbols: Symbols) -> dict[str, int]:
+    start, end = symbols.range(name)
+    return {f"{key}_start": start, f"{key}_end": end}
 
 
 def _switch(symbols: Symbols) -> _Found:
@@ -247,13 +253,10 @@ def _switch(symbols: Symbols) -> _Found:
     return _Found({"switch_hook": hook}, {}, {})
 
 
-def _bulk(symbols: Symbols) -> _Found:
+def _bulk(symbols: Symbols) -> dict[str, int]:
     """Find what allocates many pages at once, without an event: alloc_pages_bulk(), since 387ba26fb1cb (5.13)."""
-    for name in ("alloc_pages_bulk_noprof", "__alloc_pages_bulk"):
-        if symbols.get(name) is not None:
-            start, end = symbols.range(name)
-            return _Found({"bulk_start": start, "bulk_end": end}, {}, {})
-    return _Found({}, {}, {})
+    names = ("alloc_pages_bulk_noprof", "__alloc_pages_bulk")
+    return next((_range("bulk", name, symbols) for name in names if symbols.get(name) is not None), {})
 
 
 def _areas(symbols: Symbols, btf: Btf, memory: Memory) -> _Found:

@@ -56,6 +56,8 @@ void on_task_switch(unsigned cpu, void *unused);
 void on_switch_begin(unsigned cpu, void *unused);
 void on_flusher_begin(unsigned cpu, void *unused);
 void on_flush(unsigned cpu, void *flush_site);
+void on_preempt_begin(unsigned cpu, void *unused);
+void on_preempt_end(unsigned cpu, void *unused);
 void on_event_begin(unsigned cpu, void *unused);
 void on_handler_begin(unsigned cpu, void *unused);
 void on_handler_store(unsigned cpu, qemu_plugin_meminfo_t, uint64_t vaddr, void *unused);

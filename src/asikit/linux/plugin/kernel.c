@@ -110,7 +110,7 @@ void on_mm_switch(unsigned cpu, void *udata)
 /*
  * A task may be preempted inside of a trace event handler, and go on in it on another CPU: what belongs to its handlers goes
  * with it. Since 7.0 the handler itself, not its caller, holds preemption off (include/trace/trace_events.h), so its last
- * call may be of the scheduler.
+ * call may be of the scheduler, by way of preempt_schedule_notrace().
  */
 static struct suspended { uint64_t task; bool muted; uint32_t mute_stack; struct stores stores[4]; } *suspended;
 static uint32_t n_suspended, most_suspended;
@@ -215,6 +215,25 @@ static struct stores *stores_of(struct vcpu *v)
     return &v->stores[__builtin_popcount(v->mute_stack) & 3];
 }
 
+/* preempt_schedule_notrace(): what runs until it returns is not the handler that it may have been called from. */
+void on_preempt_begin(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    v->mute_stack = v->mute_stack << 1 | v->muted;
+    v->muted = false;
+}
+
+void on_preempt_end(unsigned cpu, void *udata)
+{
+    struct vcpu *v = &vcpus[cpu];
+    if (v->mode != MODE_KERNEL)
+        return;
+    v->muted = v->mute_stack & 1;
+    v->mute_stack >>= 1;
+}
+
 /*
  * The event has come; each of the kernel's tracing instances that wants it has its handler called in turn. By where on the
  * stack __traceiter_...() returns to its caller, as other events may come before it does: in an interrupt, in another
@@ -250,7 +269,7 @@ void on_handler_begin(unsigned cpu, void *udata)
         return;
     if (v->muted) /* the end of another one went unseen */
         count_lost(LOST_ALLOCATION);
-    v->muted = true;
+    v->muted = v->has_handled = true;
     stores_of(v)->n = 0;
 }
 
@@ -284,8 +303,9 @@ static bool end_handler(struct vcpu *v, unsigned cpu, uint64_t start, uint64_t e
     unsigned listed = 0;
     if (v->mode != MODE_KERNEL)
         return false;
-    if (!v->muted) { /* its beginning went unseen */
-        count_lost(LOST_ALLOCATION);
+    if (!v->muted) { /* its beginning went unseen, unless the recording has begun in the middle of it */
+        if (v->has_handled)
+            count_lost(LOST_ALLOCATION);
         return false;
     }
     v->muted = false;

@@ -114,6 +114,11 @@ static void hook_functions(struct qemu_plugin_insn *insn, uint64_t ip, const uin
         api_on_insn(insn, on_switch_begin, NULL);
     if (ip == layout.task_hook)
         api_on_insn(insn, on_task_switch, NULL);
+    if (ip == layout.preempt_start)
+        api_on_insn(insn, on_preempt_begin, NULL);
+    if (in_range(ip, layout.preempt_start, layout.preempt_end) &&
+        (returns || jumps_out(code, size, ip, layout.preempt_start, layout.preempt_end)))
+        api_on_insn(insn, on_preempt_end, NULL);
     if (in_range(ip, layout.mm_hook_start, layout.mm_hook_end) &&
         (returns || jumps_out(code, size, ip, layout.mm_hook_start, layout.mm_hook_end)))
         api_on_insn(insn, on_mm_switch, NULL);

@@ -69,7 +69,7 @@ _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
     F(alloc_start) F(alloc_end) F(alloc_iter_start) F(alloc_iter_end) F(alloc_pfn) F(alloc_order) \
     F(alloc_gfp) F(alloc_gfp_bytes) F(alloc_migratetype) \
     F(free_start) F(free_end) F(free_iter_start) F(free_iter_end) F(free_pfn) F(free_order) \
-    F(bulk_start) F(bulk_end)
+    F(bulk_start) F(bulk_end) F(preempt_start) F(preempt_end)
 
 /* Functions that flush this CPU's TLB, and whose addresses they flush. */
 #define MAX_FLUSHERS 16
@@ -102,6 +102,7 @@ struct vcpu {
     uint64_t under;          /* the stack page that the interrupt stack was entered from */
     bool muted;              /* inside a trace event handler that only this recording has enabled */
     uint32_t mute_stack;     /* one bit for each interrupted handler */
+    bool has_handled;        /* it has been in such a handler since the recording began */
     uint32_t fetched;        /* the text page of the last block, if the next one there needs no look; 0 in user mode */
     bool in_block;           /* the CPU executes code, as against delivering an interrupt */
     bool iret, nmi;

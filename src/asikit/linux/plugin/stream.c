@@ -11,7 +11,7 @@
 #include "recorder.h"
 
 #define BUFFER (1 << 15)
-#define SLACK 4096
+#define SLACK (1 << 18) /* what all other CPUs may write before this one's turn comes again */
 
 struct layout layout;
 static struct record buffer[BUFFER + SLACK];
