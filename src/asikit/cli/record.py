@@ -106,6 +106,7 @@ def command(  # noqa: PLR0913  (an option each)
     sees this machine's files, the current directory, the environment and standard input. What it writes to files is
     thrown away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
+    inherited = tuple(os.environ.items())  # before polars, which sets a variable when it is imported
     from asikit.linux import Recording  # noqa: PLC0415  (help must not wait for it)
 
     recording = Recording(
@@ -122,6 +123,7 @@ def command(  # noqa: PLR0913  (an option each)
         cpu=cpu,
         bare=bare,
         environment=tuple(_variables(environment)),
+        inherited=inherited,
         clean_environment=clean_env,
         show=show,
         network=network,

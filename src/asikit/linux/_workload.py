@@ -107,7 +107,11 @@ def _as_here(recording: "Recording") -> "Iterator[str]":
     if recording.clean_environment:
         yield from _clean_environment(recording, home=pwd.getpwuid(os.getuid()).pw_dir)
     else:
-        yield from _environment(dict(os.environ) | dict(recording.environment))
+        yield from _environment(_inherited(recording) | dict(recording.environment))
+
+
+def _inherited(recording: "Recording") -> dict[str, str]:
+    return dict(os.environ if recording.inherited is None else recording.inherited)
 
 
 def _directory() -> str:
@@ -130,7 +134,9 @@ def _check_here(recording: "Recording") -> None:
     """
     name = recording.command[0]
     variables = dict(recording.environment)
-    path = variables.get("PATH", ":".join(GUEST_PATH) if recording.clean_environment else os.environ.get("PATH"))
+    path = variables.get(
+        "PATH", ":".join(GUEST_PATH) if recording.clean_environment else _inherited(recording).get("PATH")
+    )
     if shutil.which(name, path=path) is not None:
         return
     if "/" not in name:

@@ -64,6 +64,7 @@ class Recording:
     :param cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
     :param bare: The guest has nothing but the command, its libraries, busybox and what is included, in an initramfs.
     :param environment: Variables to set: names and values.
+    :param inherited: The environment that the workload has as a child of its user's shell. [default: this process's]
     :param clean_environment: Without this environment: PATH and HOME alone, and ``environment``.
     :param show: Folders and files with credentials that the guest may see, which are hidden from it otherwise.
     :param network: With QEMU's user-mode network. Loopback is always there.
@@ -83,6 +84,7 @@ class Recording:
     cpu: str | None = None
     bare: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    inherited: tuple[tuple[str, str], ...] | None = None
     clean_environment: bool = False
     show: tuple["Path", ...] = ()
     network: bool = False
