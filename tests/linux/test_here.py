@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_cc]
 
 ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
-CASES = Path(__file__).parents[3] / "shared/cases"
+HERE = Path(__file__).parent
 CACHE = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 SECRET = "it is a secret"  # noqa: S105
 
@@ -85,7 +85,7 @@ def test_time_and_host(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bare", [False, True])
 def test_loopback(tmp_path: Path, compiled: "Callable[[Path], str]", *, bare: bool) -> None:
     """A program that talks to itself over 127.0.0.1 does as it does here."""
-    program = compiled(CASES / "loopback/recvq.c")
+    program = compiled(HERE / "loopback.c")
     made = run(Recording((program,), bare=bare), tmp_path / "t.asitrace")
     assert (made.out, made.done.exit_status) == ("20000\n", 0)
 
