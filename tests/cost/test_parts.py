@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asikit.cli import main
 from asikit.cost import BaseTime, CostError, CostResult, Range, price
 from asikit.cost.measure import Base, Measured, Portion, Portions, measure, measure_portions
 from asikit.replay import By, ExitOn, Policy, Selection, load_policy
 from asikit.trace import Trace
 from asikit.x86 import load_cpu
 from tests.builders import TraceBuilder
+from tests.cost.test_commands import asi
 from tests.replay.running import GFP_USER, policy
 
 SAMPLES = sorted((Path(__file__).parents[2] / "src/asikit/data/samples").glob("*.asitrace"))
@@ -163,15 +163,6 @@ def test_nothing_there() -> None:
     """What was selected and never ran cannot be priced; the line says what it was."""
     with pytest.raises(CostError, match="task init, phase helped has no instructions"):
         priced(PHASES, selection=Selection(tasks=("init",), phases=("helped",)))
-
-
-def asi(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run a command and give exit code, stdout and stderr."""
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, words)))
-    out, err = capsys.readouterr()
-    assert isinstance(end.value.code, int)
-    return end.value.code, out, err
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.linux.conftest import run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_cc]
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
 ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
 HERE = Path(__file__).parent
@@ -181,9 +181,9 @@ def test_many_and_long_words(tmp_path: Path) -> None:
     ("words", "line"),
     [
         (["--", "no-such-program"], "no program 'no-such-program' on this machine; install it or give its path"),
-        (["--", "./not-executable"], "./not-executable is not executable; make it so (chmod +x), or name what runs it"),
-        (["--", "./none"], "there is no ./none"),
-        (["--", "./folder"], "./folder is a folder, not a program"),
+        (["--", "./not-executable"], "./not-executable is not executable; run `chmod +x ./not-executable`, or record"),
+        (["--", "./none"], "./none: there is no such program on this machine"),
+        (["--", "./folder"], "./folder is a folder; give a program in it"),
         (["--include", "x", "--", "true"], "--include is for --bare;"),
     ],
 )

@@ -97,7 +97,6 @@ def test_module_text(tmp_path: Path) -> None:
     assert "ovl_read_iter" in Trace.open(made.trace).table("symbols").filter(module="overlay")["name"].to_list()
 
 
-@pytest.mark.needs_mke2fs
 def test_root(tmp_path: Path) -> None:
     """A folder becomes the guest's root: its programs and files are there, on ext4, and the folder stays as it is."""
     root = tmp_path / "root"

@@ -8,30 +8,31 @@ from pathlib import Path
 
 from asikit.linux.errors import RecordError
 
-__all__ = ["LINE_BYTES", "applets", "find_busybox", "find_program", "interpreters", "workload_files"]
+__all__ = ["LINE_BYTES", "applets", "find_busybox", "find_program", "interpreters", "missing_program", "workload_files"]
 
 LINE_BYTES = 256
 """Of a script's first line, as the kernel reads it (``BINPRM_BUF_SIZE``)."""
 
 
-def find_program(command: str) -> Path | None:
+def find_program(command: str, path: str | None = None) -> Path | None:
     """Find a program as a shell does: by its path if there is a slash in it, else in the folders of ``PATH``.
 
+    :param path: The ``PATH``, if not this process's.
     :return: Its absolute path; None if no folder of ``PATH`` has it.
     :raises RecordError: The path leads to nothing that can be run.
     """
     if "/" not in command:
-        found = shutil.which(command)
+        found = shutil.which(command, path=path)
         return Path(found).absolute() if found else None
-    path = Path(command)
-    if path.is_dir():
+    file = Path(command)
+    if file.is_dir():
         raise RecordError(f"{command} is a folder; give a program in it")
-    if not path.exists():
+    if not file.exists():
         raise RecordError(f"{command}: there is no such program on this machine; check the path")
-    if not os.access(path, os.X_OK):
-        words = " ".join(_words(_head(path))).strip() or "sh"
+    if not os.access(file, os.X_OK):
+        words = " ".join(_words(_head(file))).strip() or "sh"
         raise RecordError(f"{command} is not executable; run `chmod +x {command}`, or record `{words} {command}`")
-    return path.absolute()
+    return file.absolute()
 
 
 def workload_files(command: str) -> tuple[Path | None, list[Path]]:
@@ -44,10 +45,16 @@ def workload_files(command: str) -> tuple[Path | None, list[Path]]:
         return path, [path, *_libraries(path)]
     if command in applets(find_busybox()):
         return None, []
+    raise missing_program(command, ", and busybox has none of that name")
+
+
+def missing_program(command: str, but: str = "") -> RecordError:
+    """Give the error for a program that no folder has.
+
+    :param but: Where else it was looked for.
+    """
     here = f"; for the file in this folder write ./{command}" if Path(command).is_file() else ""
-    raise RecordError(
-        f"no program {command!r} on this machine, and busybox has none of that name; install it or give its path{here}"
-    )
+    return RecordError(f"no program {command!r} on this machine{but}; install it or give its path{here}")
 
 
 def find_busybox() -> Path:

@@ -188,5 +188,5 @@ class Feeder(threading.Thread):
 def _in_background(terminal: int) -> bool:
     try:
         return os.tcgetpgrp(terminal) != os.getpgrp()
-    except OSError:  # no terminal, or not the one of this session
+    except OSError:  # no terminal, or not the one that controls this process
         return False

@@ -3,13 +3,12 @@
 import os
 import pwd
 import resource
-import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux._programs import find_busybox, workload_files
+from asikit.linux._programs import find_busybox, find_program, missing_program, workload_files
 from asikit.linux._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts
 from asikit.linux.disk import HostDisk
 from asikit.linux.errors import RecordError
@@ -132,17 +131,7 @@ def _check_here(recording: "Recording") -> None:
 
     :raises RecordError: There is none, or it cannot be executed.
     """
-    name = recording.command[0]
-    variables = dict(recording.environment)
-    path = variables.get(
-        "PATH", ":".join(GUEST_PATH) if recording.clean_environment else _inherited(recording).get("PATH")
-    )
-    if shutil.which(name, path=path) is not None:
-        return
-    if "/" not in name:
-        raise RecordError(f"no program {name!r} on this machine; install it or give its path")
-    if Path(name).is_dir():
-        raise RecordError(f"{name} is a folder, not a program")
-    if Path(name).exists():
-        raise RecordError(f"{name} is not executable; make it so (chmod +x), or name what runs it (sh {name})")
-    raise RecordError(f"there is no {name}")
+    variables = {"PATH": ":".join(GUEST_PATH)} if recording.clean_environment else _inherited(recording)
+    path = (variables | dict(recording.environment)).get("PATH")
+    if find_program(recording.command[0], path) is None:
+        raise missing_program(recording.command[0])

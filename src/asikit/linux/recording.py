@@ -23,7 +23,7 @@ from asikit.trace import TraceWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "record", "run_unrecorded"]
+__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "Status", "record", "run_unrecorded"]
 
 MiB = 1 << 20
 DEFAULT_MEMORY = 1024 * MiB
@@ -72,21 +72,21 @@ class Recording:
     """
 
     command: tuple[str, ...]
-    kernel: "Path | None" = None
+    kernel: Path | None = None
     memory_bytes: int = DEFAULT_MEMORY
     cpus: int = 1
-    include: tuple["Path", ...] = ()
+    include: tuple[Path, ...] = ()
     modules: tuple[str, ...] = ()
-    root: "Path | None" = None
+    root: Path | None = None
     append: str = ""
     timeout: float | None = None
-    module_folder: "Path | None" = None
+    module_folder: Path | None = None
     cpu: str | None = None
     bare: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     inherited: tuple[tuple[str, str], ...] | None = None
     clean_environment: bool = False
-    show: tuple["Path", ...] = ()
+    show: tuple[Path, ...] = ()
     network: bool = False
     skip_startup: bool = False
 
@@ -139,7 +139,7 @@ class Status:
 
 def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
-    trace: "Path",
+    trace: Path,
     *,
     say: "Callable[[str], None]",
     overwrite: bool = False,
@@ -225,8 +225,6 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
     workload = prepare_workload(recording, files, own)
-    if workload.disk is not None:
-        stack.enter_context(workload.disk)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
