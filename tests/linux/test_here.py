@@ -43,6 +43,22 @@ def test_environment(tmp_path: Path) -> None:
     assert set(_variables(clean.stdout)) - {"LC_CTYPE"} == {"ASI_A", "HOME", "PATH"}
 
 
+def test_bad_environment(tmp_path: Path) -> None:
+    """A value without a name is refused."""
+    done = _record(tmp_path, "--env", "=x", "--", "true")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"asi: error: invalid value for '--env': '=x' has no name before its value")
+
+
+def test_folder_that_is_gone(tmp_path: Path) -> None:
+    """A current directory that has been removed is named as the cause."""
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = ["sh", "-c", script, "sh", *ASI, "--", "true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"the current directory is gone" in done.stderr
+
+
 def _variables(printed: bytes) -> dict[str, str]:
     lines = (line.partition("=") for line in printed.decode().rstrip("\0").split("\0"))
     return {name: value for name, _, value in lines}

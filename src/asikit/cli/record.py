@@ -159,9 +159,14 @@ def _size(trace: Path) -> int:
 
 
 def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
-    """Read NAME=VALUE, or NAME, whose value is this environment's; one that is not set here is not set there."""
+    """Read NAME=VALUE, or NAME, whose value is this environment's; one that is not set here is not set there.
+
+    :raises click.BadParameter: There is no name.
+    """
     for word in words:
         name, given, value = word.partition("=")
+        if not name:
+            raise click.BadParameter(f"{word!r} has no name before its value", param_hint="'--env'")
         if given:
             yield name, value
         elif name in os.environ:

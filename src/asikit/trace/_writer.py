@@ -88,7 +88,11 @@ class TraceWriter:
         self.meta: dict[str, Any] = copy.deepcopy(dict(meta))
         """The recorder's part of ``meta.json``; may be completed until the block ends."""
         self._overwrite = overwrite
-        self._scratch = ScratchFolder(self.path.absolute().parent, ".{name}.{token}.partial", name=self.path.name)
+        try:
+            parent = self.path.absolute().parent
+        except OSError as error:
+            raise TraceError.at(self.path, "the current directory is gone: change to another") from error
+        self._scratch = ScratchFolder(parent, ".{name}.{token}.partial", name=self.path.name)
         self._folder: Path | None = None
         self._buffer = {name: np.empty(rows_per_part, dtype) for name, dtype in _EVENT_DTYPES.items()}
         self._capacity = rows_per_part
