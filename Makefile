@@ -11,7 +11,7 @@ TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs zstd kmod sql
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
 
-# What `make workloads` records: names of tests/linux/workloads/table.toml; all if empty.
+# What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
 .PHONY: help demo test test-recorder test-suites lint bench validate kernels workloads lock clean test-packages
@@ -37,8 +37,8 @@ test: $(STAMP) test-packages
 # What depends on QEMU, Python and the C library; the kernels of other suites are tried once, by `make test`. But each
 # QEMU is to predict what the one real kernel did.
 test-recorder: $(STAMP) test-packages
-	.venv/bin/python -m pytest -m 'not needs_apt' tests/linux tests/docs/test_examples.py::test_recording_examples
-	.venv/bin/python -m pytest tests/linux/test_validation.py
+	.venv/bin/python -m pytest -m 'not needs_apt' tests/record tests/docs/test_examples.py::test_recording_examples
+	.venv/bin/python -m pytest tests/record/test_validation.py
 
 test-suites:
 	@set -e; for suite in $(SUITES); do \

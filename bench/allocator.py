@@ -12,8 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from asikit.mm import GFP_KERNEL, GFP_USER, BootContext, BootMemory, DirectMap, Layout, Memblock, PageAllocator
-from asikit.x86 import PhysicalMemory
+from asikit.machine.mm import GFP_KERNEL, GFP_USER, BootContext, BootMemory, DirectMap, Layout, Memblock, PageAllocator
+from asikit.machine.x86 import PhysicalMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

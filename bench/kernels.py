@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.linux.asked import Asked, ask
-from tests.linux.counts import (
+from tests.record.asked import Asked, ask
+from tests.record.counts import (
     all_switches,
     kinds_of_frames,
     page_faults,
@@ -22,16 +22,16 @@ from tests.linux.counts import (
     timer_interrupts,
     wrong_kinds,
 )
-from tests.linux.guests import GUESTS, Guest
+from tests.record.guests import GUESTS, Guest
 
-from asikit.linux import Recording, Streams, record
+from asikit.record import Recording, Streams, record
 from asikit.replay import load_policy, replay
 from asikit.trace import EventKind, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-TRUTH = Path(__file__).parents[1] / "tests/linux/truth.c"
+TRUTH = Path(__file__).parents[1] / "tests/record/truth.c"
 FIO = "--name=job --filename=/tmp/data --size=4m --io_size=8m --rw=randread --bs=4k --ioengine=psync --thread"
 COUNTS = (page_faults, all_switches, pages_allocated, pages_freed, timer_interrupts)
 HEAD = (

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from asikit.kernel import Kernel, Machine, TaskExit
+from asikit.machine.kernel import Kernel, Machine, TaskExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

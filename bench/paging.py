@@ -10,12 +10,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from asikit.x86 import CR3_NOFLUSH, Core, Cr4, PhysicalMemory, Pte, load_cpu
+from asikit.machine.x86 import CR3_NOFLUSH, Core, Cr4, PhysicalMemory, Pte, load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.x86 import Cpu
+    from asikit.machine.x86 import Cpu
 
 RUNS = 5
 PAGES = 64

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.linux import Recording, Streams, record, run_unrecorded
+from asikit.record import Recording, Streams, record, run_unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

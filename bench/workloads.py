@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.linux.workloads import TOP, WORKLOADS, Outcome, Workload, record_as_typed
+from tests.record.workloads import TOP, WORKLOADS, Outcome, Workload, record_as_typed
 
 from asikit.replay import ReplayResult, load_policy, replay
 from asikit.trace import Trace

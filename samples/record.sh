@@ -29,7 +29,7 @@ mkdir -p "$out"
 PATH=$work:$PATH "$asi" record --overwrite --kernel "$kernel" -o "$out/kvm-guest.asitrace" --module kvm-amd -- kvm_guest 32
 
 # Phases: a file is written (256 writes of 4 KiB), then read: 768 reads, and 256 more by a second process in the middle.
-"${CC:-cc}" -O2 -static -I "$here/../src/asikit/linux/guest" -o "$work/phases" "$here/phases.c"
+"${CC:-cc}" -O2 -static -I "$here/../src/asikit/record/guest" -o "$work/phases" "$here/phases.c"
 PATH=$work:$PATH "$asi" record --overwrite --kernel "$kernel" -o "$out/phases.asitrace" -- phases
 
 du -sh "$out"/*.asitrace

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asikit.errors import AsikitError as AsikitError
-    from asikit.kernel import Guest as Guest
-    from asikit.kernel import Machine as Machine
-    from asikit.kernel import MachineConfig as MachineConfig
-    from asikit.kernel import Observer as Observer
-    from asikit.kernel import User as User
+    from asikit.machine.kernel import Guest as Guest
+    from asikit.machine.kernel import Machine as Machine
+    from asikit.machine.kernel import MachineConfig as MachineConfig
+    from asikit.machine.kernel import Observer as Observer
+    from asikit.machine.kernel import User as User
+    from asikit.machine.tracing import MachineTrace as MachineTrace
     from asikit.protocol import AsiClass as AsiClass
     from asikit.protocol import Effect as Effect
     from asikit.protocol import EffectKind as EffectKind
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from asikit.trace import Trace as Trace
     from asikit.trace import TraceError as TraceError
     from asikit.trace import TraceWriter as TraceWriter
-    from asikit.trace.machine import MachineTrace as MachineTrace
 
 __version__ = "0.1.0.dev0"
 
@@ -43,13 +43,13 @@ _HOME = {
     "EffectKind": "asikit.protocol",
     "EventKind": "asikit.trace",
     "ExitReason": "asikit.protocol",
-    "Guest": "asikit.kernel",
+    "Guest": "asikit.machine.kernel",
     "Happening": "asikit.protocol",
-    "Machine": "asikit.kernel",
-    "MachineConfig": "asikit.kernel",
-    "MachineTrace": "asikit.trace.machine",
+    "Machine": "asikit.machine.kernel",
+    "MachineConfig": "asikit.machine.kernel",
+    "MachineTrace": "asikit.machine.tracing",
     "MisuseError": "asikit.protocol",
-    "Observer": "asikit.kernel",
+    "Observer": "asikit.machine.kernel",
     "PageKind": "asikit.trace",
     "Protocol": "asikit.protocol",
     "ProtocolConfig": "asikit.protocol",
@@ -61,7 +61,7 @@ _HOME = {
     "Trace": "asikit.trace",
     "TraceError": "asikit.trace",
     "TraceWriter": "asikit.trace",
-    "User": "asikit.kernel",
+    "User": "asikit.machine.kernel",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (names of the table above, all strings)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from asikit.cost import BaseTime, CostRow, known_parameters, price
+from asikit.machine.x86 import Bug, CpuModel, Feature, load_cpu
 from asikit.replay import load_policy
-from asikit.x86 import Bug, CpuModel, Feature, load_cpu
 from tests.builders import TraceBuilder
 
 if TYPE_CHECKING:

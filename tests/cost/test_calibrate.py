@@ -22,7 +22,7 @@ from asikit.cost import (
 )
 from asikit.cost._statistics import estimate
 from asikit.cost.calibrate import parse
-from asikit.x86 import Bug, load_cpu
+from asikit.machine.x86 import Bug, load_cpu
 from tests.cost.running import cpu, exact, round_trips, rows
 from tests.cost.test_host import SKYLAKE, saved
 

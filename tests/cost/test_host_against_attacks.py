@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 
+from asikit.attacks import Cell, Finding, Verdict, cells, matrix
 from asikit.cost.host import By, _mechanisms
-from asikit.leaks import Cell, Finding, Verdict, cells, matrix
 
 FILES = {
     "meltdown": ("meltdown",),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.cost import CostError, cpu_parameters, load_mitigation, shipped_mitigations
-from asikit.x86 import Bug, cpu_names, load_cpu
+from asikit.machine.x86 import Bug, cpu_names, load_cpu
 
 if TYPE_CHECKING:
     from pathlib import Path

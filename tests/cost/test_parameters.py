@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from asikit.cost import Basis, CostError, Range, cpu_parameters, known_parameters
-from asikit.x86 import CpuModel, cpu_names, load_cpu
+from asikit.machine.x86 import CpuModel, cpu_names, load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,9 @@ import pytest
 
 from asikit.cost import BaseTime, CostError, CostResult, Range, price
 from asikit.cost.measure import Base, Measured, Portion, Portions, measure, measure_portions
+from asikit.machine.x86 import load_cpu
 from asikit.replay import By, ExitOn, Policy, Selection, load_policy
 from asikit.trace import Trace
-from asikit.x86 import load_cpu
 from tests.builders import TraceBuilder
 from tests.cost.test_commands import asi
 from tests.replay.running import GFP_USER, policy

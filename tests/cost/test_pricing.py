@@ -10,9 +10,9 @@ import pytest
 
 from asikit.cost import BaseTime, CostError, Range, cpu_parameters, price
 from asikit.cost.expression import value_of
+from asikit.machine.x86 import Bug, cpu_names, load_cpu
 from asikit.replay import load_policy
 from asikit.trace import Trace
-from asikit.x86 import Bug, cpu_names, load_cpu
 from tests.builders import TraceBuilder
 from tests.cost.running import GFP_USER, cpu, exact, ranged, round_trips, rows
 

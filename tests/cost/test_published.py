@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from asikit.cost import CostResult, CostRow, cpu_parameters, price
+from asikit.machine.x86 import load_cpu
 from asikit.replay import load_policy
 from asikit.trace import Trace
-from asikit.x86 import load_cpu
 from tests.builders import TraceBuilder
 
 SAMPLES = Path(str(files("asikit.data") / "samples"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.kernel import Machine, MachineConfig, Observer, User
+from asikit.machine.kernel import Machine, MachineConfig, Observer, User
 from asikit.proofs import (
     ALTERNATIVES,
     CATALOGUE,

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from asikit.kernel import Machine, MachineConfig, RoundRobin, User, load_scenario
-from asikit.mm import PAGE_SIZE
+from asikit.machine.kernel import Machine, MachineConfig, RoundRobin, User, load_scenario
+from asikit.machine.mm import PAGE_SIZE
+from asikit.machine.tracing import MachineTrace
 from asikit.protocol import AsiClass
 from asikit.replay import load_policy, replay, shipped_policies
 from asikit.replay.machine import machine_config
 from asikit.trace import Trace
-from asikit.trace.machine import MachineTrace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COUNTS = (

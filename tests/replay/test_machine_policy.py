@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asikit import kernel
-from asikit.kernel import MachineConfig
-from asikit.mm import Gfp, Request
-from asikit.mm import PageKind as MachinePageKind
+from asikit.machine import kernel
+from asikit.machine.kernel import MachineConfig
+from asikit.machine.mm import Gfp, Request
+from asikit.machine.mm import PageKind as MachinePageKind
 from asikit.replay import Mapped, Memory, Policy, PolicyError, Rules, Sensitivity, load_policy, shipped_policies
 from asikit.replay._tables import SideTables
 from asikit.replay.machine import decide, machine_config

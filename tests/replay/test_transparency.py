@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asikit.kernel import Guest, Machine, MachineConfig, Observer, User, load_scenario
-from asikit.mm import PAGE_SIZE, Region
+from asikit.machine.kernel import Guest, Machine, MachineConfig, Observer, User, load_scenario
+from asikit.machine.mm import PAGE_SIZE, Region
 from asikit.replay import load_policy, shipped_policies
 from asikit.replay.machine import machine_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.x86 import Access
+    from asikit.machine.x86 import Access
 
 PAGES = 4
 Op = tuple[str, int, int]

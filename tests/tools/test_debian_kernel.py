@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.archive import Archive
-from tests.linux.kernels import bzimage
-from tests.linux.running import program
+from tests.record.archive import Archive
+from tests.record.kernels import bzimage
+from tests.record.running import program
 
 TOOL = Path(__file__).parents[2] / "tools/debian-kernel"
 

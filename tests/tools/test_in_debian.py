@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.running import program
+from tests.record.running import program
 
 TOOL = Path(__file__).parents[2] / "tools/in-debian"
 

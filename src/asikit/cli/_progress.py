@@ -14,7 +14,7 @@ from asikit.cli._output import size_text
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asikit.linux import Output, Status
+    from asikit.record import Output, Status
 
 __all__ = ["Above", "StatusLine"]
 

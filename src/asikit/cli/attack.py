@@ -10,7 +10,7 @@ from asikit.cli._output import console, write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asikit.leaks import Cell, Finding
+    from asikit.attacks import Cell, Finding
 
 _EXIT_LEAK, _EXIT_UNKNOWN = 10, 11
 _ALL = "all"
@@ -52,7 +52,7 @@ def command(  # noqa: PLR0913  (an option each)
     Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
     if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
     """
-    from asikit.leaks import cells, mitigation_names  # noqa: PLC0415  (a machine is slow to import)
+    from asikit.attacks import cells, mitigation_names  # noqa: PLC0415  (a machine is slow to import)
 
     if list_names:
         from asikit.report.attack import attack_names  # noqa: PLC0415
@@ -81,7 +81,7 @@ def command(  # noqa: PLR0913  (an option each)
 def _model(cpu: str | None) -> str | None:
     """Check the name of a CPU model: a wrong one is wrong usage here."""
     if cpu is not None:
-        from asikit.x86 import CpuModelError, load_cpu  # noqa: PLC0415
+        from asikit.machine.x86 import CpuModelError, load_cpu  # noqa: PLC0415
 
         try:
             load_cpu(cpu)
@@ -91,7 +91,7 @@ def _model(cpu: str | None) -> str | None:
 
 
 def _attack(wanted: "Sequence[Cell]") -> "list[Finding]":
-    from asikit.leaks import matrix  # noqa: PLC0415
+    from asikit.attacks import matrix  # noqa: PLC0415
 
     findings = []
     shows = sys.stderr.isatty()
@@ -107,7 +107,7 @@ def _attack(wanted: "Sequence[Cell]") -> "list[Finding]":
 def _save(finding: "Finding", path: str) -> None:
     from pathlib import Path  # noqa: PLC0415
 
-    from asikit.leaks import scenario_text  # noqa: PLC0415
+    from asikit.attacks import scenario_text  # noqa: PLC0415
 
     Path(path).write_text(scenario_text(finding), encoding="utf-8")
 

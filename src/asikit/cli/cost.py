@@ -76,9 +76,9 @@ def command(  # noqa: PLR0913  (an option each)
         raise click.UsageError("--base-seconds and --cpi are alternatives", context)
     # Whatever reads a trace is slow to import.
     from asikit.cost import BaseTime, price  # noqa: PLC0415
+    from asikit.machine.x86 import load_cpu  # noqa: PLC0415
     from asikit.replay import load_policy  # noqa: PLC0415
     from asikit.trace import Trace  # noqa: PLC0415
-    from asikit.x86 import load_cpu  # noqa: PLC0415
 
     selection, by = selected(**part)
     result = price(
@@ -120,7 +120,7 @@ def _range(text: str) -> "Range":
 
 
 def _list_cpus() -> None:
-    from asikit.x86 import cpu_names, load_cpu  # noqa: PLC0415
+    from asikit.machine.x86 import cpu_names, load_cpu  # noqa: PLC0415
 
     names = cpu_names()
     width = max(len(name) for name in names)

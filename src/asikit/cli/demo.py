@@ -22,10 +22,10 @@ def command(*, as_json: bool) -> None:
     from pathlib import Path  # noqa: PLC0415
 
     from asikit.cost import price  # noqa: PLC0415
+    from asikit.machine.x86 import load_cpu  # noqa: PLC0415
     from asikit.replay import load_policy, replay  # noqa: PLC0415
     from asikit.report import cost_overview, overview  # noqa: PLC0415
     from asikit.trace import Trace  # noqa: PLC0415
-    from asikit.x86 import load_cpu  # noqa: PLC0415
 
     folder = Path(str(files("asikit.data") / "samples"))
     policies = [load_policy(name) for name in POLICIES]

@@ -15,7 +15,7 @@ from asikit.cli._progress import StatusLine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asikit.linux import Recorded, Recording
+    from asikit.record import Recorded, Recording
 
     _Integer = click.ParamType[int]
 else:
@@ -107,7 +107,7 @@ def command(  # noqa: PLR0913  (an option each)
     thrown away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
     inherited = tuple(os.environ.items())  # before polars, which sets a variable when it is imported
-    from asikit.linux import Recording  # noqa: PLC0415  (help must not wait for it)
+    from asikit.record import Recording  # noqa: PLC0415  (help must not wait for it)
 
     recording = Recording(
         workload,
@@ -140,7 +140,7 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _record(recording: "Recording", trace: Path, *, overwrite: bool, verbose: bool) -> "Recorded":
-    from asikit.linux import Status, Streams, record  # noqa: PLC0415
+    from asikit.record import Status, Streams, record  # noqa: PLC0415
 
     status, own = Status(), Streams.of_this_process()
     with StatusLine(status, verbose=verbose) as line:

@@ -7,7 +7,7 @@ import click
 from asikit.cli._output import console, write_json
 
 if TYPE_CHECKING:
-    from asikit.kernel import Machine, Scenario
+    from asikit.machine.kernel import Machine, Scenario
 
 
 @click.command()
@@ -36,7 +36,7 @@ def command(  # noqa: PLR0913  (an option each)
     """
     from pathlib import Path  # noqa: PLC0415  (a machine is slow to import)
 
-    from asikit.kernel import load_scenario  # noqa: PLC0415
+    from asikit.machine.kernel import load_scenario  # noqa: PLC0415
     from asikit.report.timeline import Timeline  # noqa: PLC0415
 
     loaded = load_scenario(Path(scenario))
@@ -64,7 +64,7 @@ def command(  # noqa: PLR0913  (an option each)
 def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | None, check: bool) -> "Machine":
     from dataclasses import replace  # noqa: PLC0415
 
-    from asikit.kernel import Machine  # noqa: PLC0415
+    from asikit.machine.kernel import Machine  # noqa: PLC0415
 
     config = replace(loaded.config, asi=asi and loaded.config.asi, debug=check or loaded.config.debug)
     if seed is not None:
@@ -90,7 +90,7 @@ def _run(machine: "Machine", loaded: "Scenario", trace: str | None) -> None:
     if trace is None:
         loaded.run(machine)
         return
-    from asikit.trace.machine import MachineTrace  # noqa: PLC0415
+    from asikit.machine.tracing import MachineTrace  # noqa: PLC0415
 
     with MachineTrace(machine, trace, command=[loaded.path.name]):
         loaded.run(machine)

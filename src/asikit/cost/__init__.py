@@ -3,7 +3,7 @@
 >>> from asikit.cost import price
 >>> from asikit.replay import load_policy
 >>> from asikit.trace import Trace
->>> from asikit.x86 import load_cpu
+>>> from asikit.machine.x86 import load_cpu
 >>> result = price(  # doctest: +SKIP
 ...     Trace.open("fio.asitrace"),
 ...     [load_cpu("skylake-6600u")],

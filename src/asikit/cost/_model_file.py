@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from asikit.cost.parameters import Unit
-from asikit.x86 import Bug, Feature
+from asikit.machine.x86 import Bug, Feature
 
 if TYPE_CHECKING:
     from asikit.cost.calibrate import Calibration, Measurement
     from asikit.cost.host import Identity
-    from asikit.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel
 
 __all__ = ["model_file"]
 

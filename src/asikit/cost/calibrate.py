@@ -19,13 +19,13 @@ from asikit.cost._statistics import Estimate, estimate
 from asikit.cost.errors import CalibrationError
 from asikit.cost.host import read_identity
 from asikit.cost.parameters import Unit
-from asikit.x86 import load_cpu
+from asikit.machine.x86 import load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from asikit.cost.host import Identity
-    from asikit.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel
 
 __all__ = ["CALIBRATE_SCHEMA", "Calibration", "Measurement", "calibrate", "model_text"]
 

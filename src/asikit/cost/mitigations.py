@@ -13,12 +13,12 @@ import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.parameters import Unit, known_parameters
-from asikit.x86 import Bug, Feature  # noqa: TC001  (msgspec reads the annotations)
+from asikit.machine.x86 import Bug, Feature  # noqa: TC001  (msgspec reads the annotations)
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-    from asikit.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel
 
 __all__ = ["Happening", "Mitigation", "Source", "Work", "load_mitigation", "shipped_mitigations"]
 

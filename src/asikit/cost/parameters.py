@@ -20,7 +20,7 @@ from asikit.cost.expression import Range
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from asikit.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel
 
 __all__ = ["Basis", "Parameter", "Unit", "cpu_parameters", "known_parameters"]
 

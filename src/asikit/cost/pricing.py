@@ -13,18 +13,18 @@ from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
 from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
 from asikit.cost.terms import Term, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
+from asikit.machine.x86 import Feature
 from asikit.protocol import EffectKind
 from asikit.replay import CpuModel as PolicyCpu
 from asikit.replay import MechanismKind, load_policy
-from asikit.x86 import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from asikit.cost.measure import Measured, Portion, Portions
+    from asikit.machine.x86 import CpuModel
     from asikit.replay import By, Policy, Selection
     from asikit.trace import Trace
-    from asikit.x86 import CpuModel
 
 __all__ = ["ASI", "BLANKET", "NONE", "BaseTime", "mitigation_names", "price"]
 

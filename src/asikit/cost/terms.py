@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from asikit.cost.measure import Base, Measured, Walked
     from asikit.cost.mitigations import Mitigation
+    from asikit.machine.x86 import CpuModel
     from asikit.protocol import Effect
     from asikit.replay import Policy
-    from asikit.x86 import CpuModel
 
 __all__ = [
     "LINES",

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from asikit.machine.x86 import Access, GeneralProtection, PageFault, Sharing, walk
 from asikit.protocol import HANDLER, EffectKind
-from asikit.x86 import Access, GeneralProtection, PageFault, Sharing, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.kernel import Kernel
-    from asikit.kernel.percpu import CpuContext
-    from asikit.mm import MmStruct
+    from asikit.machine.kernel import Kernel
+    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.mm import MmStruct
+    from asikit.machine.x86 import CpuModel, Recorder
     from asikit.proofs.model import World
-    from asikit.x86 import CpuModel, Recorder
 
 KERNEL = "the kernel"
 GUEST = "the guest of "

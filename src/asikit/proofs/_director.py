@@ -10,15 +10,15 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from asikit.kernel import Act, Action, Observer
-from asikit.kernel.interrupts import RESCHEDULE_VECTOR
+from asikit.machine.kernel import Act, Action, Observer
+from asikit.machine.kernel.interrupts import RESCHEDULE_VECTOR
 from asikit.protocol import TLB_FLUSHES, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from asikit.kernel import Kernel, Task
-    from asikit.kernel.percpu import CpuContext
+    from asikit.machine.kernel import Kernel, Task
+    from asikit.machine.kernel.percpu import CpuContext
     from asikit.proofs._attacker import Attacker
     from asikit.proofs.story import StoryStep
 

@@ -15,8 +15,8 @@ is must show nothing: the control.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asikit.kernel import DeadlockError, InvariantError, Machine, MachineConfig
-from asikit.mm import GFP_KERNEL, MapFlags, Prot
+from asikit.machine.kernel import DeadlockError, InvariantError, Machine, MachineConfig
+from asikit.machine.mm import GFP_KERNEL, MapFlags, Prot
 from asikit.proofs._attacker import GUEST, KERNEL, LINE, Attacker, Learnt, Secret, assumed, must_not_learn
 from asikit.proofs._director import Director, StoryOver
 from asikit.protocol import AsiClass, MisuseError
@@ -24,9 +24,9 @@ from asikit.protocol import AsiClass, MisuseError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asikit.kernel import Kernel, Task
-    from asikit.kernel.percpu import CpuContext
-    from asikit.mm import MmStruct
+    from asikit.machine.kernel import Kernel, Task
+    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.mm import MmStruct
     from asikit.proofs.model import World
     from asikit.proofs.mutants import Mutant
     from asikit.proofs.story import Counterexample

@@ -4,11 +4,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from asikit import mm
 from asikit.errors import nearest
-from asikit.kernel import MachineConfig, Mapped
-from asikit.kernel.interrupts import VECTOR_NAMES
-from asikit.kernel.syscalls.numbers import Nr
+from asikit.machine import mm
+from asikit.machine.kernel import MachineConfig, Mapped
+from asikit.machine.kernel.interrupts import VECTOR_NAMES
+from asikit.machine.kernel.syscalls.numbers import Nr
+from asikit.machine.x86 import Access as CpuAccess
 from asikit.protocol import AsiClass
 from asikit.replay._events import SVM_EXITS, entry_label, entry_slot
 from asikit.replay._steps import protocol_config
@@ -16,7 +17,6 @@ from asikit.replay.errors import PolicyError
 from asikit.replay.policy import ACCESSES, Access, MechanismKind, Policy, Rules, Sensitivity
 from asikit.replay.run import ALL_CLASSES
 from asikit.trace import EventKind
-from asikit.x86 import Access as CpuAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable

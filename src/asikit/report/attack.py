@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group
 from rich.text import Text
 
-from asikit.leaks import (
+from asikit.attacks import (
     NO_VECTOR,
     Vector,
     Verdict,
@@ -17,14 +17,14 @@ from asikit.leaks import (
     mitigation_names,
     vulnerability_names,
 )
-from asikit.x86 import load_cpu
+from asikit.machine.x86 import load_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import RenderableType
 
-    from asikit.leaks import Finding
+    from asikit.attacks import Finding
 
 __all__ = ["attack_names", "attack_reason", "attack_report"]
 

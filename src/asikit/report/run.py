@@ -13,8 +13,8 @@ from asikit.report._words import FLUSH_WORDS, REASON_WORDS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from asikit.kernel import Machine, Report
-    from asikit.kernel.process import Process
+    from asikit.machine.kernel import Machine, Report
+    from asikit.machine.kernel.process import Process
 
 __all__ = ["run_report"]
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from asikit.kernel import Observer
-from asikit.mm import PAGE_SIZE
+from asikit.machine.kernel import Observer
+from asikit.machine.mm import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from asikit.kernel import Machine, Task
-    from asikit.mm import Gfp
+    from asikit.machine.kernel import Machine, Task
+    from asikit.machine.mm import Gfp
+    from asikit.machine.x86 import Access
     from asikit.protocol import Effect
-    from asikit.x86 import Access
 
 __all__ = ["Timeline"]
 

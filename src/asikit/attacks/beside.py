@@ -1,0 +1,167 @@
+"""Attack programs whose attacker runs beside its victim: on the sibling hyperthread, or on another core."""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asikit.attacks.victims import PAGE, Work
+from asikit.attacks.vulnerability import Party
+from asikit.machine.kernel import Act, Action
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from asikit.attacks.victims import Play
+    from asikit.machine.kernel import Guest, User
+
+__all__ = ["Alternating", "cross_thread", "sibling_guest", "sibling_user"]
+
+_FOREVER: Final = 1 << 62
+_COOKIE: Final = 1
+"""Attacker and victim are one group to core scheduling, so it keeps nobody apart."""
+_SLOWNESS: Final = 7
+"""Looks of an attacker for each instruction after which an interrupt can reach it."""
+_BETWEEN: Final = 30
+"""Instructions between a victim's rounds, in which an attacker beside it gets going again."""
+_PATIENCE: Final = 500
+"""Looks after which an attacker gives up a victim that has not taken a step meanwhile: a mutant may starve it."""
+_GUEST_MEMORY: Final = 1 << 16
+
+
+class Pace(NamedTuple):
+    """How many points each of the two passes before the other goes on.
+
+    Attributes:
+        victim: 1 lets the attacker see every state of the victim; more is an interrupt that is long in coming to it.
+        attacker: 1, or enough to come back from a stun and look before the victim's next step.
+    """
+
+    victim: int
+    attacker: int = 1
+
+
+_ROUNDS: Final = (
+    *((Pace(points), Work.FAULTS) for points in (1, 13, 67, 190, 310)),
+    *((Pace(points), Work.SECRET) for points in (1, 67)),
+    (Pace(1, attacker=8), Work.SECRET),
+    (Pace(1, attacker=8), Work.FAULTS),
+)
+"""A victim's rounds."""
+
+
+class Alternating:
+    """Two CPUs, the attacker's and the victim's, which hand over after some points each.
+
+    :ivar pace: After how many.
+    :ivar passed: Points that each has passed.
+    """
+
+    every_point = True
+
+    def __init__(self) -> None:
+        self.pace = Pace(1)
+        self.passed = [0, 0]
+
+    def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike
+        """A CPU is never at the end of a slice."""
+        return _FOREVER
+
+    def choose(self, cpu: int, others: "Sequence[int]") -> int:  # noqa: ARG002 - there is one other
+        """Return the other CPU."""
+        return others[0]
+
+    def at(self, point: str, cpu: int) -> "Iterable[Action]":  # noqa: ARG002 - at any point
+        """Hand over, if it is time to."""
+        self.passed[cpu] += 1
+        points = self.pace.victim if cpu else self.pace.attacker
+        return () if self.passed[cpu] % points else (Action(Act.SWITCH, 1 - cpu),)
+
+
+class _Watch:
+    """An attacker's loop beside its victim, as a process or as a guest.
+
+    :ivar key: Where the secret is that the attacker steers to, None if it steers to a process' own.
+    :ivar done: Not empty once the victim is done.
+    """
+
+    def __init__(self, on: "Play", pair: Alternating, key: int | None) -> None:
+        self._on, self._pair, self.key = on, pair, key
+        self.done: list[bool] = []
+
+    def look_on(self, compute: "Callable[[int], object]") -> None:
+        """Look on until the victim is done, or gets nowhere.
+
+        :param compute: Executes instructions, of a process or of a guest.
+        """
+        attacker, number, moved, victim_at = self._on.attacker, 0, 0, 0
+        while not self.done:
+            number += 1
+            attacker.before()
+            if self.key is not None:
+                attacker.leave_pointer(self.key)
+            self._on.machine.kernel.stall()
+            # Interrupts, and with them a stun, come before the look: after it, `before` would flush what tells.
+            if number % _SLOWNESS == 0:
+                compute(1)
+            attacker.after(f"beside the victim, {number}")
+            if self._pair.passed[1] != victim_at:
+                moved, victim_at = number, self._pair.passed[1]
+            elif number - moved > _PATIENCE:
+                self._on.lab.evidence.unfinished = "the victim gets nowhere beside the attacker"
+                return
+
+
+def cross_thread(on: "Play") -> None:
+    """From a process to the kernel, or if that cannot be a victim, to another process."""
+    _beside(on, of_kernel=Party.KERNEL in on.lab.way.victims)
+
+
+def sibling_user(on: "Play") -> None:
+    """From a process to another one."""
+    _beside(on, of_kernel=False)
+
+
+def sibling_guest(on: "Play") -> None:
+    """From a guest to the kernel, which a process on the other CPU calls."""
+    _beside(on, of_kernel=True, by_guest=True)
+
+
+def _beside(on: "Play", *, of_kernel: bool, by_guest: bool = False) -> None:
+    pair = on.machine.kernel.interleaver
+    if not isinstance(pair, Alternating):
+        raise TypeError("attacker and victim beside one another need an interleaver that alternates")
+    on.lab.victim_cpu = 1
+    key = on.kernel_secret() if of_kernel else None
+    watch = _Watch(on, pair, key)
+
+    @on.machine.process(name="attacker", cpu=0, pinned=True, cookie=_COOKIE)
+    def attacker(user: "User") -> None:
+        user.compute(1)  # its text is mapped before it counts
+        if not by_guest:
+            watch.look_on(user.compute)
+            return
+        ended: list[bool] = []
+
+        def inside(guest: "Guest") -> None:
+            watch.look_on(guest.compute)
+            ended.append(True)
+
+        vcpu = user.create_vm(_GUEST_MEMORY).vcpu(inside)
+        while not ended:
+            vcpu.run()
+
+    @on.machine.process(name="victim", cpu=1, pinned=True, cookie=_COOKIE)
+    def victim(user: "User") -> None:
+        address = user.mmap(PAGE)
+        if key is None:
+            user.store(address, on.secret)
+            on.lab.register = address
+        for pace, work in _ROUNDS:
+            pages = user.mmap(2 * PAGE)
+            pair.pace = pace
+            if key is None:
+                on.lab.evict()  # the attacker may be on another core, whose cache is another
+                on.use_own_secret(user, address)
+            else:
+                on.call_for_work(key, work, pages)
+            pair.pace = Pace(1)
+            user.compute(_BETWEEN)
+        watch.done.append(True)

@@ -1,0 +1,171 @@
+"""What one attack's two sides share: the machine with its cores recording, and what has happened on it so far.
+
+The sides are `asikit.attacks.processor`, what the processor does transiently in the victim, and
+`asikit.attacks.attacker`.
+Who trained an entry is asked only where the processor itself tells modes, guests or threads apart; whether the secret
+gets out is never asked, but found by comparing two runs.
+"""
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from asikit.attacks.evidence import Evidence, Observation
+from asikit.attacks.vulnerability import Mechanism
+from asikit.machine.kernel import Observer
+from asikit.machine.x86.model import CLEARING
+from asikit.protocol import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from asikit.attacks.measures import Hardening
+    from asikit.attacks.vulnerability import Vulnerability, Way
+    from asikit.machine.kernel import Machine
+    from asikit.machine.x86 import Cpu, CpuModel, Recorder
+    from asikit.protocol import Effect, ExitReason
+
+__all__ = ["KERNEL", "Lab"]
+
+KERNEL: Final = "kernel"
+"""Who runs, of the kernel's code (`Cpu.owner`)."""
+_TOLD: Final = frozenset({*map(str, CLEARING), "stun", "unstun"})
+
+
+class Lab(Observer):
+    """One way of one vulnerability on one machine.
+
+    :ivar log: What the attacker has seen.
+    :ivar story: What happened that it is about, for people; `told` is how much of it had been told at each look.
+    :ivar tell: Is given what the attacker sees, when it sees it.
+    :ivar evidence: Whether the attack took place.
+    :ivar register: An address that the attacker has put where the victim's gadget takes it from.
+    :ivar pointer: An address that the victim itself has there, of its secret, while it works with that.
+    :ivar victim_cpu: Where the victim runs: what the attacker's own entries do is another attack.
+    :ivar secret_paddr: Where the secret is in physical memory, once the victim has used it.
+    :ivar lines: Lines of the attacker's probe array that are cached: what a gadget transmits.
+    :ivar sites: Branches of the kernel's that were executed so far.
+    :ivar stale: What was in memory before the victim's stores, by physical address.
+    """
+
+    def __init__(
+        self, machine: "Machine", vulnerability: "Vulnerability", way: "Way", model: "CpuModel", hardening: "Hardening"
+    ) -> None:
+        self.machine = machine
+        self.kernel = machine.kernel
+        self.way = way
+        self.measures = hardening.measures
+        self._hidden = {str(name) for bug, name in hardening.hidden if bug == vulnerability.bug}
+        self.log: list[Observation] = []
+        self.story: list[str] = []
+        self.told: list[int] = []
+        self.tell: Callable[[Observation], object] | None = None
+        self.evidence = Evidence()
+        self.register: int | None = None
+        self.pointer: int | None = None
+        self.victim_cpu = 0
+        self.secret_paddr: int | None = None
+        self.lines: set[int] = set()
+        self.sites: set[int] = set()
+        self.stale: dict[int, bytes] = {}
+        self._prepare(model)
+        machine.kernel.observers.append(self)
+
+    def _prepare(self, model: "CpuModel") -> None:
+        """Let the cores record, with the structures of the processor that is meant."""
+        for cpu in self.kernel.cpus:
+            core = cpu.hw.core
+            if not core.record:
+                # The rest of the model is the machine's own: a kernel that needs PCIDs runs on processors without, too.
+                core.model = msgspec.structs.replace(core.model, structures=model.structures)
+                core.uncore.staging_buffer.model = model.structures.staging_buffer
+                core.record = True
+        for cpu in self.kernel.cpus:
+            cpu.hw.owner = KERNEL
+
+    @contextmanager
+    def setting_up(self) -> "Iterator[None]":
+        """Record nothing of what is done inside, and forget what was recorded."""
+        for cpu in self.kernel.cpus:
+            cpu.hw.core.record = False
+        speculation, self.kernel.speculation = self.kernel.speculation, None
+        yield
+        self.kernel.speculation = speculation
+        for cpu in self.kernel.cpus:
+            cpu.hw.core.record = True
+
+    # The running CPU.
+
+    @property
+    def hw(self) -> "Cpu":
+        """The processor's side of it."""
+        return self.kernel.cpu.hw
+
+    @property
+    def recorder(self) -> "Recorder":
+        """The structures of its core."""
+        recorder = self.hw.recorder
+        assert recorder is not None  # noqa: S101 - `_prepare` has turned it on
+        return recorder
+
+    @property
+    def in_victim(self) -> bool:
+        """Whether it is the victim's."""
+        return self.kernel.cpu.number == self.victim_cpu
+
+    @property
+    def space(self) -> Space:
+        """The address space that it has loaded."""
+        return Space(self.kernel.cpu.thread.cpu.cr3)
+
+    def hides(self, structure: str) -> bool:
+        """Tell whether new microcode keeps the vulnerability from a structure."""
+        return structure in self._hidden
+
+    def evict(self) -> None:
+        """Load a cache's worth of other lines, if that matters: the secret must come through a fill buffer again.
+
+        The attacker does it, and a victim's other work does.
+        """
+        if self.way.mechanism is Mechanism.SAMPLE and "fill_buffer" in self.way.structures:
+            self.recorder.l1d.clear(self.hw.thread)
+
+    # Whose code runs.
+
+    def entry(self, cpu: int, kind: str, number: int) -> None:
+        """The kernel's."""
+        del kind, number
+        self.kernel.cpus[cpu].hw.owner = KERNEL
+
+    def vm_exit(self, cpu: int, code: int) -> None:
+        """The kernel's."""
+        del code
+        self.kernel.cpus[cpu].hw.owner = KERNEL
+
+    def return_user(self, cpu: int, *, by_iret: bool) -> None:
+        """A process'."""
+        del by_iret
+        context = self.kernel.cpus[cpu]
+        context.hw.owner = f"process {context.task.comm!r}"
+
+    def vm_entry(self, cpu: int) -> None:
+        """A guest's."""
+        context = self.kernel.cpus[cpu]
+        context.hw.owner = f"guest of {context.task.comm!r}"
+
+    # The story.
+
+    def asi_enter(self, cpu: int, space: "Space") -> None:
+        """For the story."""
+        self.story.append(f"cpu {cpu} goes to address space {space.label}")
+
+    def asi_exit(self, cpu: int, reason: "ExitReason") -> None:
+        """For the story."""
+        self.story.append(f"cpu {cpu} goes to the unrestricted address space, because of {reason}")
+
+    def micro_op(self, cpu: int, path: str, effect: "Effect | None") -> None:
+        """For the story: what flushes."""
+        del path
+        if effect is not None and str(effect.kind) in _TOLD:
+            self.story.append(f"cpu {cpu} does {effect.kind}")

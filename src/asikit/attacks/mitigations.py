@@ -1,0 +1,194 @@
+"""The mitigations that are compared: none, Linux's own, blanket, ASI, and ASI with one element removed."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from asikit.attacks.errors import LeakError
+from asikit.attacks.measures import Hardening, Measure, linux_hardening
+from asikit.errors import nearest
+from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, ProtocolError, Taint, blanket_config
+from asikit.protocol.edits import with_transition
+from asikit.protocol.operations import Assign, MicroOp, Request
+from asikit.protocol.switching import flush_ops
+from asikit.protocol.vocabulary import TAINT, TAINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asikit.machine.x86 import CpuModel
+    from asikit.protocol import EffectKind, Transition
+    from asikit.protocol.operations import Transitions
+
+    Build = Callable[["CpuModel", bool], "Setup"]
+
+__all__ = ["Mitigation", "Setup", "mitigation", "mitigation_names"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a mitigation makes of a machine.
+
+    :ivar smt: Whether the siblings of a core may both run.
+    :ivar unmapped: The restricted address spaces lack sensitive memory.
+    :ivar shootdown: Translations of memory that turns sensitive leave all TLBs.
+    """
+
+    protocol: Protocol
+    smt: bool
+    hardening: Hardening = field(default_factory=Hardening)
+    unmapped: bool = True
+    shootdown: bool = True
+
+    @property
+    def asi(self) -> bool:
+        """Whether ASI is on."""
+        return self.protocol.config.asi
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """A column of the matrix.
+
+    :ivar says: What it is, in one line.
+    :ivar build: Makes it for a processor; the other argument is whether the siblings are to run.
+    """
+
+    name: str
+    says: str
+    build: "Build"
+
+
+def mitigation(name: str) -> Mitigation:
+    """Return a mitigation. Raises LeakError with the nearest name if there is none."""
+    for each in _ALL:
+        if each.name == name:
+            return each
+    raise LeakError(f'no mitigation "{name}"{nearest(name, mitigation_names())} (asi attack --list)')
+
+
+def mitigation_names() -> tuple[str, ...]:
+    """Return the names of all mitigations, in the order of a table's columns."""
+    return tuple(each.name for each in _ALL)
+
+
+def _none(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    del cpu
+    return Setup(Protocol(ProtocolConfig(asi=False)), smt)
+
+
+def _blanket(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    del smt  # it turns it off
+    config = replace(blanket_config(), features=cpu.protocol_features, bugs=cpu.protocol_bugs)
+    return Setup(Protocol(config), smt=False)
+
+
+def _asi(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    return Setup(Protocol(_asi_config(cpu, smt=smt)), smt)
+
+
+def _asi_config(cpu: "CpuModel", *, smt: bool) -> ProtocolConfig:
+    classes = {AsiClass.USERSPACE, AsiClass.KVM} | ({AsiClass.IDLE} if smt else set())
+    return ProtocolConfig(classes=frozenset(classes), features=cpu.protocol_features, bugs=cpu.protocol_bugs, smt=smt)
+
+
+def _with_exit_flush(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    return Setup(Protocol(replace(_asi_config(cpu, smt=smt), flush_data_on_exit=True)), smt)
+
+
+def _linux(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    hardening = linux_hardening(cpu)
+    config = ProtocolConfig(
+        asi=False, pti=Measure.PTI in hardening.measures, features=cpu.protocol_features, bugs=cpu.protocol_bugs
+    )
+    protocol = Protocol(config)
+    transitions = protocol.transitions
+    for happening in dict.fromkeys(happening for happening, _ in hardening.flushes):
+        kinds = tuple(kind for where, kind in hardening.flushes if where is happening)
+        transitions = with_transition(transitions, _flushing(transitions[happening], kinds))
+    transitions = _flushing_after_guests(transitions, hardening.after_guests)
+    return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in hardening.measures, hardening)
+
+
+def _flushing(transition: "Transition", kinds: "tuple[EffectKind, ...]") -> "Transition":
+    """Return a transition with flushes at its end; before untrusted code, as the last thing that the kernel does."""
+    ops = transition.ops
+    if transition.name in {Happening.RETURN_USER, Happening.VM_ENTRY}:
+        return replace(transition, ops=(*ops[:-1], *flush_ops(kinds), ops[-1]))
+    return replace(transition, ops=(*ops, *flush_ops(kinds)))
+
+
+def _flushing_after_guests(transitions: "Transitions", kinds: "tuple[EffectKind, ...]") -> "Transitions":
+    """Return transitions with flushes at the first return to user mode after a VM exit, and at no other.
+
+    The mark between the two is Linux's per-CPU `x86_ibpb_exit_to_user` (arch_exit_to_user_mode_prepare(), before PTI's
+    switch of page tables; vcpu_enter_guest() sets it). Without ASI nothing else uses the taints, which are a CPU's too.
+    """
+    if not kinds:
+        return transitions
+    mark = TAINT[Taint.GUEST_CONTROL]
+    exit_, return_ = transitions[Happening.VM_EXIT], transitions[Happening.RETURN_USER]
+    set_mark = MicroOp(name="mark_guest", why="a guest has trained", sets=(Assign(TAINTS, TAINTS | mark),))
+    flush = (
+        *(MicroOp(name=f"{kind}_after_guest", when=TAINTS.has(mark), asks=Request(kind)) for kind in kinds),
+        MicroOp(name="clear_mark", when=TAINTS.has(mark), sets=(Assign(TAINTS, TAINTS.clear(mark)),)),
+    )
+    transitions = with_transition(transitions, replace(exit_, ops=(*exit_.ops, set_mark)))
+    return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
+
+
+def _without(*paths: str) -> "Build":
+    """Return ASI without micro-operations; where there is no such element nothing is missing."""
+
+    def build(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+        setup = _asi(cpu, smt)
+        protocol = setup.protocol
+        for path in paths:
+            try:
+                protocol = protocol.without(path)
+            except ProtocolError:
+                continue
+        return replace(setup, protocol=protocol)
+
+    return build
+
+
+def _mapped(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    return replace(_asi(cpu, smt), unmapped=False)
+
+
+def _no_shootdown(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    return replace(_asi(cpu, smt), shootdown=False)
+
+
+_ALL = (
+    Mitigation("none", "no mitigation at all", _none),
+    Mitigation("linux", "what Linux does by default, with SMT off where that is a mitigation", _linux),
+    Mitigation("blanket", "PTI, no SMT, predictors flushed at each entry, data at each return", _blanket),
+    Mitigation("asi", "address space isolation", _asi),
+    Mitigation(
+        "asi-no-stun",
+        "asi_exit does not stop the sibling",
+        _without("asi_exit.stun_sibling", "asi_exit.interrupt_sibling", "asi_exit.wait_for_sibling"),
+    ),
+    Mitigation(
+        "asi-no-ack",
+        "asi_exit does not wait until the sibling has left untrusted code",
+        _without("asi_exit.wait_for_sibling"),
+    ),
+    Mitigation(
+        "asi-no-predictor-flush",
+        "the branch predictors are never flushed",
+        _without("asi_exit.flush_control", "__asi_enter.flush_control"),
+    ),
+    Mitigation("asi-no-buffer-flush", "the data side channels are never flushed", _without("__asi_enter.flush_data")),
+    Mitigation("asi-no-unmapping", "the restricted address spaces map sensitive memory", _mapped),
+    Mitigation(
+        "asi-no-nmi-reentry",
+        "the return from a nested interrupt or NMI does not enter again",
+        _without("asi_intr_exit.enter_again"),
+    ),
+    Mitigation("asi-no-shootdown", "memory turns sensitive while TLBs still have its translation", _no_shootdown),
+    Mitigation(
+        "asi-exit-flush", "asi, with one more data flush on the way to unrestricted (an experiment)", _with_exit_flush
+    ),
+)

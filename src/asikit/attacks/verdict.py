@@ -1,0 +1,275 @@
+"""The verdict: two runs of one machine that differ in nothing but the secret, and whether the attacker can tell.
+
+No leak is said only of an attack that took place: the victim came to where the processor can go wrong, the attacker
+looked afterwards, and both came to their end. Of any other it is unknown.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from asikit.attacks.lab import Lab
+from asikit.attacks.mitigations import mitigation
+from asikit.attacks.programs import Play, interleaver, play
+from asikit.attacks.reading import load_vulnerability
+from asikit.attacks.vectors import Vector, vector_named
+from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
+from asikit.machine.x86 import load_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asikit.attacks.evidence import Observation
+    from asikit.attacks.mitigations import Setup
+    from asikit.attacks.vulnerability import Vulnerability, Way
+    from asikit.machine.mm import Request
+    from asikit.machine.x86 import CpuModel
+
+__all__ = ["SECRETS", "Cell", "Difference", "Finding", "Verdict", "attack", "machine_config", "put_on"]
+
+SECRETS: Final = (bytes.fromhex("5ec2e7a1b2c3d4e5"), bytes.fromhex("a13d185e4d3c2b1a"))
+"""The two secrets: each byte of one is the complement of the other's, so that any that gets out tells them apart."""
+_MEMORY: Final = 16 << 20
+_LIMIT: Final = 24_000
+"""Logical time of all CPUs together after which an attack is given up; those that get anywhere need half of it."""
+
+
+class Verdict(StrEnum):
+    """What becomes of an attack."""
+
+    LEAK = "LEAK"
+    NO_LEAK = "NO LEAK"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of the matrix, by names; a vulnerability and a CPU may be files (`.toml`)."""
+
+    vulnerability: str
+    vector: str
+    cpu: str
+    mitigation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing that the attacker sees that depends on the secret.
+
+    :ivar number: Of the observation, from 1.
+    :ivar values: What differs, of both runs.
+    """
+
+    number: int
+    step: str
+    source: str
+    values: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A cell's verdict.
+
+    :ivar reason: Why, in one line.
+    :ivar difference: What the attacker can tell the secrets apart by, for LEAK.
+    :ivar way: The mechanism that it is about; `way_number` its place in the vulnerability's file, from 1, or 0 if no
+        attack was run.
+    :ivar story: What the processor did transiently in the first run, and what the attacker saw; of a leak up to there.
+    """
+
+    cell: Cell
+    verdict: Verdict
+    reason: str
+    difference: Difference | None = None
+    way: str = ""
+    way_number: int = 0
+    story: tuple[str, ...] = ()
+
+    def to_dict(self, *, story: bool = False) -> dict[str, Any]:
+        """Return it as a row of `asikit.attack/1`; `story` adds what happened, step by step."""
+        cell = self.cell
+        row: dict[str, Any] = {
+            "vulnerability": cell.vulnerability,
+            "vector": cell.vector,
+            "cpu": cell.cpu,
+            "mitigation": cell.mitigation,
+            "verdict": str(self.verdict),
+            "reason": self.reason,
+        }
+        if self.difference is not None:
+            found = self.difference
+            row["observation"] = {
+                "number": found.number,
+                "step": found.step,
+                "source": found.source,
+                "values": list(found.values),
+            }
+        if story:
+            row |= {"mechanism": self.way, "story": list(self.story)}
+        return row
+
+
+def attack(cell: Cell) -> Finding:
+    """Attack, twice, and compare what the attacker saw.
+
+    :raises LeakError: A name of the cell is that of nothing. :raises CpuModelError: The same, of the CPU.
+    """
+    vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
+    mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
+    if vulnerability.not_expressible:
+        return Finding(cell, Verdict.UNKNOWN, vulnerability.not_expressible)
+    vector = vector_named(cell.vector)
+    if not vulnerability.concerns(cpu):
+        return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} does not have it")
+    ways = [way for way in vulnerability.on(cpu) if vector.concerns(way, cpu)]
+    if not ways:
+        return Finding(cell, Verdict.NO_LEAK, "there is no such attack: nothing of it works from there")
+    findings = []
+    for way in ways:
+        if vector.suits(way, cpu):
+            found = _attacked(cell, vulnerability, way, cpu)
+            if found.verdict is Verdict.LEAK:
+                return found
+            findings.append(found)
+    if not findings:
+        return Finding(cell, Verdict.UNKNOWN, "there is no attack program of its mechanism from there")
+    return next((found for found in findings if found.verdict is Verdict.UNKNOWN), findings[0])
+
+
+def _attacked(cell: Cell, vulnerability: "Vulnerability", way: "Way", cpu: "CpuModel") -> Finding:
+    vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
+    if vector.wants_siblings and model.threads == 1:
+        return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} has no sibling threads")
+    setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
+    one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
+    return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
+
+
+def model_for(cpu: "CpuModel", vulnerability: "Vulnerability", way: "Way") -> "CpuModel":
+    """Return a CPU model with the vulnerability among its bugs, and its structures as the way has them."""
+    changed = {
+        str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=tuple(primitives))
+        for name, primitives in way.cleared_by.items()
+    }
+    bugs = cpu.bugs | ({vulnerability.bug} if vulnerability.bug is not None else set())
+    return msgspec.structs.replace(
+        cpu, bugs=frozenset(bugs), structures=msgspec.structs.replace(cpu.structures, **changed)
+    )
+
+
+def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
+    vulnerability: "Vulnerability", way: "Way", model: "CpuModel", setup: "Setup", vector: Vector, secret: bytes
+) -> Lab:
+    machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=interleaver(vector))
+    lab = _prepare(machine, vulnerability, way, model, setup)
+    play(vector, Play(machine, lab, secret))
+    try:
+        machine.run(_LIMIT)
+    except DeadlockError as error:  # a mutant whose stunned sibling nobody releases; what was seen until then counts
+        lab.evidence.unfinished = str(error)
+    else:
+        lab.evidence.unfinished = lab.evidence.unfinished or _unfinished(machine)
+    machine.close()
+    return lab
+
+
+def _unfinished(machine: Machine) -> str:
+    """Return which of an attack's programs has not ended as it should; empty if all have."""
+    for process in machine.processes:
+        if process.status is None:
+            return f"{process.name} does not come to its end"
+        if process.status:
+            return f"{process.name} ended with {process.exit_code}"
+    return ""
+
+
+def machine_config(cell: Cell) -> MachineConfig:
+    """Return the machine that a cell needs, for a scenario: its `CONFIG`. Raises as `attack`."""
+    vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
+    model = next((model_for(cpu, vulnerability, way) for way in vulnerability.ways), cpu)
+    return _config(mitigation(cell.mitigation).build(model, vector.wants_siblings), vector)
+
+
+def put_on(
+    machine: Machine, cell: Cell, *, way_number: int, secret: bytes, tell: "Callable[[Observation], object]"
+) -> None:
+    """Put an attack onto a machine that a scenario was given; see `machine_config`.
+
+    :param way_number: As in `Finding`. :param tell: Is given what the attacker sees. Raises as `attack`.
+    """
+    vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
+    way = vulnerability.ways[way_number - 1]
+    model = model_for(cpu, vulnerability, way)
+    setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
+    machine.kernel.protocol = machine.kernel.asi.protocol = setup.protocol
+    machine.kernel.interleaver = interleaver(vector)
+    lab = _prepare(machine, vulnerability, way, model, setup)
+    lab.tell = tell
+    play(vector, Play(machine, lab, secret))
+
+
+def _config(setup: "Setup", vector: Vector) -> MachineConfig:
+    return MachineConfig(
+        asi=setup.asi,
+        cpus=vector.cpus,
+        smt=setup.smt and vector.wants_siblings,
+        memory=_MEMORY,
+        protocol=setup.protocol.config,
+        sensitivity=None if setup.unmapped else _nothing_is_sensitive,
+    )
+
+
+def _nothing_is_sensitive(request: "Request") -> bool:
+    del request
+    return False
+
+
+def _prepare(machine: Machine, vulnerability: "Vulnerability", way: "Way", model: "CpuModel", setup: "Setup") -> Lab:
+    if not setup.shootdown:
+        machine.kernel.direct_map.attach(flusher=_NoShootdown())
+    return Lab(machine, vulnerability, way, model, setup.hardening)
+
+
+class _NoShootdown:
+    """Flushes nothing."""
+
+    def flush_tlb_kernel_range(self, start: int, end: int) -> None:
+        """Leave translations where they are."""
+
+    def flush_tlb_mm_range(self, mm: int, start: int, end: int) -> None:
+        """Leave translations where they are."""
+
+    def flush_tlb_all(self) -> None:
+        """Leave translations where they are."""
+
+
+def _compared(cell: Cell, way: "Way", one: Lab, other: Lab) -> Finding:
+    said = f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
+    story = tuple(one.story)
+    for number, (left, right) in enumerate(zip_longest(one.log, other.log), 1):
+        if left != right:
+            found = _difference(number, left, right)
+            reason = f"{found.step}: {found.source} differs: {found.values[0]} or {found.values[1]}"
+            upto = one.told[number - 1] if left is not None else len(story)
+            return Finding(cell, Verdict.LEAK, reason, found, said, story=story[:upto])
+    missing = one.evidence.missing(way) or other.evidence.missing(way)
+    if missing:
+        return Finding(cell, Verdict.UNKNOWN, missing, None, said, story=story)
+    return Finding(cell, Verdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
+
+
+def _difference(number: int, left: "Observation | None", right: "Observation | None") -> Difference:
+    seen = left or right
+    assert seen is not None  # noqa: S101 - they differ, so there is one
+    ours, theirs = (() if each is None else each.value for each in (left, right))
+    pair = next((pair for pair in zip_longest(ours, theirs, fillvalue="nothing") if pair[0] != pair[1]), ("", ""))
+    return Difference(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))
+
+
+def _short(value: str, other: str) -> str:
+    """Return the part of a value that differs from another's: of a cache line the first eight bytes from there."""
+    start = next((at for at, pair in enumerate(zip_longest(value, other)) if pair[0] != pair[1]), 0) // 2 * 2
+    return value if len(value) <= 32 else value[start : start + 16]  # noqa: PLR2004 - half a line's text

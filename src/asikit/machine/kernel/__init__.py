@@ -1,0 +1,53 @@
+"""The modelled kernel: entry and return, page faults, tasks, scheduling, system calls, KVM.
+
+It knows nothing of sensitivity. It executes the transitions that `asikit.protocol` defines, on the processor of
+`asikit.machine.x86` and the memory of `asikit.machine.mm`, and decides nothing about their order. `machine` is what a
+scenario sees;
+`kernel` has all parts together, `execution` runs their code.
+"""
+
+from asikit.machine.kernel.config import MachineConfig, Mapped
+from asikit.machine.kernel.errors import DeadlockError, InvariantError, KernelOopsError, MachineError, ScenarioError
+from asikit.machine.kernel.fault import SegmentationFault
+from asikit.machine.kernel.guest import Guest
+from asikit.machine.kernel.interleave import Act, Action, Interleaver, RoundRobin, Scripted
+from asikit.machine.kernel.kernel import Kernel
+from asikit.machine.kernel.machine import Machine
+from asikit.machine.kernel.observer import Observer
+from asikit.machine.kernel.process import Process
+from asikit.machine.kernel.report import Report, TlbCounts
+from asikit.machine.kernel.scenario import Scenario, load_scenario
+from asikit.machine.kernel.speculation import Speculation
+from asikit.machine.kernel.task import Task, TaskExit
+from asikit.machine.kernel.user import User
+from asikit.machine.kernel.virtual_machine import VmExit
+
+__all__ = [
+    "Act",
+    "Action",
+    "DeadlockError",
+    "Guest",
+    "Interleaver",
+    "InvariantError",
+    "Kernel",
+    "KernelOopsError",
+    "Machine",
+    "MachineConfig",
+    "MachineError",
+    "Mapped",
+    "Observer",
+    "Process",
+    "Report",
+    "RoundRobin",
+    "Scenario",
+    "ScenarioError",
+    "Scripted",
+    "SegmentationFault",
+    "Speculation",
+    "Task",
+    "TaskExit",
+    "TlbCounts",
+    "User",
+    "VmExit",
+    "load_scenario",
+]

@@ -1,0 +1,25 @@
+"""Recording a real Linux kernel: QEMU with our TCG plugin, the guest's files, symbols, what each page is."""
+
+from asikit.record._build import MARK_HEADER, mark_command, mark_header
+from asikit.record._streams import Output, Streams
+from asikit.record.errors import RecordError, WorkloadError
+from asikit.record.kernel import Kernel, find_kernel, read_release
+from asikit.record.recording import Recorded, Recording, Status, record, run_unrecorded
+
+__all__ = [
+    "MARK_HEADER",
+    "Kernel",
+    "Output",
+    "RecordError",
+    "Recorded",
+    "Recording",
+    "Status",
+    "Streams",
+    "WorkloadError",
+    "find_kernel",
+    "mark_command",
+    "mark_header",
+    "read_release",
+    "record",
+    "run_unrecorded",
+]

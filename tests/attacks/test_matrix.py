@@ -1,0 +1,197 @@
+"""The matrix against what was published: Linux's attack vectors, and what ASI is expected to cover.
+
+The published tables are expected values here and inputs nowhere.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from asikit.attacks import (
+    SECRETS,
+    Finding,
+    Vector,
+    Verdict,
+    cells,
+    load_vulnerability,
+    matrix,
+    vulnerability_names,
+)
+from asikit.machine.x86 import cpu_names, load_cpu
+
+Matrix = Mapping[tuple[str, str, str], Verdict]
+
+_COLUMNS = {
+    "User-to-Kernel": "user_kernel",
+    "User-to-User": "user_user",
+    "Guest-to-Host": "guest_host",
+    "Guest-to-Guest": "guest_guest",
+    "Cross-Thread": "cross_thread",
+}
+DIFFERENCES = {
+    # The table marks the vectors for which Linux switches a mitigation on, not those from which the flaw can be used.
+    ("l1tf", "user_user"): "the L1D has everybody's lines; Linux counts inverted entries under user to kernel",
+    ("l1tf", "guest_guest"): "the same; Linux counts the flush before VM entry under guest to host",
+    (
+        "spectre_v2",
+        "cross_thread",
+    ): "what covers user to kernel covers a training sibling too",
+    ("srso", "cross_thread"): "the same",
+    ("rfds", "cross_thread"): "the processors that have it have no SMT; the generic model, which stands for them, has",
+    ("srbds", "cross_thread"): "the buffer is the package's: a sibling reads it as any core does",
+}
+"""What leaks on the machine and is not in the table, and why."""
+
+RESIDUAL = {
+    # vulnerabilities.csv, column expected_under_asi: what is left under ASI.
+    "spectre_v1": {"user_kernel"},  # residual in X: steered by an argument
+    "spectre_v2_user": {"cross_thread"},  # both in user mode: needs STIBP or core scheduling
+    "ssb": {"user_user"},  # crosses no boundary
+    "mmio": {"cross_core"},  # no flush of a core's reaches the uncore
+    "gds": {str(vector) for vector in Vector} - {"cross_core", "flip", "nonsensitive"},  # nothing clears it
+    "srbds": {str(vector) for vector in Vector} - {"flip", "nonsensitive"},  # uncore
+    "zenbleed": {str(vector) for vector in Vector} - {"cross_core", "flip", "nonsensitive"},  # nothing clears it
+    # (b): the victim's addresses are still in the predictor when it returns; (a): no barrier clears what is trained.
+    "topstack": {"user_kernel", "guest_host", "guest_user", "cross_thread", "sibling_guest", "nmi"},
+    "lvi": {"user_kernel", "guest_host", "cross_thread", "sibling_guest"},  # residual in X: the direction is reversed
+    "sls_misc": {"user_kernel", "guest_host"},  # residual in X: untrained
+}
+_SIBLING_USER = "sibling_user"
+"""Both siblings in user mode: no stun comes, and what core scheduling would keep apart leaks as without ASI."""
+NOT_EXPRESSIBLE = {"contention", "itlb", "reptar_etc", "v3a_lazyfp"}
+_DECLARED = "nonsensitive"
+_ALONE = {"user_kernel", "user_user", "guest_host", "guest_guest", "guest_user"}
+"""Vectors within one hardware thread."""
+_NMI = "nmi"
+
+
+def _published() -> set[tuple[str, str]]:
+    path = Path(__file__).with_name("attack_vectors.csv")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {
+        (row["Vulnerability"].lower(), vector)
+        for row in csv.DictReader(lines)
+        for column, vector in _COLUMNS.items()
+        if row[column]
+    }
+
+
+def _leaks(verdicts: Matrix, mitigation: str) -> set[tuple[str, str]]:
+    return {
+        (vulnerability, vector)
+        for (vulnerability, vector, name), verdict in verdicts.items()
+        if name == mitigation and verdict is Verdict.LEAK
+    }
+
+
+def test_without_mitigation_the_published_vectors_leak(verdicts: Matrix) -> None:
+    """With nothing on, exactly the vectors of the kernel's table leak, and those that are argued above."""
+    published = _published()
+    named = {vulnerability for vulnerability, _ in published}
+    leaks = {each for each in _leaks(verdicts, "none") if each[0] in named and each[1] in _COLUMNS.values()}
+    assert leaks == published | set(DIFFERENCES)
+
+
+def test_linux_stops_what_the_table_says(verdicts: Matrix) -> None:
+    """With Linux's own mitigations none of the table's vectors leaks, nor any of the differences."""
+    assert not _leaks(verdicts, "linux") & (_published() | set(DIFFERENCES))
+
+
+def test_linux_leaks_in_the_nmi_hole(verdicts: Matrix) -> None:
+    """An NMI between VERW and the return leaves what no flush comes after."""
+    assert verdicts["mds", _NMI, "linux"] is Verdict.LEAK
+
+
+def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
+    """Under ASI nothing leaks but what the reference says is left, and what was declared nonsensitive."""
+    expected = {(vulnerability, vector) for vulnerability, vectors in RESIDUAL.items() for vector in vectors}
+    expected = {each for each in expected if each[1] != _SIBLING_USER}
+    assert {each for each in _leaks(verdicts, "asi") if each[1] not in {_DECLARED, _SIBLING_USER}} == expected
+
+
+@pytest.mark.parametrize("cpu", cpu_names())
+def test_on_every_processor_the_flushes_are_those_that_its_bugs_call_for(cpu: str) -> None:
+    """Under ASI what leaks on a processor, by the vulnerabilities that it has, is what leaks on any."""
+    having = [name for name in vulnerability_names() if load_vulnerability(name).concerns(load_cpu(cpu))]
+    assert having or cpu == "generic"
+    wanted = [cell for name in having for cell in cells(("asi",), cpu=cpu, vulnerability=name) if cell.vector in _ALONE]
+    leaks = {(found.cell.vulnerability, found.cell.vector) for found in matrix(wanted) if found.verdict is Verdict.LEAK}
+    assert leaks <= {(name, vector) for name, vectors in RESIDUAL.items() for vector in vectors}
+
+
+def test_processes_beside_one_another_need_core_scheduling(verdicts: Matrix) -> None:
+    """Between two processes on siblings ASI stops nothing: what leaks with no mitigation leaks with it."""
+    with_none = {each for each in _leaks(verdicts, "none") if each[1] == _SIBLING_USER}
+    assert {("mds", _SIBLING_USER), ("l1tf", _SIBLING_USER), ("srso", _SIBLING_USER)} <= with_none
+    assert {each for each in _leaks(verdicts, "asi") if each[1] == _SIBLING_USER} == with_none
+    assert not {each for each in _leaks(verdicts, "linux") if each[1] == _SIBLING_USER}
+
+
+def test_a_guest_beside_the_kernel_is_stunned(verdicts: Matrix) -> None:
+    """A guest on the sibling samples the host's kernel, and trains it; under ASI it does not."""
+    for vulnerability in ("mds", "l1tf", "spectre_v2", "retbleed"):
+        assert verdicts[vulnerability, "sibling_guest", "none"] is Verdict.LEAK, vulnerability
+        assert verdicts[vulnerability, "sibling_guest", "asi"] is Verdict.NO_LEAK, vulnerability
+
+
+def test_what_differs_comes_from_the_secret(findings: tuple[Finding, ...]) -> None:
+    """No leak is an artefact: in each, the two values are made of the two secrets, and of nothing else."""
+    leaks = [found for found in findings if found.verdict is Verdict.LEAK]
+    assert leaks
+    for found in leaks:
+        assert found.difference is not None
+        for value, secret in zip(found.difference.values, SECRETS, strict=True):
+            base = int.from_bytes(secret[:4], "little")
+            branch = f"{(base << 12) + 0x10:#x}->{(base << 12) + 0x1010:#x}"
+            assert value in (secret * 2).hex() or branch.find(value) >= 0, found.reason
+
+
+def test_declared_nonsensitive_memory_leaks_under_asi(verdicts: Matrix) -> None:
+    """Memory that is mapped in the restricted address space is as it was before; the blanket mitigation covers it."""
+    for vulnerability in ("meltdown", "mds", "spectre_v2", "l1tf"):
+        assert verdicts[vulnerability, _DECLARED, "asi"] is Verdict.LEAK, vulnerability
+        assert verdicts[vulnerability, _DECLARED, "blanket"] is Verdict.NO_LEAK, vulnerability
+
+
+def test_blanket_and_asi_differ_where_the_theorem_says(verdicts: Matrix) -> None:
+    """T2: what leaks under ASI alone is declared, or needs the SMT that blanket turns off, or is timing of mappings.
+
+    And addresses that a VMM leaves in the predictors: blanket happens to flush them at its next system call, KVM_RUN.
+    What leaks under blanket alone needs an NMI after its flush, or kernel code that ASI runs without the secret mapped.
+    """
+    asi, blanket = _leaks(verdicts, "asi"), _leaks(verdicts, "blanket")
+    alone = asi - blanket
+    assert {vulnerability for vulnerability, vector in alone if vector == "guest_user"} == {"topstack"}
+    assert {vector for _, vector in alone} - {"guest_user"} == {
+        _DECLARED,
+        "cross_thread",
+        _SIBLING_USER,
+        "sibling_guest",
+    }
+    assert {vector for _, vector in blanket - asi} == {_NMI, "flip"}
+
+
+def test_what_cannot_be_expressed_is_unknown(verdicts: Matrix) -> None:
+    """Denials of service, timing of ports and system registers are unknown under everything.
+
+    Nothing else is: each other verdict rests on an attack that took place.
+    """
+    unknown = {each for each, verdict in verdicts.items() if verdict is Verdict.UNKNOWN}
+    assert unknown == {each for each in verdicts if each[0] in NOT_EXPRESSIBLE}
+    assert {vulnerability for vulnerability, _, _ in unknown} == NOT_EXPRESSIBLE
+
+
+def test_a_guest_and_its_own_vmm(verdicts: Matrix) -> None:
+    """VMSCAPE leaks where nothing stops it, and is all that the position is needed for.
+
+    ASI flushes when it enters the VMM's domain, the blanket mitigation when it leaves the guest, Linux at the first
+    return to user mode after that.
+    """
+    row = {
+        mitigation: verdicts["vmscape", "guest_user", mitigation] for mitigation in ("none", "linux", "blanket", "asi")
+    }
+    assert row == {"none": Verdict.LEAK, "linux": Verdict.NO_LEAK, "blanket": Verdict.NO_LEAK, "asi": Verdict.NO_LEAK}
+    assert {vector for vulnerability, vector, _ in verdicts if vulnerability == "vmscape"} == {"guest_user"}
+    assert ("spectre_v2_user", "guest_user", "none") not in verdicts

@@ -1,0 +1,213 @@
+"""What the recorded guest shows of this machine, and what goes in and out of it."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+
+from asikit.record import Recording
+from asikit.trace import EventKind, Trace
+from tests.record.conftest import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
+
+ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
+HERE = Path(__file__).parent
+CACHE = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+SECRET = "it is a secret"  # noqa: S105
+
+
+def _record(folder: Path, *words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([*ASI, *words], cwd=folder, capture_output=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_environment(tmp_path: Path) -> None:
+    """It is this one; ``--clean-env`` leaves PATH, HOME and what ``--env`` names."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ASI_A": "a b\nc", "ASI_B": ""}
+    environment |= {"XDG_CACHE_HOME": CACHE, "LC_ALL": "C.UTF-8"}
+    show = ("--", "env", "-0")
+    whole = _record(tmp_path, "--env", "ASI_C=x=y", "-o", "t1", *show, env=environment)
+    assert _variables(whole.stdout) == {**environment, "ASI_C": "x=y"}
+    clean = _record(tmp_path, "--clean-env", "--env", "ASI_A", "--env", "NOT_SET", "-o", "t2", *show, env=environment)
+    assert set(_variables(clean.stdout)) - {"LC_CTYPE"} == {"ASI_A", "HOME", "PATH"}
+
+
+def test_bad_environment(tmp_path: Path) -> None:
+    """A value without a name is refused."""
+    done = _record(tmp_path, "--env", "=x", "--", "true")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"asi: error: invalid value for '--env': '=x' has no name before its value")
+
+
+def test_folder_that_is_gone(tmp_path: Path) -> None:
+    """A current directory that has been removed is named as the cause."""
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = ["sh", "-c", script, "sh", *ASI, "--", "true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"the current directory is gone" in done.stderr
+
+
+def _variables(printed: bytes) -> dict[str, str]:
+    lines = (line.partition("=") for line in printed.decode().rstrip("\0").split("\0"))
+    return {name: value for name, _, value in lines}
+
+
+def test_credentials(tmp_path: Path) -> None:
+    """They are not there, unless they are asked for; the trace holds nothing of them."""
+    for name in (".ssh/id_ed25519", ".netrc", "notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{SECRET}\n")
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": CACHE}
+    words = ("--", "sh", "-c", "ls -A; cat .ssh/* .netrc notes")
+    hidden = _record(tmp_path, "-o", "t1", *words, env=environment)
+    assert hidden.stdout.decode().split("\n") == ["notes", SECRET, ""]
+    shown = _record(tmp_path, "--show", "~/.ssh", "-o", "t2", *words, env=environment)
+    assert shown.stdout.decode().split("\n") == [".ssh", "notes", "t1", SECRET, SECRET, ""]
+    for file in (path for trace in ("t1", "t2") for path in (tmp_path / trace).rglob("*") if path.is_file()):
+        assert SECRET.encode() not in file.read_bytes()
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    """What the command changes it sees, and nobody else."""
+    (tmp_path / "old").write_text("old\n")
+    script = "echo new >> old; cat old; mkdir d; mv old d/moved; ls d; rm -r d; ls"
+    done = _record(tmp_path, "-o", "t", "--", "sh", "-c", script)
+    assert (done.stdout, done.returncode) == (b"old\nnew\nmoved\n", 0)
+    assert (tmp_path / "old").read_text() == "old\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "t"]
+
+
+def test_time_and_host(tmp_path: Path) -> None:
+    """The wall clock is this machine's: files are not of the future. So is the host's name."""
+    (tmp_path / "file").touch()
+    script = "import os, time, socket; print(time.time() - os.stat('file').st_mtime, socket.gethostname())"
+    age, name = _record(tmp_path, "-o", "t", "--", "python3", "-c", script).stdout.decode().split()
+    assert -1 <= float(age) < 600
+    assert name == os.uname().nodename
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_loopback(tmp_path: Path, compiled: "Callable[[Path], str]", *, bare: bool) -> None:
+    """A program that talks to itself over 127.0.0.1 does as it does here."""
+    program = compiled(HERE / "loopback.c")
+    made = run(Recording((program,), bare=bare), tmp_path / "t.asitrace")
+    assert (made.out, made.done.exit_status) == ("20000\n", 0)
+
+
+def test_streams(tmp_path: Path) -> None:
+    """A megabyte goes in and comes out, and the input's end is seen."""
+    data = bytes(range(256)) * 4096
+    done = _record(tmp_path, "-o", "t", "--", "cat", input=data)
+    assert (done.returncode, done.stdout == data) == (0, True)
+
+
+def test_closed_output(tmp_path: Path) -> None:
+    """Where output is closed, the recording is made and the output dropped."""
+    command = ("sh", "-c", 'exec "$@" >&-', "sh", *ASI, "-o", "t", "--", "sh", "-c", "echo lost; exit 7")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 7
+    assert b"Traceback" not in done.stderr
+    assert Trace.open(tmp_path / "t").meta["workload"]["exit_status"] == 7
+
+
+def test_terminal(tmp_path: Path) -> None:
+    """On a terminal the command has one, of that size, and a line says how far the recording is."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (33, 77))
+    command = [*ASI, "-o", "t", "--", "sh", "-c", 'test -t 0 && test -t 1 && stty size; read line; echo "<$line>"']
+    with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        said = b""
+        while True:
+            try:
+                said += os.read(master, 4096)
+            except OSError:  # the other end is closed
+                break
+            if b"33 77" in said and b"typed" not in said:
+                os.write(master, b"typed\n")
+    text = said.decode()
+    assert "33 77\r\n" in text
+    assert "<typed>\r\n" in text
+    assert re.search(r"asi: booting, \d+ s", text)
+    assert process.returncode == 0
+
+
+def test_what_still_runs(tmp_path: Path) -> None:
+    """A process that outlives the command is named, and holds nothing up."""
+    done = _record(tmp_path, "-o", "t", "--", "sh", "-c", "sleep 1000 & sleep 0.5; echo begun")
+    line = b"asi: still running when the command had ended, and ended with the guest: sleep\n"
+    assert (done.returncode, done.stdout) == (0, b"begun\n")
+    assert done.stderr.endswith(line)
+
+
+def test_skip_startup(tmp_path: Path) -> None:
+    """Recorded from the entry point of the program on, there is neither the exec nor the dynamic linker."""
+    source = tmp_path / "source"
+    source.write_text("content\n")
+    command = ("cat", str(source))
+
+    def calls(*, skip: bool) -> list[str]:
+        made = run(Recording(command, skip_startup=skip), tmp_path / f"{skip}.asitrace")
+        assert (made.out, made.done.exit_status) == (source.read_text(), 0)
+        trace = Trace.open(made.trace)
+        names = {int(number): name for number, name in trace.meta["syscalls"].items()}
+        events = pl.concat(list(trace.events())).filter(pl.col("kind") == EventKind.ENTRY_SYSCALL)
+        return [names.get(number, "?") for number in events["arg"].to_list()]
+
+    whole, skipped = calls(skip=False), calls(skip=True)
+    assert "execve" in whole
+    assert "execve" not in skipped
+    assert whole.count("mmap") > skipped.count("mmap")
+    assert "write" in skipped
+
+
+def test_repeat_and_summary(tmp_path: Path) -> None:
+    """Each run has a trace of its own, and the summary tells of each."""
+    done = _record(tmp_path, "--repeat", "2", "--json", "summary", "-o", "t.asitrace", "--", "sh", "-c", "exit 3")
+    assert done.returncode == 3
+    document = json.loads((tmp_path / "summary").read_text())
+    assert document["schema"] == "asikit.record/1"
+    assert [each["trace"] for each in document["recordings"]] == ["t.1.asitrace", "t.2.asitrace"]
+    for each in document["recordings"]:
+        assert each["exit_status"] == 3
+        assert each["events"] == Trace.open(tmp_path / each["trace"]).rows("events")
+
+
+def test_many_and_long_words(tmp_path: Path) -> None:
+    """A command line may be as long as here."""
+    words = ["x" * 100_000, *map(str, range(3000))]
+    script = "import sys; print(len(sys.argv[1]), len(sys.argv))"
+    done = _record(tmp_path, "-o", "t", "--", "python3", "-c", script, *words)
+    assert done.stdout == b"100000 3002\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--", "no-such-program"], "no program 'no-such-program' on this machine; install it or give its path"),
+        (["--", "./not-executable"], "./not-executable is not executable; run `chmod +x ./not-executable`, or record"),
+        (["--", "./none"], "./none: there is no such program on this machine"),
+        (["--", "./folder"], "./folder is a folder; give a program in it"),
+        (["--include", "x", "--", "true"], "--include is for --bare;"),
+    ],
+)
+def test_refused_before_anything_boots(tmp_path: Path, words: list[str], line: str) -> None:
+    """A command that cannot run is refused at once, in one line."""
+    (tmp_path / "not-executable").write_text("#!/bin/sh\n")
+    (tmp_path / "folder").mkdir()
+    done = _record(tmp_path, *words)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"asi: error: {line}")
+    assert done.stderr.count(b"\n") == 1
