@@ -1,5 +1,7 @@
 """A made-up recording of any length, with the proportions of a real one."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +39,7 @@ _META = {
 }
 
 
-def write_synthetic(path: "Path", events: int, *, seed: int = 1) -> Trace:
+def write_synthetic(path: Path, events: int, *, seed: int = 1) -> Trace:
     """Write a trace of about ``events`` events; the same arguments give the same trace."""
     random = np.random.default_rng(seed)
     with TraceWriter(path, _META) as writer:
@@ -53,7 +55,7 @@ def write_synthetic(path: "Path", events: int, *, seed: int = 1) -> Trace:
     return Trace.open(path)
 
 
-def _clock(cpu: "npt.NDArray[np.uint8]", clock: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
+def _clock(cpu: npt.NDArray[np.uint8], clock: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     ticks = np.zeros(cpu.size, np.uint64)
     for number in range(clock.size):
         here = np.flatnonzero(cpu == number)
@@ -62,7 +64,7 @@ def _clock(cpu: "npt.NDArray[np.uint8]", clock: "npt.NDArray[np.uint64]") -> "np
     return ticks
 
 
-def _round_trips(random: np.random.Generator, trips: int) -> "dict[str, npt.NDArray[Any]]":
+def _round_trips(random: np.random.Generator, trips: int) -> dict[str, npt.NDArray[Any]]:
     """Round trips one after the other: the same few thousand paths through the kernel again and again, each a bit new.
 
     Four in a hundred switch tasks, one in ten has a nested interrupt.
@@ -103,13 +105,13 @@ def _round_trips(random: np.random.Generator, trips: int) -> "dict[str, npt.NDAr
     return {"cpu": cpu, "kind": kind.ravel(), "arg": arg.ravel(), "stack": stack.ravel()}
 
 
-def _is_user_data(place: "npt.NDArray[Any]") -> "npt.NDArray[np.bool_]":
+def _is_user_data(place: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Tell which places hold user data: three in a hundred."""
     spread: npt.NDArray[np.bool_] = place * np.uint64(11_400_714_819_323_198_485) >> np.uint64(32) < 0.03 * 2**32
     return spread
 
 
-def _some(random: np.random.Generator, rows: int, shape: tuple[int, ...]) -> "npt.NDArray[np.uint32]":
+def _some(random: np.random.Generator, rows: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     """Rows of a table, few of them often and many of them seldom, spread over the table."""
     rank = np.floor(rows ** random.random(shape)).astype(np.uint64)  # log-uniform: as many below 100 as above 100²
     return (rank * np.uint64(2_654_435_761) % np.uint64(rows)).astype(np.uint32)

@@ -6,6 +6,8 @@ One CPU of a machine of 256 MiB, debug mode off, memory reached without paging. 
 several runs counts, so that what else runs on the machine matters little.
 """
 
+from __future__ import annotations
+
 import argparse
 import random
 import sys
@@ -75,7 +77,7 @@ def shuffled(allocator: PageAllocator, count: int, *, max_order: int) -> None:
         allocator.free_pages(pfn, order)
 
 
-def report(what: str, count: int, work: "Callable[[], None]") -> bool:
+def report(what: str, count: int, work: Callable[[], None]) -> bool:
     """Print one figure, and return whether it is as promised."""
     best = float("inf")
     for _ in range(RUNS):

@@ -3,6 +3,8 @@
 `make kernels` prints it (Markdown); words after `python -m bench.kernels` choose guests: 7.3 6.12-rt.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import shutil
@@ -80,7 +82,7 @@ def _calls(asked: Asked) -> str:
     return f"{int(calls.sum())} of 1000"
 
 
-def _fio(guest: Guest, folder: str) -> "Iterator[str]":
+def _fio(guest: Guest, folder: str) -> Iterator[str]:
     """Give the exits of a read of a file on tmpfs under two policies."""
     out = io.BytesIO()
     trace = Path(folder) / "fio.asitrace"
@@ -100,7 +102,7 @@ def _print_forms(forms: dict[str, dict[str, str]]) -> None:
         print(_row([release, *(found.get(fact, "") for fact in facts)]))
 
 
-def _row(cells: "Iterable[object]") -> str:
+def _row(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

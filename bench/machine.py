@@ -6,6 +6,8 @@ The accesses are those of modelled kernel code (`Kernel.access`) in a running ta
 figure is the best of several runs.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
@@ -31,7 +33,7 @@ def main() -> int:
     return int(not all([_accesses(options.accesses), _growth()]))
 
 
-def _run(body: "Callable[[Kernel], object]") -> float:
+def _run(body: Callable[[Kernel], object]) -> float:
     """Return the seconds that a task's body takes in kernel mode, in a system call of its own."""
     machine = Machine()
     kernel = machine.kernel

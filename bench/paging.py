@@ -5,6 +5,8 @@
 All figures are the best of several runs, the kinds of access alternating.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
@@ -46,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def _machine() -> "Cpu":
+def _machine() -> Cpu:
     """Map pages of 4 KiB from BASE on to themselves."""
     core = Core(0, load_cpu("generic"), PhysicalMemory(64 << 20))
     (cpu,) = core.threads
@@ -68,25 +70,25 @@ def _plain(count: int) -> None:
         bytes(frames[vaddr >> 12][offset : offset + 8])
 
 
-def _loads(cpu: "Cpu", count: int) -> None:
+def _loads(cpu: Cpu, count: int) -> None:
     for number in range(count):
         cpu.load(BASE + (number % PAGES) * 4096 + 8, 8)
 
 
-def _stores(cpu: "Cpu", count: int) -> None:
+def _stores(cpu: Cpu, count: int) -> None:
     data = bytes(8)
     for number in range(count):
         cpu.store(BASE + (number % PAGES) * 4096 + 8, data)
 
 
-def _misses(cpu: "Cpu", count: int) -> None:
+def _misses(cpu: Cpu, count: int) -> None:
     for number in range(count):
         if number % PAGES == 0:
             cpu.write_cr3(ROOT)
         cpu.load(BASE + (number % PAGES) * 4096 + 8, 8)
 
 
-def _time(work: "Callable[[], None]") -> float:
+def _time(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -3,6 +3,8 @@
 The runs take turns, and the least of each counts: the others were disturbed. The QEMU is the one that PATH finds first.
 """
 
+from __future__ import annotations
+
 import io
 import resource
 import shutil
@@ -71,7 +73,7 @@ def _dropped() -> Streams:
     return Streams.to(io.BytesIO(), io.BytesIO())
 
 
-def _seconds(work: "Callable[[], object]") -> float:
+def _seconds(work: Callable[[], object]) -> float:
     before = time.monotonic()
     work()
     return time.monotonic() - before

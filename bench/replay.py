@@ -6,6 +6,8 @@ The loop's figures are the best of several runs, after one that compiles it. The
 ratios of runs that follow each other, as a machine that does something else by the way slows both sides.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -123,13 +125,13 @@ def _replay_whole(trace: Trace, policy: Policy) -> list[dict[str, Any]]:
     return [result.to_dict(top=100) for result in replay(Trace.open(trace.path), [policy])]
 
 
-def _time(work: "Callable[[], object]") -> float:
+def _time(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def _best(work: "Callable[[], object]", *, runs: int = RUNS) -> float:
+def _best(work: Callable[[], object], *, runs: int = RUNS) -> float:
     return min(_time(work) for _ in range(runs))
 
 

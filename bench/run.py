@@ -1,5 +1,7 @@
 """All benchmarks, one after the other; exit status 1 if one falls short of what the project promises."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

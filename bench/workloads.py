@@ -4,6 +4,8 @@
 `python -m bench.workloads` choose workloads: redis git. Exit status 1 if one did not do what it is there for.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def _run(workload: Workload) -> bool:
     return worked
 
 
-def _recorded(workload: Workload, outcome: Outcome, trace: "Path") -> "Iterable[object]":
+def _recorded(workload: Workload, outcome: Outcome, trace: Path) -> Iterable[object]:
     yield from (workload.name, outcome.status, "yes" if outcome.shows(workload) else "NO")
     yield from (f"{outcome.seconds:.0f}", f"{outcome.cpu_seconds:.0f}")
     if not trace.exists():
@@ -67,7 +69,7 @@ def _recorded(workload: Workload, outcome: Outcome, trace: "Path") -> "Iterable[
     yield f"{recording.size / (1 << 20):.1f}"
 
 
-def _replayed(trace: "Path") -> "Iterable[object]":
+def _replayed(trace: Path) -> Iterable[object]:
     if not trace.exists():
         return
     results = replay(Trace.open(trace), [load_policy(name) for name in POLICIES])
@@ -85,7 +87,7 @@ def _causes(result: ReplayResult) -> str:
     return "; ".join(f"{count / result.exits:.0%} {function}" for function, count in exits.most_common(3))
 
 
-def _row(cells: "Iterable[object]") -> str:
+def _row(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

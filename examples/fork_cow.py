@@ -1,5 +1,7 @@
 """Fork with copy-on-write: parent and child share frames until one writes, and the copy is what exits."""
 
+from __future__ import annotations
+
 from asikit import Machine, User
 
 

@@ -1,5 +1,7 @@
 """A KVM guest and its VMM: VM exits that need no secret go back into the guest without a flush."""
 
+from __future__ import annotations
+
 from asikit import Guest, Machine, User
 
 

@@ -1,5 +1,7 @@
 """A process migrating between CPUs: its domain goes with its memory, and each CPU comes to know it anew."""
 
+from __future__ import annotations
+
 from asikit import Machine, MachineConfig, User
 
 CONFIG = MachineConfig(cpus=4)

@@ -1,5 +1,7 @@
 """An NMI in every place of a transition: its handler touches a secret, and the transition still ends where it must."""
 
+from __future__ import annotations
+
 from asikit import Effect, Machine, Observer, User
 
 

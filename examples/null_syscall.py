@@ -1,5 +1,7 @@
 """A null system call: the whole round trip runs in the restricted address space, and nothing is flushed."""
 
+from __future__ import annotations
+
 from asikit import Machine, User
 
 

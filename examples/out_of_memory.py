@@ -1,5 +1,7 @@
 """Memory running out: who asks for too much is told or killed, everybody else goes on, and the memory comes back."""
 
+from __future__ import annotations
+
 import errno
 
 from asikit import Machine, MachineConfig, User

@@ -1,5 +1,7 @@
 """Page-cache reads: the copy to the user touches sensitive memory, so every read exits once."""
 
+from __future__ import annotations
+
 from asikit import Machine, User
 
 

@@ -1,5 +1,7 @@
 """A pageblock changing sensitivity under load: zeroed on the way to nonsensitive, shot down on the way to sensitive."""
 
+from __future__ import annotations
+
 from asikit import Machine, MachineConfig, User
 
 MIB = 1 << 20

@@ -1,5 +1,7 @@
 """A pipe between two processes: pipe buffers hold user data, so both ends exit, and each switch of mm does."""
 
+from __future__ import annotations
+
 from asikit import Machine, User
 
 MESSAGES = 50

@@ -1,5 +1,7 @@
 """Two siblings with stun: whenever one hyperthread needs sensitive memory, the other leaves untrusted code first."""
 
+from __future__ import annotations
+
 from asikit import Machine, MachineConfig, User
 
 CONFIG = MachineConfig(cpus=2, smt=True)

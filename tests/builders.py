@@ -1,5 +1,7 @@
 """Small valid traces from readable events, for tests of every room that reads traces."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,100 +64,100 @@ class TraceBuilder:
         self._row("symbols", "?", name="?", module=None, address=0)
         self._row("stacks", (), parent=0, address=0, symbol=0)
 
-    def event(self, kind: EventKind, arg: int = 0, *, stack: "tuple[str, ...]" = (), cpu: int = 0) -> "TraceBuilder":
+    def event(self, kind: EventKind, arg: int = 0, *, stack: tuple[str, ...] = (), cpu: int = 0) -> TraceBuilder:
         """Append any event; ``arg`` as the format has it."""
         self._clock[cpu] = self._clock.get(cpu, 0) + self.step
         self._events.append((cpu, self._clock[cpu], int(kind), arg, self.stack(stack)))
         return self
 
-    def entry_syscall(self, number: int = 0, *, cpu: int = 0) -> "TraceBuilder":
+    def entry_syscall(self, number: int = 0, *, cpu: int = 0) -> TraceBuilder:
         """Append a system call from user mode."""
         return self.event(EventKind.ENTRY_SYSCALL, number, cpu=cpu)
 
-    def entry_exception(self, vector: int = 14, *, cpu: int = 0) -> "TraceBuilder":
+    def entry_exception(self, vector: int = 14, *, cpu: int = 0) -> TraceBuilder:
         """Append an exception from user mode, a page fault unless said otherwise."""
         return self.event(EventKind.ENTRY_EXCEPTION, vector, cpu=cpu)
 
-    def entry_interrupt(self, vector: int = 236, *, cpu: int = 0) -> "TraceBuilder":
+    def entry_interrupt(self, vector: int = 236, *, cpu: int = 0) -> TraceBuilder:
         """Append an interrupt from user mode, the timer's unless said otherwise."""
         return self.event(EventKind.ENTRY_INTERRUPT, vector, cpu=cpu)
 
-    def entry_nmi(self, *, cpu: int = 0) -> "TraceBuilder":
+    def entry_nmi(self, *, cpu: int = 0) -> TraceBuilder:
         """Append an NMI from user mode."""
         return self.event(EventKind.ENTRY_NMI, 2, cpu=cpu)
 
-    def vm_exit(self, code: int = 0x78, *, cpu: int = 0) -> "TraceBuilder":
+    def vm_exit(self, code: int = 0x78, *, cpu: int = 0) -> TraceBuilder:
         """Append a VM exit, by HLT (SVM's code) unless said otherwise."""
         return self.event(EventKind.VM_EXIT, code, cpu=cpu)
 
-    def vm_entry(self, *, cpu: int = 0) -> "TraceBuilder":
+    def vm_entry(self, *, cpu: int = 0) -> TraceBuilder:
         """Append a VM entry."""
         return self.event(EventKind.VM_ENTRY, cpu=cpu)
 
-    def nested_exception(self, vector: int = 14, *, cpu: int = 0) -> "TraceBuilder":
+    def nested_exception(self, vector: int = 14, *, cpu: int = 0) -> TraceBuilder:
         """Append an exception in the kernel, a page fault unless said otherwise."""
         return self.event(EventKind.NESTED_EXCEPTION, vector, cpu=cpu)
 
-    def nested_interrupt(self, vector: int = 236, *, cpu: int = 0) -> "TraceBuilder":
+    def nested_interrupt(self, vector: int = 236, *, cpu: int = 0) -> TraceBuilder:
         """Append an interrupt in the kernel, the timer's unless said otherwise."""
         return self.event(EventKind.NESTED_INTERRUPT, vector, cpu=cpu)
 
-    def nested_nmi(self, *, cpu: int = 0) -> "TraceBuilder":
+    def nested_nmi(self, *, cpu: int = 0) -> TraceBuilder:
         """Append an NMI in the kernel."""
         return self.event(EventKind.NESTED_NMI, 2, cpu=cpu)
 
-    def nested_return(self, *, cpu: int = 0) -> "TraceBuilder":
+    def nested_return(self, *, cpu: int = 0) -> TraceBuilder:
         """Append the return from the innermost nested entry."""
         return self.event(EventKind.NESTED_RETURN, cpu=cpu)
 
-    def return_user(self, *, iret: bool = False, cpu: int = 0) -> "TraceBuilder":
+    def return_user(self, *, iret: bool = False, cpu: int = 0) -> TraceBuilder:
         """Append a return to user mode."""
         return self.event(EventKind.RETURN_USER, int(iret), cpu=cpu)
 
-    def touch_read(self, *, stack: "tuple[str, ...]" = (), cpu: int = 0, **place: Any) -> "TraceBuilder":  # noqa: ANN401
+    def touch_read(self, *, stack: tuple[str, ...] = (), cpu: int = 0, **place: Any) -> TraceBuilder:  # noqa: ANN401
         """Append a first read; ``place`` as in :meth:`place`."""
         return self.event(EventKind.TOUCH_READ, self.place(**place), stack=stack, cpu=cpu)
 
-    def touch_write(self, *, stack: "tuple[str, ...]" = (), cpu: int = 0, **place: Any) -> "TraceBuilder":  # noqa: ANN401
+    def touch_write(self, *, stack: tuple[str, ...] = (), cpu: int = 0, **place: Any) -> TraceBuilder:  # noqa: ANN401
         """Append a first write; ``place`` as in :meth:`place`."""
         return self.event(EventKind.TOUCH_WRITE, self.place(**place), stack=stack, cpu=cpu)
 
-    def touch_fetch(self, *, stack: "tuple[str, ...]" = (), cpu: int = 0, **place: Any) -> "TraceBuilder":  # noqa: ANN401
+    def touch_fetch(self, *, stack: tuple[str, ...] = (), cpu: int = 0, **place: Any) -> TraceBuilder:  # noqa: ANN401
         """Append a first instruction fetch; ``place`` as in :meth:`place`."""
         return self.event(EventKind.TOUCH_FETCH, self.place(**place), stack=stack, cpu=cpu)
 
     def task_switch(
-        self, comm: str, *, pid: int = 1, mm: int = 1, stack: "tuple[str, ...]" = (), cpu: int = 0
-    ) -> "TraceBuilder":
+        self, comm: str, *, pid: int = 1, mm: int = 1, stack: tuple[str, ...] = (), cpu: int = 0
+    ) -> TraceBuilder:
         """Append a switch to a task; the same three words are the same task."""
         task = self._row("tasks", (comm, pid, mm), pid=pid, tgid=pid, comm=comm, mm=mm)
         return self.event(EventKind.TASK_SWITCH, task, stack=stack, cpu=cpu)
 
-    def mm_switch(self, mm: int, *, stack: "tuple[str, ...]" = (), cpu: int = 0) -> "TraceBuilder":
+    def mm_switch(self, mm: int, *, stack: tuple[str, ...] = (), cpu: int = 0) -> TraceBuilder:
         """Append a change of the loaded page tables."""
         return self.event(EventKind.MM_SWITCH, mm, stack=stack, cpu=cpu)
 
-    def page_alloc(self, *, stack: "tuple[str, ...]" = (), cpu: int = 0, **allocation: Any) -> "TraceBuilder":  # noqa: ANN401
+    def page_alloc(self, *, stack: tuple[str, ...] = (), cpu: int = 0, **allocation: Any) -> TraceBuilder:  # noqa: ANN401
         """Append a page allocation; ``allocation`` as in :meth:`allocation`."""
         row = self.allocation(stack=stack, **allocation)
         return self.event(EventKind.PAGE_ALLOC, row, stack=stack, cpu=cpu)
 
-    def page_free(self, allocation: int, *, stack: "tuple[str, ...]" = (), cpu: int = 0) -> "TraceBuilder":
+    def page_free(self, allocation: int, *, stack: tuple[str, ...] = (), cpu: int = 0) -> TraceBuilder:
         """Append the free of an allocation, given by its row."""
         return self.event(EventKind.PAGE_FREE, allocation, stack=stack, cpu=cpu)
 
-    def tlb_flush(self, flush: TlbFlush = TlbFlush.USER, *, cpu: int = 0) -> "TraceBuilder":
+    def tlb_flush(self, flush: TlbFlush = TlbFlush.USER, *, cpu: int = 0) -> TraceBuilder:
         """Append a TLB flush, a full one of user addresses unless said otherwise."""
         return self.event(EventKind.TLB_FLUSH, flush, cpu=cpu)
 
-    def begin(self, name: str, *, task: int | None = None) -> "TraceBuilder":
+    def begin(self, name: str, *, task: int | None = None) -> TraceBuilder:
         """Begin a phase; it lasts to the end unless :meth:`end` ends it."""
         self._rows["phases"].append(
             {"name": name, "begin": len(self._events), "end": None, "task": task, "ended": False}
         )
         return self
 
-    def end(self, name: str) -> "TraceBuilder":
+    def end(self, name: str) -> TraceBuilder:
         """End the phase of this name that began last."""
         row = [row for row in self._rows["phases"] if row["name"] == name and not row["ended"]][-1]
         row |= {"end": len(self._events), "ended": True}
@@ -168,7 +170,7 @@ class TraceBuilder:
         kind: str | None = "kernel",
         cache: str | None = None,
         gfp: int | None = None,
-        allocated_by: "tuple[str, ...] | None" = None,
+        allocated_by: tuple[str, ...] | None = None,
         label: str = "",
     ) -> int:
         """Give the id of a place; the same words are the same page, and another ``label`` another one.
@@ -194,7 +196,7 @@ class TraceBuilder:
         gfp: int | None = None,
         order: int = 0,
         migratetype: int | None = None,
-        stack: "tuple[str, ...]" = (),
+        stack: tuple[str, ...] = (),
         label: str = "",
     ) -> int:
         """Give the row of an allocation; the same words are the same one, and another ``label`` another one."""
@@ -203,7 +205,7 @@ class TraceBuilder:
         frame = _FIRST_FRAME + len(self._rows["allocations"])
         return self._row("allocations", key, frame=frame, order=order, gfp=gfp, migratetype=migratetype, stack=row)
 
-    def stack(self, names: "tuple[str, ...]") -> int:
+    def stack(self, names: tuple[str, ...]) -> int:
         """Give the id of a stack of functions, leaf first; 0 for (). An address is one of the unknown symbol."""
         if not names:
             return 0
@@ -218,7 +220,7 @@ class TraceBuilder:
         address = self._rows["symbols"][symbol]["address"] + _INTO_FUNCTION
         return self._row("stacks", names, parent=parent, address=address, symbol=symbol)
 
-    def columns(self) -> "dict[str, npt.NDArray[Any]]":
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Give the events so far as the arrays that ``TraceWriter.append_events`` takes."""
         table = np.array(self._events, np.uint64).reshape(-1, len(_COLUMNS))
         return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(zip(_COLUMNS, _DTYPES, strict=True))}
@@ -228,7 +230,7 @@ class TraceBuilder:
         table = pl.DataFrame(self._rows[name], schema=SIDE_TABLES[name])
         return table.with_columns(pl.col("end").fill_null(len(self._events))) if name == "phases" else table
 
-    def write(self, path: "Path", *, rows_per_part: int = ROWS_PER_PART) -> Trace:
+    def write(self, path: Path, *, rows_per_part: int = ROWS_PER_PART) -> Trace:
         """Write the trace and open it."""
         with TraceWriter(path, self.meta, rows_per_part=rows_per_part) as writer:
             writer.append_events(**self.columns())

@@ -1,5 +1,7 @@
 """Which tests are left out for want of a program, and how that is said."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from typing import Final

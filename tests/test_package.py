@@ -1,5 +1,7 @@
 """The package's face: its public names are lazy, and all there."""
 
+from __future__ import annotations
+
 import re
 import subprocess
 import sys

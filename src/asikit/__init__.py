@@ -3,6 +3,8 @@
 The names below are loaded from their rooms when they are first used (PEP 562), so that ``import asikit`` costs nothing.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

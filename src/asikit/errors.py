@@ -1,5 +1,7 @@
 """The one exception type that a user's mistake, file or machine can cause, and the hint for a misspelt name."""
 
+from __future__ import annotations
+
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +23,7 @@ class AsikitError(Exception):
     exit_code: ClassVar[int] = 1
 
 
-def nearest(word: str, known: "Iterable[str]") -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint with the known name nearest to a misspelt one.
 
     :return: ``'; the nearest is "NAME"'``, or an empty string when nothing is near.

@@ -1,5 +1,7 @@
 """The matrix of the default mitigations, attacked once for all tests."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import pytest

@@ -1,5 +1,7 @@
 """One attack: what its verdict rests on."""
 
+from __future__ import annotations
+
 from importlib import import_module
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The command `asi attack`."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

@@ -1,5 +1,7 @@
 """Every element of ASI is needed: without it something leaks that did not, and with SMT off the stun is not missed."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -62,7 +64,7 @@ def test_a_vmm_is_guarded_by_the_flush_of_its_own_domain(monkeypatch: pytest.Mon
         ("asi_exit.flush_control", Verdict.NO_LEAK),
     ):
 
-        def build(cpu: "CpuModel", smt: bool, path: str = path) -> mitigations.Setup:  # noqa: FBT001 - as it has it
+        def build(cpu: CpuModel, smt: bool, path: str = path) -> mitigations.Setup:  # noqa: FBT001 - as it has it
             setup = asi.build(cpu, smt)
             return replace(setup, protocol=setup.protocol.without(path))
 
@@ -86,7 +88,7 @@ def test_a_wrong_order_leaks(
     """The attacker sees what is between any two steps: a window of one micro-operation is enough."""
     asi = mitigations.mitigation("asi")
 
-    def build(cpu: "CpuModel", smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
+    def build(cpu: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
         setup = asi.build(cpu, smt)
         return replace(setup, protocol=setup.protocol.reordered(moved, before=before))
 

@@ -1,5 +1,7 @@
 """No leak is said only of attacks that took place; and what is in a vulnerability's file makes a difference."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 _CPU = "skylake-6600u"
 
 
-def _file(folder: "Path", way: str) -> str:
+def _file(folder: Path, way: str) -> str:
     path = folder / "mine.toml"
     path.write_text(f'title = "mine"\ncpus = ["{_CPU}"]\n[[ways]]\n{way}', encoding="utf-8")
     return str(path)
@@ -58,9 +60,7 @@ LACKING = [
 
 @pytest.mark.parametrize(("way", "vector", "reason"), LACKING)
 @pytest.mark.parametrize("mitigation", ["none", "asi"])
-def test_what_the_programs_lack_is_unknown(
-    way: str, vector: str, reason: str, mitigation: str, tmp_path: "Path"
-) -> None:
+def test_what_the_programs_lack_is_unknown(way: str, vector: str, reason: str, mitigation: str, tmp_path: Path) -> None:
     """Where the victim never comes to where the processor could go wrong, equal observations say nothing."""
     found = attack(Cell(_file(tmp_path, way), vector, _CPU, mitigation))
     assert found.verdict is Verdict.UNKNOWN
@@ -117,7 +117,7 @@ def test_a_victim_that_starves_is_unknown() -> None:
 @pytest.mark.parametrize(
     "vector", ["user_kernel", "user_user", "guest_host", "guest_guest", "guest_user", "cross_thread", "nmi"]
 )
-def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_path: "Path") -> None:
+def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_path: Path) -> None:
     """A victim loads its secret, stores it and computes with it: each structure alone is worth sampling."""
     name = _file(tmp_path, f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "data"')
     # Threads have parts of the store buffer; the two load ports are used again on the way back to a guest.
@@ -136,7 +136,7 @@ steered = true
 """
 
 
-def test_half_a_gadget_is_enough(tmp_path: "Path") -> None:
+def test_half_a_gadget_is_enough(tmp_path: Path) -> None:
     """A load of an address of the attacker's choice brings the secret into the L1D in a call that does not use it."""
     found = attack(Cell(_file(tmp_path, _TERMINAL + "half_gadget = true"), "user_kernel", _CPU, "none"))
     assert found.difference is not None
@@ -149,7 +149,7 @@ def test_half_a_gadget_is_enough(tmp_path: "Path") -> None:
     assert _attack(half, "user_kernel", "asi-no-unmapping") is Verdict.LEAK
 
 
-def test_a_victim_that_is_not_steered_uses_its_own_pointer(tmp_path: "Path") -> None:
+def test_a_victim_that_is_not_steered_uses_its_own_pointer(tmp_path: Path) -> None:
     """A gadget that takes no address of the attacker's loads where the victim itself just loaded."""
     way = (
         'mechanism = "steer"\nbranch = "indirect"\nstructures = ["btb"]\ntag = "address"\nmappings = "victim"\n'
@@ -163,7 +163,7 @@ def test_a_victim_that_is_not_steered_uses_its_own_pointer(tmp_path: "Path") -> 
     assert _attack(name, "user_kernel", "asi-no-predictor-flush") is Verdict.LEAK
 
 
-def test_whose_branches_go_wrong_is_the_files_to_say(tmp_path: "Path") -> None:
+def test_whose_branches_go_wrong_is_the_files_to_say(tmp_path: Path) -> None:
     """Branch history of a process among a process' own targets, which no shipped vulnerability has."""
     way = (
         'mechanism = "steer"\nbranch = "indirect"\nstructures = ["bhb"]\ntag = "history"\nsteered = true\n'
@@ -172,7 +172,7 @@ def test_whose_branches_go_wrong_is_the_files_to_say(tmp_path: "Path") -> None:
     assert _attack(_file(tmp_path, way), "user_user") is Verdict.LEAK
 
 
-def test_other_processes_memory_is_in_the_kernels_map(tmp_path: "Path") -> None:
+def test_other_processes_memory_is_in_the_kernels_map(tmp_path: Path) -> None:
     """A deferred permission check reaches another process' page through the direct map; ASI's has no such page."""
     way = 'mechanism = "deferred"\ndefers = "permission"\nmappings = "attacker"\nsteered = true'
     name = _file(tmp_path, way)

@@ -3,6 +3,8 @@
 The published tables are expected values here and inputs nowhere.
 """
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Each measure of Linux's that is not a flush: with it an attack does not leak, and without it alone it does."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ def test_a_measure_is_what_stops_it(
     """Linux without the measure leaks, and with it does not."""
     linux = mitigations.mitigation("linux")
 
-    def build(model: "CpuModel", smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
+    def build(model: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
         setup = linux.build(model, smt)
         left = setup.hardening.measures - {measure}
         return replace(setup, hardening=replace(setup.hardening, measures=left))
@@ -51,7 +53,7 @@ def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.Monke
     """Linux without the IBPB before a VMM's user mode leaks, whatever else it does."""
     linux = mitigations.mitigation("linux")
 
-    def build(model: "CpuModel", smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
+    def build(model: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
         setup = linux.build(model, smt)
         return replace(setup, protocol=setup.protocol.without(_FLUSH))
 

@@ -1,5 +1,7 @@
 """The frame of the command: help, errors in one line, exit codes, signals, closed and full output."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
 _ASI = [sys.executable, "-c", "from asikit.cli import main; main()"]
 
 
-def _run(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":  # noqa: ANN401
+def _run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
     return subprocess.run([*_ASI, *words], capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str]]":
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Give a function that runs the command in this process and gives exit code, stdout and stderr."""
 
     def running(*words: str) -> tuple[int, str, str]:
@@ -44,10 +46,10 @@ def run(capfd: pytest.CaptureFixture[str]) -> "Callable[..., tuple[int, str, str
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> "Callable[[Callable[[], None]], None]":
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
     """Give a function that makes what `asi info` does what a test wants."""
 
-    def replace(action: "Callable[[], None]") -> None:
+    def replace(action: Callable[[], None]) -> None:
         module = types.ModuleType("asikit.cli.info")
         module.command = click.command("info")(action)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "asikit.cli.info", module)
@@ -72,14 +74,14 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["info", "--help"], ["info", "-h"]])
-def test_help(run: "Callable[..., tuple[int, str, str]]", words: list[str]) -> None:
+def test_help(run: Callable[..., tuple[int, str, str]], words: list[str]) -> None:
     """Help is data: on stdout, exit code 0."""
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     assert out.startswith("Usage: asi ")
 
 
-def test_every_module_is_a_command(run: "Callable[..., tuple[int, str, str]]") -> None:
+def test_every_module_is_a_command(run: Callable[..., tuple[int, str, str]]) -> None:
     """Each public module of the package is listed, and each has a help of its own."""
     names = _frame.asi.list_commands(click.Context(_frame.asi))
     assert "info" in names
@@ -87,12 +89,12 @@ def test_every_module_is_a_command(run: "Callable[..., tuple[int, str, str]]") -
         assert run(name, "--help")[0] == 0
 
 
-def test_version(run: "Callable[..., tuple[int, str, str]]") -> None:
+def test_version(run: Callable[..., tuple[int, str, str]]) -> None:
     """--version says the package's version."""
     assert run("--version") == (0, f"asi {asikit.__version__}\n", "")
 
 
-def test_no_words(run: "Callable[..., tuple[int, str, str]]") -> None:
+def test_no_words(run: Callable[..., tuple[int, str, str]]) -> None:
     """`asi` alone shows the help, as a usage error."""
     code, out, err = run()
     assert (code, out) == (2, "")
@@ -108,12 +110,12 @@ def test_no_words(run: "Callable[..., tuple[int, str, str]]") -> None:
         (["info", "t", "u"], "got unexpected extra argument (u) (see asi info --help)"),
     ],
 )
-def test_usage_error(run: "Callable[..., tuple[int, str, str]]", words: list[str], message: str) -> None:
+def test_usage_error(run: Callable[..., tuple[int, str, str]], words: list[str], message: str) -> None:
     """A usage error is one line that says where the help is; exit code 2."""
     assert run(*words) == (2, "", f"asi: error: {message}\n")
 
 
-def test_strange_command(run: "Callable[..., tuple[int, str, str]]") -> None:
+def test_strange_command(run: Callable[..., tuple[int, str, str]]) -> None:
     """A command that is like none lists those there are."""
     code, out, err = run("xyzzy")
     assert (code, out) == (2, "")
@@ -146,8 +148,8 @@ class _TenError(AsikitError):
     ],
 )
 def test_error_is_one_line(
-    run: "Callable[..., tuple[int, str, str]]",
-    command: "Callable[[Callable[[], None]], None]",
+    run: Callable[..., tuple[int, str, str]],
+    command: Callable[[Callable[[], None]], None],
     error: BaseException,
     code: int,
     line: str,
@@ -161,7 +163,7 @@ def test_error_is_one_line(
     assert run("info") == (code, "", f"asi: {line}\n")
 
 
-def test_our_bug_is_not_hidden(command: "Callable[[Callable[[], None]], None]") -> None:
+def test_our_bug_is_not_hidden(command: Callable[[Callable[[], None]], None]) -> None:
     """An exception that nobody can cause from outside stays a traceback: it is to be reported."""
 
     def fail() -> None:
@@ -176,7 +178,7 @@ def test_our_bug_is_not_hidden(command: "Callable[[Callable[[], None]], None]") 
 
 
 def test_exit_code_of_the_command(
-    run: "Callable[..., tuple[int, str, str]]", command: "Callable[[Callable[[], None]], None]"
+    run: Callable[..., tuple[int, str, str]], command: Callable[[Callable[[], None]], None]
 ) -> None:
     """A command's own exit code is the process'."""
     command(lambda: click.get_current_context().exit(11))
@@ -295,7 +297,7 @@ def test_nohup() -> None:
     assert (process.returncode, out, err) == (0, "tidied up\n", "")
 
 
-def test_encoding_without_the_character(tmp_path: "os.PathLike[str]") -> None:
+def test_encoding_without_the_character(tmp_path: os.PathLike[str]) -> None:
     """A terminal that cannot show a character gets it escaped."""
     done = _run("info", f"{tmp_path}/中", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (1, f"asi: error: {tmp_path}/\\u4e2d: does not exist\n")

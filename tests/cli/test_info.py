@@ -1,5 +1,7 @@
 """`asi info`: the text, the JSON, the refusals."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 _ASI = [sys.executable, "-c", "from asikit.cli import main; main()", "info"]
 
 
-def _info(*words: "str | Path", **environment: str) -> str:
+def _info(*words: str | Path, **environment: str) -> str:
     done = subprocess.run(
         [*_ASI, *words], capture_output=True, text=True, check=True, env={**os.environ, **environment}
     )
@@ -24,7 +26,7 @@ def _info(*words: "str | Path", **environment: str) -> str:
     return done.stdout
 
 
-def test_text(tmp_path: "Path") -> None:
+def test_text(tmp_path: Path) -> None:
     """The text says what was recorded, how much, and what the words mean."""
     trace = small_trace().write(tmp_path / "small.asitrace", rows_per_part=10)
     size = f"{trace.size / 1024:.1f} KiB"
@@ -89,7 +91,7 @@ Touches: 6
     )
 
 
-def test_bare_trace(tmp_path: "Path") -> None:
+def test_bare_trace(tmp_path: Path) -> None:
     """A trace that says nothing about its origin is shown as such; losses are shown when there are any."""
     builder = TraceBuilder(meta={"source": "test", "lost": {"events": 1200, "stacks": 0}})
     text = _info(builder.write(tmp_path / "t").path)
@@ -97,7 +99,7 @@ def test_bare_trace(tmp_path: "Path") -> None:
     assert lines == {"workload": "unknown", "lost": "1,200 events"}
 
 
-def test_json(tmp_path: "Path") -> None:
+def test_json(tmp_path: Path) -> None:
     """The JSON has the envelope, and what the text has."""
     trace = small_trace().write(tmp_path / "small.asitrace")
     text = _info(trace.path, "--json", "--verify")
@@ -116,33 +118,33 @@ def test_json(tmp_path: "Path") -> None:
     assert document["kernel"] == trace.meta["kernel"]
 
 
-def test_same_text_every_time(tmp_path: "Path") -> None:
+def test_same_text_every_time(tmp_path: Path) -> None:
     """One trace gives the same text and JSON, byte for byte, every time."""
     path = small_trace().write(tmp_path / "t").path
     assert _info(path, "--json") == _info(path, "--json", PYTHONHASHSEED="7")
     assert _info(path) == _info(path, PYTHONHASHSEED="7")
 
 
-def test_no_colour_in_a_pipe(tmp_path: "Path") -> None:
+def test_no_colour_in_a_pipe(tmp_path: Path) -> None:
     """A pipe gets no escape codes, whatever the terminal's name."""
     assert "\x1b" not in _info(small_trace().write(tmp_path / "t").path, TERM="xterm-256color")
 
 
-def test_foreign_text_is_escaped(tmp_path: "Path") -> None:
+def test_foreign_text_is_escaped(tmp_path: Path) -> None:
     """A trace from somebody else cannot move the reader's cursor."""
     builder = TraceBuilder(meta={"source": "a\x1b[2Jb\nc"})
     assert "  source        a\\x1b[2Jb\\nc\n" in _info(builder.write(tmp_path / "t").path)
 
 
 @pytest.mark.parametrize("words", [(), ("--json",), ("--verify",)])
-def test_refusal(tmp_path: "Path", words: tuple[str, ...]) -> None:
+def test_refusal(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A folder that is no trace is one line on stderr, nothing on stdout, exit code 1."""
     done = subprocess.run([*_ASI, tmp_path, *words], capture_output=True, text=True, check=False)
     line = f"asi: error: {tmp_path}/meta.json: missing: the folder is not a trace\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
-def test_verify_finds_what_opening_does_not(tmp_path: "Path") -> None:
+def test_verify_finds_what_opening_does_not(tmp_path: Path) -> None:
     """--verify refuses a trace whose clock runs backwards, which is otherwise shown."""
     builder = TraceBuilder(step=-1)
     builder._clock[0] = 9
@@ -153,7 +155,7 @@ def test_verify_finds_what_opening_does_not(tmp_path: "Path") -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
-def test_what_the_kernel_lacks(tmp_path: "Path") -> None:
+def test_what_the_kernel_lacks(tmp_path: Path) -> None:
     """What a recorded kernel did not have is said, with what is lost by it; the forms found are in the JSON."""
     builder = small_trace()
     forms, missing = {"slab page": "page type PGTY_slab"}, {"vmap_nodes": "stacks are not told apart"}

@@ -1,5 +1,7 @@
 """The JSON envelope and the text of sizes."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.cli._output import size_text, write_json

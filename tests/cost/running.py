@@ -1,5 +1,7 @@
 """Processors and traces of known costs, for the tests of this folder."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -67,7 +69,7 @@ def round_trips(number: int, *, exiting: int, pages: int = 1) -> TraceBuilder:
 
 
 def rows(  # noqa: PLR0913  (what a question consists of)
-    trace: "Trace",
+    trace: Trace,
     model: CpuModel,
     *,
     mitigations: tuple[str, ...] = ("asi",),

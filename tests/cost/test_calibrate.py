@@ -1,5 +1,7 @@
 """Measuring this machine: what the program prints, and the model file made of it."""
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,7 @@ def test_samples_become_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.needs_cc
-def test_calibrate_this_machine(tmp_path: "Path") -> None:
+def test_calibrate_this_machine(tmp_path: Path) -> None:
     """Each cost is measured or has a reason; the model file that comes of it prices a trace, and keeps the sources."""
     calibration = calibrate(samples=7)
     measured = {one.name: one for one in calibration.measured}
@@ -81,7 +83,7 @@ def test_calibrate_this_machine(tmp_path: "Path") -> None:
     assert price(trace, [model], policies=[], mitigations=["blanket"]).rows[0].overhead.high > 0
 
 
-def test_model_file_of_another_machine(tmp_path: "Path") -> None:
+def test_model_file_of_another_machine(tmp_path: Path) -> None:
     """Bugs, features and paging are the machine's own by the kernel's names; structures are the nearest model's."""
     folder = saved(
         tmp_path / "skylake",
@@ -114,7 +116,7 @@ def test_model_file_of_another_machine(tmp_path: "Path") -> None:
     assert parameters["verw"].basis is Basis.ESTIMATE
 
 
-def test_price_in_ns_is_the_price_in_cycles(tmp_path: "Path") -> None:
+def test_price_in_ns_is_the_price_in_cycles(tmp_path: Path) -> None:
     """A measured 100 ns at 3 GHz costs what 300 cycles cost."""
     trace = round_trips(3, exiting=1).write(tmp_path / "t.asitrace")
     cycles = cpu(exact(ibpb=300, cr3_write=1, frequency=3))

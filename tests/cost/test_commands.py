@@ -1,5 +1,7 @@
 """``asi cost``, ``calibrate``, ``host`` and ``compare``: what they print, refuse, and end with."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING
 
@@ -110,7 +112,7 @@ def test_cost_refusals(words: list[str], message: str, capsys: pytest.CaptureFix
     assert err.count("\n") == 1
 
 
-def test_base_time(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_base_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A measured time stands in the place of instructions; twice the cycles an instruction is half the share."""
     trace = round_trips(4, exiting=1).write(tmp_path / "t.asitrace").path
     seconds = json.loads(asi(capsys, "cost", trace, "--cpu", "zen2-7452", "--base-seconds", "0.5", "--json")[1])
@@ -122,7 +124,7 @@ def test_base_time(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None
     assert one["mid"] == pytest.approx(2 * two["mid"])
 
 
-def test_own_mitigation(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_mitigation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A mitigation of one's own is a row with its file's name."""
     file = tmp_path / "mine.toml"
     file.write_text(
@@ -143,7 +145,7 @@ def test_list_cpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert "AMD EPYC 7452 (Zen 2)" in out
 
 
-def test_host(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A saved machine as text and as JSON."""
     folder = saved(tmp_path, ZEN2, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="0")
     code, out, err = asi(capsys, "host", "--from", folder)
@@ -159,7 +161,7 @@ def test_host(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a folder" in err
 
 
-def test_compare(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The text marks what is no difference; the gate ends with 10 and says why on stderr."""
     a = replayed(tmp_path / "a.json", 100)
     b = replayed(tmp_path / "b.json", 120, policy="ephmap")
@@ -178,7 +180,7 @@ def test_compare(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
     assert "the sides differ not only in kernel: policy is denylist-2025 and ephmap" in err
 
 
-def test_compare_takes_what_the_commands_print(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_takes_what_the_commands_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON of `asi replay` and of `asi cost`, as it is printed; identities are in it."""
     for command, more in (("replay", ()), ("cost", ("--cpu", "zen3-5600x"))):
         files = []
@@ -194,7 +196,7 @@ def test_compare_takes_what_the_commands_print(tmp_path: "Path", capsys: pytest.
         assert document["differs"].keys() == {"policy"}
 
 
-def test_calibrate_refusals(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It writes over nothing, and only a model file."""
     there = tmp_path / "there.toml"
     there.touch()
@@ -206,7 +208,7 @@ def test_calibrate_refusals(tmp_path: "Path", capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.needs_cc
-def test_calibrate(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is written is what `asi cost` takes."""
     file = tmp_path / "cpu.toml"
     code, out, err = asi(capsys, "calibrate", "--samples", "3", "-o", file, "--like", "zen3-5600x")

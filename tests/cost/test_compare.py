@@ -1,5 +1,7 @@
 """Two sides of replays or costs: what counts as a difference, what is refused, and the gate."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def replayed(path: "Path", exits: int, *, policy: str = "denylist-2025", **changed: Any) -> str:  # noqa: ANN401
+def replayed(path: Path, exits: int, *, policy: str = "denylist-2025", **changed: Any) -> str:  # noqa: ANN401
     """Write the document of a replay with so many exits, half of them for each of two causes."""
     cause = {
         "reason": "page_fault",
@@ -55,7 +57,7 @@ def replayed(path: "Path", exits: int, *, policy: str = "denylist-2025", **chang
 TRACE = {"content_hash": "0" * 64, "kernel": "6.1", "workload": ["fio"]}
 
 
-def test_two_policies(tmp_path: "Path") -> None:
+def test_two_policies(tmp_path: Path) -> None:
     """One run a side: the difference is what it is, and the most changed cause stands first."""
     a = replayed(tmp_path / "a.json", 500)
     b = replayed(tmp_path / "b.json", 200, policy="ephmap")
@@ -69,7 +71,7 @@ def test_two_policies(tmp_path: "Path") -> None:
     assert pair.causes[0].name == "page_fault: _copy_to_iter <- copy_page_to_iter: read shmem"
 
 
-def test_several_runs(tmp_path: "Path") -> None:
+def test_several_runs(tmp_path: Path) -> None:
     """Runs that scatter alike differ in nothing; runs that do not overlap do, with an interval."""
     for number, exits in enumerate((500, 510, 490, 505, 495)):
         document = TRACE | {"content_hash": f"{number:064}"}
@@ -94,7 +96,7 @@ def test_several_runs(tmp_path: "Path") -> None:
     assert few.runs == (2, 2)
 
 
-def test_refuses_what_differs_in_more(tmp_path: "Path") -> None:
+def test_refuses_what_differs_in_more(tmp_path: Path) -> None:
     """Two policies on two kernels say nothing about either, unless one insists."""
     a = replayed(tmp_path / "a.json", 500)
     b = replayed(tmp_path / "b.json", 200, policy="ephmap", trace=TRACE | {"kernel": "6.9"})
@@ -109,7 +111,7 @@ def test_refuses_what_differs_in_more(tmp_path: "Path") -> None:
     assert compare(a, b, anyway=True).differs.keys() == {"policy", "kernel"}
 
 
-def test_recordings(tmp_path: "Path") -> None:
+def test_recordings(tmp_path: Path) -> None:
     """Another recording of the same is a difference of its own; of another kernel or in several runs it has to be."""
     a = replayed(tmp_path / "a.json", 500)
     other = replayed(tmp_path / "b.json", 500, policy="ephmap", trace=TRACE | {"content_hash": "1" * 64})
@@ -123,21 +125,21 @@ def test_recordings(tmp_path: "Path") -> None:
 @pytest.mark.parametrize(
     ("second", "percent", "worse"), [(104, 5, False), (106, 5, True), (106, 6, False), (90, 0, False), (101, 0, True)]
 )
-def test_gate(second: int, percent: float, *, worse: bool, tmp_path: "Path") -> None:
+def test_gate(second: int, percent: float, *, worse: bool, tmp_path: Path) -> None:
     """The gate closes when exits grow by more than the limit."""
     a = replayed(tmp_path / "a.json", 100)
     b = replayed(tmp_path / "b.json", second, asikit="2")
     assert bool(compare(a, b, factors=["version"]).regressions(percent)) is worse
 
 
-def test_gate_from_nothing(tmp_path: "Path") -> None:
+def test_gate_from_nothing(tmp_path: Path) -> None:
     """Any exit where there was none is more than any limit."""
     a, b = replayed(tmp_path / "a.json", 0), replayed(tmp_path / "b.json", 1)
     assert compare(a, b).regressions(1000)
     assert not compare(a, a).regressions(0)
 
 
-def test_refusals(tmp_path: "Path") -> None:
+def test_refusals(tmp_path: Path) -> None:
     """Each file that cannot be compared is named, with what is wrong."""
     a = replayed(tmp_path / "a.json", 1)
     for name, text, message in (
@@ -161,7 +163,7 @@ def test_refusals(tmp_path: "Path") -> None:
         compare(a, a, factors=["polcy"])
 
 
-def test_results_that_are_alike_but_for_the_factor_are_refused(tmp_path: "Path") -> None:
+def test_results_that_are_alike_but_for_the_factor_are_refused(tmp_path: Path) -> None:
     """A document with two policies cannot be a side of a comparison of policies: nobody says which of them."""
     path = tmp_path / "a.json"
     replayed(path, 500)
@@ -173,7 +175,7 @@ def test_results_that_are_alike_but_for_the_factor_are_refused(tmp_path: "Path")
         compare(str(path), b, factors=["policy"])
 
 
-def cost_document(path: "Path", row_policy: str, costs: dict[str, Any], tmp_path: "Path") -> str:
+def cost_document(path: Path, row_policy: str, costs: dict[str, Any], tmp_path: Path) -> str:
     """Price a built trace and write the document."""
     trace = Trace.open(tmp_path / "t.asitrace")
     result = price(trace, [cpu(costs)], policies=[load_policy(row_policy)], mitigations=["asi", "blanket"])
@@ -181,7 +183,7 @@ def cost_document(path: "Path", row_policy: str, costs: dict[str, Any], tmp_path
     return str(path)
 
 
-def test_costs_share_their_unknowns(tmp_path: "Path") -> None:
+def test_costs_share_their_unknowns(tmp_path: Path) -> None:
     """Each policy's cost is a wide range, but on one processor an IBPB costs what it costs: the fewer are cheaper."""
     round_trips(10, exiting=5).write(tmp_path / "t.asitrace")
     costs = exact() | ranged(ibpb=(100, 1000, 7000), cpi=(0.5, 1, 2))
@@ -204,7 +206,7 @@ def test_costs_share_their_unknowns(tmp_path: "Path") -> None:
     assert not same.by.is_real
 
 
-def test_replay_documents_are_readable(tmp_path: "Path") -> None:
+def test_replay_documents_are_readable(tmp_path: Path) -> None:
     """What the replay of a sample writes is taken as it is."""
     trace = Trace.open(SAMPLES / "kvm-guest.asitrace")
     for result in replay(trace, [load_policy("denylist-2025"), load_policy("blanket")]):
@@ -215,7 +217,7 @@ def test_replay_documents_are_readable(tmp_path: "Path") -> None:
     assert exits.by.shift == -65
 
 
-def test_documents_cut_off(tmp_path: "Path") -> None:
+def test_documents_cut_off(tmp_path: Path) -> None:
     """A cause that a cut-off document does not list is not one that did not happen."""
     a = replayed(tmp_path / "a.json", 500)
     path = tmp_path / "b.json"
@@ -228,7 +230,7 @@ def test_documents_cut_off(tmp_path: "Path") -> None:
     ]
 
 
-def test_document_is_plain(tmp_path: "Path") -> None:
+def test_document_is_plain(tmp_path: Path) -> None:
     """The JSON form has no infinities, and says what differs."""
     a, b = replayed(tmp_path / "a.json", 0), replayed(tmp_path / "b.json", 20, policy="ephmap")
     document = compare(f"{a},{a}", f"{b},{b}").to_dict(top=1)

@@ -1,5 +1,7 @@
 """Intervals of costs: exact, reached, and around everything that the parameters allow."""
 
+from __future__ import annotations
+
 import random
 from itertools import product
 

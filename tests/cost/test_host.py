@@ -1,5 +1,7 @@
 """Other machines' lists of vulnerabilities: what ASI would do about each there."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """What `asi host` says that ASI does about a vulnerability, against attacks on the machine."""
 
+from __future__ import annotations
+
 from functools import cache
 
 import pytest

@@ -1,5 +1,7 @@
 """Two kernels that inline other functions: what is read as one cause, what is not, and that nothing gets lost."""
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -282,7 +284,7 @@ PLACES = st.tuples(
 SIDES = st.lists(PLACES, max_size=8, unique=True)
 
 
-def counted(places: "list[tuple[Target, tuple[str, ...], tuple[str, ...]]]") -> list[Site]:
+def counted(places: list[tuple[Target, tuple[str, ...], tuple[str, ...]]]) -> list[Site]:
     """Give each place a number of exits by which any sum of them says what it is the sum of."""
     return [Site(*place, float(1 << number)) for number, place in enumerate(places)]
 
@@ -307,7 +309,7 @@ def test_nothing_gets_lost(one: Any, two: Any) -> None:  # noqa: ANN401
     assert changes(a[0], b[0]) <= changes(*plain)
 
 
-def changes(first: "Mapping[str, float]", second: "Mapping[str, float]") -> float:
+def changes(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """Sum up what a comparison would show as changed."""
     return sum(abs(first.get(name, 0) - second.get(name, 0)) for name in {*first, *second})
 

@@ -1,5 +1,7 @@
 """What a walk over a trace counts: against a slow one with sets, against the protocol, and by hand."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -96,7 +98,7 @@ class SlowWalk:
             c.used[target] = set()
 
 
-def slowly(trace: Trace, measured: "Measured") -> SlowWalk:
+def slowly(trace: Trace, measured: Measured) -> SlowWalk:
     """Walk a trace slowly. An event exits if the reference replay counts one more after it."""
     tables = SideTables.of(trace)
     reference = ReferenceReplay(

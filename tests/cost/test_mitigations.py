@@ -1,5 +1,7 @@
 """What Linux does on each processor, against what its sysfs files say there."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,7 +82,7 @@ HEAD = 'title = "mine"\n[[work]]\nvulnerability = "srso"\nname = "x"\nsource = "
         ("[[work", "not a TOML file"),
     ],
 )
-def test_refusals(text: str, message: str, tmp_path: "Path") -> None:
+def test_refusals(text: str, message: str, tmp_path: Path) -> None:
     """A file that makes no sense is refused in a line that names it."""
     file = tmp_path / "mine.toml"
     file.write_text(text, encoding="utf-8")
@@ -90,7 +92,7 @@ def test_refusals(text: str, message: str, tmp_path: "Path") -> None:
     assert message in str(caught.value)
 
 
-def test_missing_file(tmp_path: "Path") -> None:
+def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is one line too."""
     with pytest.raises(CostError, match="cannot read the mitigation: No such file"):
         load_mitigation(str(tmp_path / "none.toml"))

@@ -1,5 +1,7 @@
 """The figures of every processor: where they are from, and what is refused."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,7 +92,7 @@ def test_published_ranges_are_inside() -> None:
         assert figures.low <= figure <= figures.high, name
 
 
-def with_costs(costs: "Mapping[str, object]") -> CpuModel:
+def with_costs(costs: Mapping[str, object]) -> CpuModel:
     """Give a model with these costs alone."""
     return msgspec.structs.replace(load_cpu("generic"), name="mine", costs=dict(costs))
 
@@ -124,7 +126,7 @@ def test_own_figures_stand_before_shared_ones() -> None:
         ),
     ],
 )
-def test_refusals(costs: "Mapping[str, object]", message: str) -> None:
+def test_refusals(costs: Mapping[str, object], message: str) -> None:
     """A cost that makes no sense is refused in one line that names the model and the key."""
     with pytest.raises(CostError) as caught:
         cpu_parameters(with_costs(costs))

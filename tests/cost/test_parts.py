@@ -1,5 +1,7 @@
 """The cost of a recording's parts: they add up to the cost of the whole, and a part is priced as it is in the table."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,13 @@ def unfinished() -> TraceBuilder:
     return b.entry_syscall(1, cpu=1).touch_read(label="z", cpu=1, **page).task_switch("d", pid=4, mm=1, cpu=1)
 
 
-def sums(parts: "list[Measured] | list[Base]", whole: "Measured | Base") -> None:
+def sums(parts: list[Measured] | list[Base], whole: Measured | Base) -> None:
     """Compare what is counted of the parts with the whole."""
     for figure in WALKED:
         assert sum(getattr(part.walked, figure) for part in parts) == getattr(whole.walked, figure), figure
 
 
-def check(read: Portions, under: "list[Policy]") -> None:
+def check(read: Portions, under: list[Policy]) -> None:
     """Check that every count of the parts adds up to the whole's, exactly."""
     parts: list[Portion] = [portion for _, portion in read.parts]
     whole = read.whole

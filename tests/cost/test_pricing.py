@@ -1,5 +1,7 @@
 """Costs by hand, by chance, and by brute force."""
 
+from __future__ import annotations
+
 import random
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +25,7 @@ SAMPLES = Path(str(files("asikit.data") / "samples"))
 ALL = ("none", "linux", "blanket", "asi")
 
 
-def by_hand(row: "CostRow", values: dict[str, float], instructions: int) -> float:
+def by_hand(row: CostRow, values: dict[str, float], instructions: int) -> float:
     """Add up a row's terms for one choice of all parameters, by their units: cycles, ns or shares, over the base."""
     base = instructions * values["cpi"]
     total = 0.0

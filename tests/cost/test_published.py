@@ -1,5 +1,7 @@
 """The model against what others measured: a real ASI kernel, and IBPB at every entry."""
 
+from __future__ import annotations
+
 from importlib.resources import files
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Medians and intervals against enumeration and simulation."""
 
+from __future__ import annotations
+
 import random
 from itertools import combinations
 from math import comb

@@ -1,5 +1,7 @@
 """Every command that the documentation shows with its output is run, and prints what is shown."""
 
+from __future__ import annotations
+
 import re
 import shlex
 import subprocess

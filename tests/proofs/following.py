@@ -1,5 +1,7 @@
 """A scheduler that follows a counterexample's plain data, and knows nothing of the model that found it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,8 @@ class Follower:
         effects: what was asked of the hardware so far, with who asked.
     """
 
-    protocol: "Protocol"
-    threads: list["ThreadState"]
+    protocol: Protocol
+    threads: list[ThreadState]
     effects: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -31,7 +33,7 @@ class Follower:
         if len(self.threads) == 1:
             self.core = self.core._replace(first=self.core.first._replace(stunned=0))
 
-    def follow(self, steps: "Iterable[StoryStep]") -> None:
+    def follow(self, steps: Iterable[StoryStep]) -> None:
         """Do the steps; each must be possible, and do what it says."""
         for step in steps:
             self._do(step)
@@ -42,7 +44,7 @@ class Follower:
         """Whether a thread waits for the other."""
         return self.protocol.step(self.core, self.threads[who], who).status is Status.BLOCKED
 
-    def _do(self, step: "StoryStep") -> None:
+    def _do(self, step: StoryStep) -> None:
         who, thread = step.thread, self.threads[step.thread]
         if step.verb == "begins":
             self.threads[who] = self.protocol.begin(thread, step.name)

@@ -1,5 +1,7 @@
 """The explorer of `tests/protocol` as a model: the compiled exploration must reach just what that one does."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,7 @@ class Legacy:
 
     explorer: Explorer
     layout: Contents = Contents()
-    invariants: tuple[tuple[str, "Truth"], ...] = field(init=False)
+    invariants: tuple[tuple[str, Truth], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Compile the invariants."""
@@ -62,7 +64,7 @@ class Legacy:
         sibling = self.explorer.protocol.initial_thread()._replace(frames=frames)
         return World(core, (thread, sibling)[: self.threads])
 
-    def moves(self, thread: ThreadState, shared: int) -> "Iterator[Move]":
+    def moves(self, thread: ThreadState, shared: int) -> Iterator[Move]:
         """Yield the explorer's moves."""
         world = self.world(thread, shared)
         for name, core, after, effect, owed in self.explorer._thread_moves(world, 0, thread):

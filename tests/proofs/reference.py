@@ -4,6 +4,8 @@ It shares the model's moves and views (and through them `Protocol.step`), and no
 kept by name, states are tuples, and the graph is walked as it stands: no tables, and no reductions.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,13 +56,13 @@ class Reference:
         thread, shared = self.world.start()
         return self.settled(Core((thread,) * self.world.threads, shared, frozenset()))
 
-    def successors(self, core: Core) -> "Iterator[Core]":
+    def successors(self, core: Core) -> Iterator[Core]:
         """Yield what every move of every thread leads to."""
         for who, thread in enumerate(core.threads):
             for move in self.world.moves(thread, self.seen_by(core, who)):
                 yield self.after(core, who, move)
 
-    def after(self, core: Core, who: int, move: "Move") -> Core:
+    def after(self, core: Core, who: int, move: Move) -> Core:
         """Return the state after a thread's move."""
         cleared = {structure.name for structure in self.world.layout.structures if move.effect is not None
                    and structure.cleared_by is move.effect.kind}  # fmt: skip

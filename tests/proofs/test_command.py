@@ -1,5 +1,7 @@
 """``asi verify`` as a user runs it."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """T3: how often ASI flushes, against the blanket mitigation."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """The exploration: its numbers, against two others that were written apart from it."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -102,7 +104,7 @@ def test_what_two_threads_may_come_to(threads: int) -> None:
     assert filled(table) == filled(search.table)
 
 
-def filled(table: Table) -> "set[tuple[Thread, int]]":
+def filled(table: Table) -> set[tuple[Thread, int]]:
     """Return what a thread can be and the shared bits that it sees then, as far as rows are there."""
     numbers, seen = (table.row_of >= 0).nonzero()
     return {(table.threads[number], int(shared)) for number, shared in zip(numbers, seen, strict=True)}

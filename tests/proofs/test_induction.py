@@ -1,5 +1,7 @@
 """The induction: that its relation is the model's, its invariant holds where the model goes, and that it proves."""
 
+from __future__ import annotations
+
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -77,13 +79,13 @@ class Reached:
         search.run(lambda _: None)
         return search
 
-    def threads(self) -> "Iterator[tuple[Thread, int]]":
+    def threads(self) -> Iterator[tuple[Thread, int]]:
         """Yield each thread with each value of the shared bits that it meets."""
         numbers, seen = (self.table.row_of >= 0).nonzero()
         for number, shared in zip(numbers.tolist(), seen.tolist(), strict=True):
             yield self.table.threads[number], shared
 
-    def states(self, count: int) -> "Iterator[tuple[list[Thread], int, int]]":
+    def states(self, count: int) -> Iterator[tuple[list[Thread], int, int]]:
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
         table = self.search.table
         assert isinstance(table, Table)
@@ -104,7 +106,7 @@ def environment(thread: Thread, shared: int) -> tuple[int, ...]:
     return (*thread.state.cpu, *thread.state.task, *core[0], *core[1], *behind)
 
 
-def commanded(relation: Relation, thread: Thread, shared: int) -> "Iterator[Outcome]":
+def commanded(relation: Relation, thread: Thread, shared: int) -> Iterator[Outcome]:
     """Yield what the relation's commands lead to, evaluated on numbers."""
     base, handler = places(thread)
     env = environment(thread, shared)
@@ -126,7 +128,7 @@ def applies(command: Command, base: Place, handler: Place) -> bool:
     return command.at == handler if command.at.level else (command.at == base and handler == NO_HANDLER)
 
 
-def moved(move: "Move") -> Outcome:
+def moved(move: Move) -> Outcome:
     """Return what a move of the model's leads to."""
     state = move.after.state
     return tuple(state.cpu), tuple(state.task), move.shared, *places(move.after), move.clears, move.folds
@@ -254,7 +256,7 @@ def test_mutants_are_not_proved(name: str) -> None:
 
 
 @pytest.mark.parametrize("world", [world_for(threads=1), world_for(threads=2, nesting=0)], ids=["one", "two"])
-def test_another_solver_agrees(world: World, tmp_path: "Path") -> None:
+def test_another_solver_agrees(world: World, tmp_path: Path) -> None:
     """cvc5 reads the script, and answers each of the questions as hoped."""
     file = tmp_path / "questions.smt2"
     with file.open("w", encoding="utf-8") as script:
@@ -266,7 +268,7 @@ def test_another_solver_agrees(world: World, tmp_path: "Path") -> None:
     assert {hoped for hoped, _ in asked} == {"sat", "unsat"}
 
 
-def answers(file: "Path") -> "Iterator[tuple[str, str]]":
+def answers(file: Path) -> Iterator[tuple[str, str]]:
     """Yield of each question the answer that is hoped for, and cvc5's."""
     terms = cvc5.TermManager()
     solver, symbols = cvc5.Solver(terms), cvc5.SymbolManager(terms)

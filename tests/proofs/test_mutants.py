@@ -1,5 +1,7 @@
 """The catalogue: what becomes of each mutant, and that its counterexample can be followed."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -92,7 +94,7 @@ def test_the_catalogue_is_accounted_for() -> None:
     assert all(0 < len(entry.says) < 90 for entry in (*CATALOGUE, *ALTERNATIVES))
 
 
-def refuted(world: "World", name: str) -> Counterexample:
+def refuted(world: World, name: str) -> Counterexample:
     """Return a mutant's counterexample."""
     result = verify(world, mutant(name))
     assert result.verdict is Verdict.REFUTED
@@ -173,7 +175,7 @@ def test_alternatives_run_on_the_machine(alternative: Mutant) -> None:
     assert (restricted > 0) == (alternative.name == RESTRICTED_SWITCH)
 
 
-def talk(world: "World", *, debug: bool) -> tuple[str, int]:
+def talk(world: World, *, debug: bool) -> tuple[str, int]:
     """Return what two processes say, and how many switches of mm ended in the restricted address space."""
     machine = Machine(MachineConfig(debug=debug, protocol=world.config), protocol=world.protocol)
     watch = Switches(machine)

@@ -1,5 +1,7 @@
 """The order in which a counterexample is told: the same steps, and no other order of them is easier to follow."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     Steps = Sequence[tuple[str, str]]
 
 
-def found_in(world: "World") -> Path:
+def found_in(world: World) -> Path:
     """Return the path that exploring comes up with."""
     explored = explore(world)
     found = explored.leak or explored.stuck
@@ -26,7 +28,7 @@ def found_in(world: "World") -> Path:
     return found
 
 
-def switches(threads: "Sequence[int]") -> int:
+def switches(threads: Sequence[int]) -> int:
     """Count how often it goes from one thread to the other."""
     return sum(one != other for one, other in pairwise(threads))
 
@@ -64,7 +66,7 @@ def test_no_order_is_easier() -> None:
 
 
 def leads_there(  # noqa: PLR0913 - what a search has to know
-    reference: Reference, core: Core, left: "tuple[Steps, Steps]", path: Path, *, switches: int, last: int
+    reference: Reference, core: Core, left: tuple[Steps, Steps], path: Path, *, switches: int, last: int
 ) -> bool:
     """Whether two threads can take their steps, with so many switches at most, to a path's end and a leak."""
     if not any(left):

@@ -1,5 +1,7 @@
 """Counterexamples on the machine: the mutant's leaks, the protocol as it is under the same schedule does not."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,14 +29,14 @@ if TYPE_CHECKING:
 H = Happening
 
 
-def found_in(world: "World", name: str) -> Counterexample:
+def found_in(world: World, name: str) -> Counterexample:
     """Return a mutant's counterexample."""
     found = verify(world, mutant(name)).counterexample
     assert found is not None
     return found
 
 
-def tried(world: "World", name: str) -> "Reproduction":
+def tried(world: World, name: str) -> Reproduction:
     """Run a mutant's counterexample."""
     return reproduce(world, mutant(name), found_in(world, name))
 

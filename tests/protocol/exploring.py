@@ -4,6 +4,8 @@ The hardware is as bad as it can be: untrusted code always trains the predictors
 into the buffers as soon as CR3 lets it, even half-way through a transition.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
@@ -106,7 +108,7 @@ class Explorer:
                 )
         return world._replace(hardware=hardware)
 
-    def moves(self, world: World) -> "Iterator[Move]":
+    def moves(self, world: World) -> Iterator[Move]:
         """Yield everything that may happen next."""
         local = [who for who in range(self.threads) if self.reduced and self.is_local(world, who)]
         for who, thread in enumerate(world.threads):
@@ -135,7 +137,7 @@ class Explorer:
 
     def _thread_moves(
         self, world: World, who: int, thread: ThreadState
-    ) -> "Iterator[tuple[str, CoreState, ThreadState, Effect | None, bool]]":
+    ) -> Iterator[tuple[str, CoreState, ThreadState, Effect | None, bool]]:
         core, protocol = world.core, self.protocol
         if thread.frames and not protocol.in_handler(thread):
             done = protocol.step(core, thread, who)
@@ -170,7 +172,7 @@ class Explorer:
             return (H.VM_EXIT,)
         return (H.SYSCALL_ENTRY, H.INTERRUPT_ENTRY)
 
-    def _kernel(self, thread: ThreadState) -> "Iterator[str]":
+    def _kernel(self, thread: ThreadState) -> Iterator[str]:
         if thread.task == TaskState(target=Space.IDLE):
             yield "asi_relax"
             return
@@ -246,7 +248,7 @@ def path_to(came: dict[World, tuple[World, str] | None], world: World) -> tuple[
     return tuple(reversed(names))
 
 
-def checker(explorer: Explorer) -> "Callable[[World], str]":
+def checker(explorer: Explorer) -> Callable[[World], str]:
     """Return the function that names the first property broken in a world: empty if none."""
     config = explorer.protocol.config
     invariants = compiled_invariants(config) if config.asi else ()

@@ -1,5 +1,7 @@
 """The protocol as data: expressions, programs, edits, and the text that documents use."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """Classes and domains: registered once, counted, destroyed when all are out."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

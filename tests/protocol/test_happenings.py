@@ -1,5 +1,7 @@
 """What one CPU does at each happening, and what it asks of the hardware."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -296,7 +298,7 @@ def test_blanket_mitigation_flushes_at_every_entry_and_return() -> None:
     assert last(protocol, H.VM_ENTRY, H.VM_EXIT)[1] == ["ibpb", "rsb_fill"]
 
 
-def states(protocol: Protocol) -> "Iterator[tuple[State, Happening, tuple[Effect, ...]]]":
+def states(protocol: Protocol) -> Iterator[tuple[State, Happening, tuple[Effect, ...]]]:
     """Yield every reachable state with every happening that is legal there, task switches included."""
     start, seen = [protocol.initial()], {protocol.initial()}
     while start:

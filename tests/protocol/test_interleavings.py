@@ -4,6 +4,8 @@ Properties: the invariants between micro-operations (I1-I4 and the stun's), no s
 code runs, no training in the predictors while CR3 is unrestricted, and nobody spinning for ever.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

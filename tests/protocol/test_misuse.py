@@ -1,5 +1,7 @@
 """Misuse raises an error with the rule's name, and the message says where and what to do."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 H = Happening
-MISUSES: list[tuple["Sequence[str]", type[MisuseError]]] = [
+MISUSES: list[tuple[Sequence[str], type[MisuseError]]] = [
     (("asi_enter_userspace", "asi_enter_userspace"), EnterTwiceError),
     (("asi_enter_userspace", "asi_enter_kvm"), EnterTwiceError),
     (("asi_enter_userspace", "asi_intr_enter", "asi_enter_kvm"), EnterFromInterruptError),
@@ -53,7 +55,7 @@ MISUSES: list[tuple["Sequence[str]", type[MisuseError]]] = [
 
 
 @pytest.mark.parametrize(("steps", "error"), MISUSES)
-def test_misuse_is_named(steps: "Sequence[str]", error: type[MisuseError]) -> None:
+def test_misuse_is_named(steps: Sequence[str], error: type[MisuseError]) -> None:
     """All steps but the last are legal; the last raises exactly the error of its rule."""
     protocol = Protocol(ProtocolConfig())
     state = protocol.initial()

@@ -1,5 +1,7 @@
 """PCIDs: every address space its own, within 12 bits."""
 
+from __future__ import annotations
+
 from itertools import product
 
 import pytest

@@ -1,5 +1,7 @@
 """All sequences of transitions on one CPU: the kernel's own KUnit invariants, and that taints never forget anything."""
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,7 +63,7 @@ class Residue(NamedTuple):
 
     taints: Taint = Taint.KERNEL_DATA
 
-    def after(self, name: str, outcome: Outcome) -> "Residue":
+    def after(self, name: str, outcome: Outcome) -> Residue:
         """Return what lingers after a transition."""
         left = self.taints
         kinds = [effect.kind for effect in outcome.effects]
@@ -101,7 +103,7 @@ def happen(protocol: Protocol, state: State, name: str) -> Outcome:
     return Outcome(state, tuple(effects))
 
 
-def closure(protocol: Protocol) -> "Iterator[tuple[State, Residue, str, Outcome, Residue]]":
+def closure(protocol: Protocol) -> Iterator[tuple[State, Residue, str, Outcome, Residue]]:
     """Yield every legal transition from every reachable state, with what lingers before and after."""
     start = (protocol.initial(), Residue())
     seen = {start}

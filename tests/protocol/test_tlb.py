@@ -4,6 +4,8 @@ A page leaves the restricted address space and becomes sensitive while a CPU ent
 included; the TLB keeps what nobody flushes. All schedules are tried.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import product
@@ -73,12 +75,12 @@ class Model:
     protocol: Protocol
     steps: tuple[str, ...] = FLUSHER
 
-    def moves(self, world: World) -> "Iterator[World]":
+    def moves(self, world: World) -> Iterator[World]:
         """Yield all that may happen next."""
         yield from self._flusher_moves(world)
         yield from (self._settle(after) for after in self._cpu_moves(world))
 
-    def _flusher_moves(self, world: World) -> "Iterator[World]":
+    def _flusher_moves(self, world: World) -> Iterator[World]:
         step = self.steps[world.flusher]
         on = world._replace(flusher=world.flusher + 1)
         if step in ("unmap", "reuse"):
@@ -93,7 +95,7 @@ class Model:
         elif step == "wait" and not world.ipi:
             yield on
 
-    def _cpu_moves(self, world: World) -> "Iterator[World]":
+    def _cpu_moves(self, world: World) -> Iterator[World]:
         protocol, thread, core = self.protocol, world.thread, world.core
         ordinary = not thread.frames or protocol.in_handler(thread)
         if not ordinary:
@@ -197,7 +199,7 @@ def recorded_blindly(protocol: Protocol) -> Protocol:
 
 
 @pytest.mark.parametrize("mutate", [never_checked, curr_asi_late, recorded_early, recorded_blindly])
-def test_each_part_of_entering_is_necessary(mutate: "Callable[[Protocol], Protocol]") -> None:
+def test_each_part_of_entering_is_necessary(mutate: Callable[[Protocol], Protocol]) -> None:
     """Every way to weaken the entering CPU's side leaks."""
     assert Model(mutate(Protocol(CONFIG))).find_leak()[0]
 

@@ -1,5 +1,7 @@
 """A made-up machine without a kernel, whose apt has made-up packages."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from tests.record.kernels import bzimage, module
@@ -40,7 +42,7 @@ done"""
 class Archive:
     """A machine without a kernel, its programs, and the packages that its apt knows."""
 
-    def __init__(self, folder: "Path") -> None:
+    def __init__(self, folder: Path) -> None:
         """Begin with an apt that knows nothing."""
         self.machine, self.programs = folder / "machine", folder / "programs"
         self.cache = folder / "cache/asikit/kernels"
@@ -51,7 +53,7 @@ class Archive:
         program(self.programs / "apt-get", _APT_GET)
         program(self.programs / "dpkg-deb", f'mkdir -p "$3"; cp -r "{self._files}/$(cat "$2")/." "$3"')
 
-    def add(self, package: str, depends: str = "", size: int = 1_000_000) -> "Path":
+    def add(self, package: str, depends: str = "", size: int = 1_000_000) -> Path:
         """Add a package, and give the folder for its files."""
         fields = {"Package": package, "Version": "1", "Depends": depends, "Size": str(size), "Description": "Linux"}
         lines = [f"{name}: {value}" for name, value in fields.items() if value]

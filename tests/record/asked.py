@@ -1,5 +1,7 @@
 """What the workload ``truth.c`` was told by its kernel, and the same piece of the recording."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,12 +52,12 @@ class Events:
         self.vectors = {name: int(number) for number, name in trace.meta["vectors"].items()}
         self.syscalls = {name: int(number) for number, name in trace.meta["syscalls"].items()}
 
-    def rows_of(self, pid: int) -> "Mask":
+    def rows_of(self, pid: int) -> Mask:
         """Tell which events happened to a task."""
         rows = np.flatnonzero((self.table["tasks"]["pid"] == pid).to_numpy())
         return np.isin(self.task, rows)
 
-    def is_kind(self, *kinds: EventKind, arg: int | None = None) -> "Mask":
+    def is_kind(self, *kinds: EventKind, arg: int | None = None) -> Mask:
         """Tell which events are of the kinds, and have the argument."""
         mask = np.isin(self.kind, kinds)
         return mask if arg is None else mask & (self.arg == arg)
@@ -96,7 +98,7 @@ class Asked:
         """Give the questions of a name."""
         return [question for question in self.questions if question.name == name]
 
-    def between(self, name: str, counted: "Mask") -> tuple[int, int]:
+    def between(self, name: str, counted: Mask) -> tuple[int, int]:
         """Count what happened between a question's first and second asking: at least, and at most.
 
         The answer was given at some moment between the question's marks.
@@ -115,6 +117,6 @@ class Asked:
         return second - first
 
 
-def ask(trace: "Path", text: str) -> Asked:
+def ask(trace: Path, text: str) -> Asked:
     """Read a recording of the workload and its output."""
     return Asked(text, Events(Trace.open(trace)))

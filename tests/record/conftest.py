@@ -1,5 +1,7 @@
 """Recordings that several tests look at: each is made once."""
 
+from __future__ import annotations
+
 import io
 import shutil
 import subprocess
@@ -37,7 +39,7 @@ def run(recording: Recording, trace: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Path], str]":
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
     """Give a function that compiles a C program to a static executable."""
     folder = tmp_path_factory.mktemp("programs")
 
@@ -52,7 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Path], str]
 
 @pytest.fixture(scope="session", params=[pytest.param(guest, id=str(guest), marks=guest.marks()) for guest in GUESTS])
 def asked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled: "Callable[[Path], str]"
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled: Callable[[Path], str]
 ) -> Asked:
     """Record ``truth.c`` and give what its kernel told it."""
     folder = tmp_path_factory.mktemp("truth")

@@ -1,5 +1,7 @@
 """The recorded kernel's own counts beside the recording's: one definition for tests and the table of kernels."""
 
+from __future__ import annotations
+
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,7 +73,7 @@ class Count(NamedTuple):
         return f"{recorded} = {self.kernel}" if self.agrees else f"**{recorded} != {self.kernel}**"
 
 
-def page_faults(asked: "Asked") -> Count:
+def page_faults(asked: Asked) -> Count:
     """Count the task's page faults in both modes, and by ru_minflt.
 
     The kernel does not count those of accesses with page faults disabled, after which it tries again in another way:
@@ -84,14 +86,14 @@ def page_faults(asked: "Asked") -> Count:
     return Count(*asked.between("rusage", faults), asked.growth("rusage", r"minflt (\d+)"))
 
 
-def own_switches(asked: "Asked") -> Count:
+def own_switches(asked: Asked) -> Count:
     """Count the switches away from the task, and by ru_nvcsw and ru_nivcsw."""
     switches = asked.events.is_kind(EventKind.TASK_SWITCH)
     away = switches & np.isin(asked.events.before, np.unique(asked.events.task[asked.mine]))
     return Count(*asked.between("rusage", away), asked.growth("rusage", r"switches (\d+)"))
 
 
-def all_switches(asked: "Asked") -> Count:
+def all_switches(asked: Asked) -> Count:
     """Count all switches, and by /proc/stat. The kernel counts them, then switches."""
     first, second = asked.named("stat")
     least, most = asked.between("stat", asked.events.is_kind(EventKind.TASK_SWITCH))
@@ -100,7 +102,7 @@ def all_switches(asked: "Asked") -> Count:
     return Count(least, most, asked.growth("stat", r"ctxt (\d+)"))
 
 
-def pages_allocated(asked: "Asked") -> Count:
+def pages_allocated(asked: Asked) -> Count:
     """Count the pages of all allocations, and by /proc/vmstat. The kernel counts them, then has the event.
 
     Those of alloc_pages_bulk() are in the recording when it stores a pointer to them, and counted at its end.
@@ -113,7 +115,7 @@ def pages_allocated(asked: "Asked") -> Count:
     return Count(int(least), int(most), asked.growth("vmstat", r"pgalloc_\w+ (\d+)"))
 
 
-def pages_freed(asked: "Asked") -> Count:
+def pages_freed(asked: Asked) -> Count:
     """Count the pages of all frees, and by /proc/vmstat. The kernel has the events of a call, then counts its pages."""
     pages = _pages(asked, EventKind.PAGE_FREE)
     first, second = _sums(asked)
@@ -122,7 +124,7 @@ def pages_freed(asked: "Asked") -> Count:
     return Count(int(least), int(most), asked.growth("vmstat", r"pgfree (\d+)"))
 
 
-def _sums(asked: "Asked") -> tuple[range, range]:
+def _sums(asked: Asked) -> tuple[range, range]:
     """Give the events between which the kernel summed up its CPUs' counts, in /proc/vmstat's vmstat_start().
 
     That is called for each read(); the last one finds that there is no more. An event without a stack, at which an
@@ -139,7 +141,7 @@ def _sums(asked: "Asked") -> tuple[range, range]:
     return found[0], found[1]
 
 
-def _pages(asked: "Asked", kind: EventKind) -> "npt.NDArray[np.int64]":
+def _pages(asked: Asked, kind: EventKind) -> npt.NDArray[np.int64]:
     """Give the pages of each event, 0 for events of other kinds."""
     order = asked.events.table["allocations"]["order"].to_numpy().astype(np.int64)
     happened = asked.events.is_kind(kind)
@@ -148,7 +150,7 @@ def _pages(asked: "Asked", kind: EventKind) -> "npt.NDArray[np.int64]":
     return pages
 
 
-def under_way(asked: "Asked", mark: int, calls: "Calls") -> list[int]:
+def under_way(asked: Asked, mark: int, calls: Calls) -> list[int]:
     """Give the events of calls that a task was in at a mark, on another CPU or preempted."""
     whose = np.where(asked.events.kind == EventKind.TASK_SWITCH, asked.events.before, asked.events.task)
     found = []
@@ -159,7 +161,7 @@ def under_way(asked: "Asked", mark: int, calls: "Calls") -> list[int]:
     return found
 
 
-def _in_a_call(events: "Events", own: "npt.NDArray[np.int64]", calls: "Calls") -> list[int]:
+def _in_a_call(events: Events, own: npt.NDArray[np.int64], calls: Calls) -> list[int]:
     """Give those of a task's events, from a mark on into one direction, whose call the task was in at the mark.
 
     It was if it has done nothing else in between: all other stacks have that call in them. What it was interrupted for
@@ -197,7 +199,7 @@ def _common(one: list[str], other: list[str]) -> list[str]:
     return one[: next(differs, min(len(one), len(other)))]
 
 
-def timer_interrupts(asked: "Asked") -> Count:
+def timer_interrupts(asked: Asked) -> Count:
     """Count timer interrupts on all CPUs together, and by /proc/interrupts."""
     vector = asked.events.vectors["apic_timer_interrupt"]
     timer = asked.events.is_kind(EventKind.ENTRY_INTERRUPT, EventKind.NESTED_INTERRUPT, arg=vector)
@@ -208,7 +210,7 @@ def timer_interrupts(asked: "Asked") -> Count:
     return Count(*asked.between("interrupts", timer), second - first)
 
 
-def wrong_kinds(asked: "Asked", recorded: dict[int, str]) -> dict[str, tuple[str, str]]:
+def wrong_kinds(asked: Asked, recorded: dict[int, str]) -> dict[str, tuple[str, str]]:
     """Give the frames whose kind is not what the kernel's flags (/proc/kpageflags) say: recorded kind, and flags."""
     (question,) = asked.named("kpageflags")
     flags: dict[int, int] = {}
@@ -222,7 +224,7 @@ def wrong_kinds(asked: "Asked", recorded: dict[int, str]) -> dict[str, tuple[str
     }
 
 
-def kinds_of_frames(asked: "Asked") -> dict[int, str]:
+def kinds_of_frames(asked: Asked) -> dict[int, str]:
     """Give the recorded kind of each frame that was touched, and not freed since, before the kernel gave its flags."""
     (question,) = asked.named("kpageflags")
     end = question.begin

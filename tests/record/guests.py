@@ -1,5 +1,7 @@
 """The kernels that recording is tested on, and how each is run."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import pytest

@@ -1,5 +1,7 @@
 """Debian's kernels, and made-up ones."""
 
+from __future__ import annotations
+
 import subprocess
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """BTF whose bytes are made here, as Documentation/bpf/btf.rst says."""
 
+from __future__ import annotations
+
 import struct
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, CONST, FUNC_PROTO = 1, 2, 3, 4, 5, 6, 8, 10, 13

@@ -1,5 +1,7 @@
 """A guest's memory made by hand: a kernel image, and page tables that map it."""
 
+from __future__ import annotations
+
 import mmap
 import struct
 from contextlib import contextmanager
@@ -28,8 +30,8 @@ def symbols_of(extra: str = "") -> Symbols:
 
 @contextmanager
 def made_memory(
-    *, levels: int = 4, moved: int = 0, image: "Mapping[int, bytes] | None" = None, banner: bytes = b"Linux version 6"
-) -> "Iterator[Memory]":
+    *, levels: int = 4, moved: int = 0, image: Mapping[int, bytes] | None = None, banner: bytes = b"Linux version 6"
+) -> Iterator[Memory]:
     """Give a memory of 16 MiB that has a kernel image.
 
     :param levels: Of the page tables.

@@ -1,5 +1,7 @@
 """Running `asi record` as users do, and looking for what it leaves behind."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -59,8 +61,8 @@ class Command:
         program(self._programs / "qemu-system-x86_64", script)
 
     def start(
-        self, *words: str, stdout: "IO[bytes] | int" = subprocess.PIPE, before: "Sequence[str]" = ()
-    ) -> "subprocess.Popen[bytes]":
+        self, *words: str, stdout: IO[bytes] | int = subprocess.PIPE, before: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         """Start it.
 
         :param before: A command that runs the rest of its words.
@@ -74,7 +76,7 @@ class Command:
             env=self.environment,
         )
 
-    def end(self, process: "subprocess.Popen[bytes]") -> Ended:
+    def end(self, process: subprocess.Popen[bytes]) -> Ended:
         """Wait for its end."""
         out, err = process.communicate(timeout=_PATIENCE_SECONDS)
         return Ended(process.returncode, (out or b"").decode(), err.decode())
@@ -114,7 +116,7 @@ class Command:
         return found
 
     @staticmethod
-    def _wait_for(condition: "Callable[[], int | None]") -> int:
+    def _wait_for(condition: Callable[[], int | None]) -> int:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             found = condition()

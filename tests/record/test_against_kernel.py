@@ -1,5 +1,7 @@
 """What a recording says against what the recorded kernel itself says, counted by its own means."""
 
+from __future__ import annotations
+
 import re
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ BEFORE_SWITCH = re.compile(rf"^(?:(?:(?!asm_)\S+ )*(?!asm_|__switch_to|finish_ta
 HANDLERS = re.compile(r"=> (trace_event_raw_event|__traceiter)_mm_page_alloc$")
 
 
-def test_system_calls(asked: "Asked") -> None:
+def test_system_calls(asked: Asked) -> None:
     """A thousand system calls are a thousand entries with that number, and no others are there."""
     (question,) = asked.named("calls")
     inside = slice(question.begin + 1, question.end)
@@ -37,28 +39,28 @@ def test_system_calls(asked: "Asked") -> None:
     assert np.count_nonzero(calls) == 1000
 
 
-def test_page_faults(asked: "Asked") -> None:
+def test_page_faults(asked: Asked) -> None:
     """The kernel's count of the task's page faults (ru_minflt) is that of the recorded ones, in both modes."""
     count = page_faults(asked)
     assert count.least >= 300
     assert count.agrees, count
 
 
-def test_context_switches(asked: "Asked") -> None:
+def test_context_switches(asked: Asked) -> None:
     """The kernel's counts of switches, of the task and of all, are those of the recorded ones."""
     for count in (own_switches(asked), all_switches(asked)):
         assert count.least >= 25  # of 50 turns: on two CPUs a byte may be there before its reader has gone to sleep
         assert count.agrees, count
 
 
-def test_page_allocations(asked: "Asked") -> None:
+def test_page_allocations(asked: Asked) -> None:
     """The kernel's counts of pages allocated and freed are the sums over the recorded events."""
     for count, enough in ((pages_allocated(asked), 300), (pages_freed(asked), 10)):
         assert count.most >= enough
         assert count.agrees, count
 
 
-def test_preemption_in_handlers(asked: "Asked") -> None:
+def test_preemption_in_handlers(asked: Asked) -> None:
     """Where an event's handler calls the scheduler (since 7.0), what that touches is recorded: it is not the handler's.
 
     But for the switch itself: after that the other task counts.
@@ -74,14 +76,14 @@ def test_preemption_in_handlers(asked: "Asked") -> None:
     assert EventKind.TASK_SWITCH not in kinds or EventKind.TOUCH_READ in kinds
 
 
-def test_interrupts(asked: "Asked") -> None:
+def test_interrupts(asked: Asked) -> None:
     """The kernel's count of timer interrupts is that of the recorded ones, on all CPUs together."""
     count = timer_interrupts(asked)
     assert count.least >= 10
     assert count.agrees, count
 
 
-def test_stacks(asked: "Asked") -> None:
+def test_stacks(asked: Asked) -> None:
     """The kernel's own stack traces at page allocations are the recorded stacks, function by function.
 
     The kernel printed each allocation's frame and order, then its stack; the recording has the same allocations in
@@ -144,7 +146,7 @@ def _without_interrupted(names: list[str], kernels: list[str]) -> list[str]:
     return [names[0], *(kernel if twice else name for name, kernel, twice in known), *names[len(kernels) :]]
 
 
-def test_kinds_of_pages(asked: "Asked") -> None:
+def test_kinds_of_pages(asked: Asked) -> None:
     """Every frame touched until the kernel was asked for its flags (/proc/kpageflags) is of the recorded kind."""
     recorded = kinds_of_frames(asked)
     assert wrong_kinds(asked, recorded) == {}
@@ -152,7 +154,7 @@ def test_kinds_of_pages(asked: "Asked") -> None:
     assert [recorded[frame] for frame in asked.own_frames] == ["anon"] * 300
 
 
-def test_a_process_that_ends_leaves_its_mm(asked: "Asked") -> None:
+def test_a_process_that_ends_leaves_its_mm(asked: Asked) -> None:
     """The last flush of a process that ends finds a lazy TLB: the CPU loads init_mm, and nothing is flushed.
 
     On two CPUs the process may have ended elsewhere, and if it has let others run their mm is loaded by then.
@@ -168,7 +170,7 @@ def test_a_process_that_ends_leaves_its_mm(asked: "Asked") -> None:
     assert len(ends) == 1 or (not ends and (others or len(np.unique(asked.events.cpu)) > 1))
 
 
-def test_round_trips_are_well_formed(asked: "Asked") -> None:
+def test_round_trips_are_well_formed(asked: Asked) -> None:
     """On each CPU entries and returns alternate, and nested returns never exceed nested entries of a round trip."""
     events = asked.events
     entries = [kind for kind in EventKind if kind.name.startswith("ENTRY_")]

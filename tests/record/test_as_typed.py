@@ -1,5 +1,7 @@
 """Commands as people type them: under `asi record` they print what they print here, and end as they end here."""
 
+from __future__ import annotations
+
 import os
 import re
 import shlex
@@ -105,7 +107,7 @@ TYPED = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> "Path":
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with a few files to work on."""
     folder = tmp_path_factory.mktemp("a folder")
     (folder / "sub").mkdir()
@@ -127,7 +129,7 @@ def test_there_are_sixty() -> None:
 
 
 @pytest.mark.parametrize("typed", TYPED)
-def test_as_typed(folder: "Path", tmp_path: "Path", typed: str) -> None:
+def test_as_typed(folder: Path, tmp_path: Path, typed: str) -> None:
     """What it prints, to both outputs, and its exit status are those that it has here. What it writes is not here."""
     words = shlex.split(typed.replace(" < input", ""))
     here = tmp_path / "here"
@@ -140,7 +142,7 @@ def test_as_typed(folder: "Path", tmp_path: "Path", typed: str) -> None:
     assert recorded.returncode == status
 
 
-def _run(words: list[str], folder: "Path") -> "subprocess.CompletedProcess[bytes]":
+def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "TYPED": "a value; with $signs", "PWD": str(folder)}
     return subprocess.run(
         words, input=INPUT, capture_output=True, cwd=folder, env=environment, check=False, timeout=300

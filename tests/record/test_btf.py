@@ -1,5 +1,7 @@
 """Reading types."""
 
+from __future__ import annotations
+
 import struct
 
 import pytest

@@ -1,5 +1,7 @@
 """What may be counted on the other side of a mark: the bounds that the tests against the kernel's counts go by."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +17,7 @@ FREED = "exit_mmap folios_put_refs free_unref_folios"
 ALLOCATED = "do_anonymous_page alloc_pages"
 
 
-def events(*rows: tuple[Kind, str], task: int = 1) -> "Asked":
+def events(*rows: tuple[Kind, str], task: int = 1) -> Asked:
     """Make events of one task: kinds, and stacks from the outermost function on."""
     stacks = ["", *dict.fromkeys(stack for _, stack in rows if stack)]
     return cast(

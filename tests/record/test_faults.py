@@ -3,6 +3,8 @@
 Here QEMU is a script that does what a QEMU in trouble does, so that no kernel boots.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal

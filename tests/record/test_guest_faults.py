@@ -1,5 +1,7 @@
 """What can go wrong in a real guest: one clear line, the right exit code, nothing left."""
 
+from __future__ import annotations
+
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.nee
 
 
 @pytest.fixture
-def command(tmp_path: "Path") -> Command:
+def command(tmp_path: Path) -> Command:
     """Give the command."""
     return Command(tmp_path)
 

@@ -1,5 +1,7 @@
 """The initramfs, programs and their libraries, and programs inside a root."""
 
+from __future__ import annotations
+
 import errno
 import os
 import shutil
@@ -124,7 +126,7 @@ def test_links_lead_there_as_here(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def odd(tmp_path: Path) -> "Iterator[Path]":
+def odd(tmp_path: Path) -> Iterator[Path]:
     """Give a folder with what can be in a folder and cannot come along."""
     folder = tmp_path / "odd"
     (folder / "deep").mkdir(parents=True)
@@ -170,7 +172,7 @@ def test_what_vanishes(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     listing = Path.iterdir
 
-    def iterdir(path: Path) -> "Iterator[Path]":
+    def iterdir(path: Path) -> Iterator[Path]:
         if path == odd / "deep":
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return listing(path)

@@ -1,5 +1,7 @@
 """What the recorded guest shows of this machine, and what goes in and out of it."""
 
+from __future__ import annotations
+
 import json
 import os
 import pty
@@ -28,7 +30,7 @@ CACHE = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 SECRET = "it is a secret"  # noqa: S105
 
 
-def _record(folder: Path, *words: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+def _record(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*ASI, *words], cwd=folder, capture_output=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -99,7 +101,7 @@ def test_time_and_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_loopback(tmp_path: Path, compiled: "Callable[[Path], str]", *, bare: bool) -> None:
+def test_loopback(tmp_path: Path, compiled: Callable[[Path], str], *, bare: bool) -> None:
     """A program that talks to itself over 127.0.0.1 does as it does here."""
     program = compiled(HERE / "loopback.c")
     made = run(Recording((program,), bare=bare), tmp_path / "t.asitrace")

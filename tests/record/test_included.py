@@ -1,5 +1,7 @@
 """Folders that come along into a real guest: what is in them works there as here."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -40,14 +42,14 @@ int main(int argc, char **argv)
 """
 
 
-def _compile(target: "Path", source: str, *words: str) -> None:
+def _compile(target: Path, source: str, *words: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     compiler = str(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"))
     subprocess.run([compiler, "-x", "c", "-", *words, "-o", str(target)], input=source, text=True, check=True)
 
 
 @pytest.fixture
-def app(tmp_path: "Path") -> "Path":
+def app(tmp_path: Path) -> Path:
     """Give an application as a JVM is: a library needs one that no path leads to, as the program has loaded it before.
 
     The library that is needed is under a second name, behind a link, and needs one that is nowhere.
@@ -67,7 +69,7 @@ def app(tmp_path: "Path") -> "Path":
     return app
 
 
-def test_library_that_only_the_program_finds(app: "Path", tmp_path: "Path") -> None:
+def test_library_that_only_the_program_finds(app: Path, tmp_path: Path) -> None:
     """The program does in the guest what it does here; one library that is missing is said, and is no error."""
     native = subprocess.run([app / "bin/main", app], capture_output=True, text=True, check=True)
     assert native.stdout == "42\n"
@@ -81,7 +83,7 @@ def test_library_that_only_the_program_finds(app: "Path", tmp_path: "Path") -> N
     assert recorded.startswith("asi: recorded ")
 
 
-def test_program_that_cannot_be_loaded(app: "Path", tmp_path: "Path") -> None:
+def test_program_that_cannot_be_loaded(app: Path, tmp_path: Path) -> None:
     """The workload's own program is refused in one line where no path leads to a library that it needs."""
     _compile(app / "bin/needy", "int vm(void);\nint main(void) { return vm(); }", f"-L{app}/lib/server", "-lvm")
     command = Command(tmp_path)

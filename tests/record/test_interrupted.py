@@ -3,6 +3,8 @@
 The moments are chosen at random, but each time the same ones, as parts of the time that a recording takes here.
 """
 
+from __future__ import annotations
+
 import os
 import random
 import signal
@@ -43,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> float:
     return time.monotonic() - begun
 
 
-def _start(command: Command, trace: str) -> "subprocess.Popen[bytes]":
+def _start(command: Command, trace: str) -> subprocess.Popen[bytes]:
     """Start a recording, and wait until it hears signals: before that it is the interpreter who is interrupted."""
     process = command.start("-o", trace, *_WORKLOAD)
     while process.poll() is None:
@@ -55,7 +57,7 @@ def _start(command: Command, trace: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _interrupted(command: Command, whole: float, number: signal.Signals) -> "Iterator[tuple[Path, int, str]]":
+def _interrupted(command: Command, whole: float, number: signal.Signals) -> Iterator[tuple[Path, int, str]]:
     """Send a signal to one recording after another, each at its moment; give trace, exit code and diagnostics."""
     moments = random.Random(number)  # noqa: S311  (no secret)
     for place in range(_MOMENTS):

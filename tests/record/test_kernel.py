@@ -1,5 +1,7 @@
 """Finding a kernel and its modules."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,7 @@ def no_download(line: str) -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> "Path":
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the root of a machine that has nothing yet."""
     root = tmp_path / "machine"
     root.mkdir()
@@ -26,12 +28,12 @@ def machine(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> "Path":
     return root
 
 
-def test_release(tmp_path: "Path") -> None:
+def test_release(tmp_path: Path) -> None:
     """The release is read from where the boot protocol has it."""
     assert read_release(bzimage(tmp_path / "vmlinuz", "6.1.0-13-amd64")) == "6.1.0-13-amd64"
 
 
-def test_not_a_kernel(tmp_path: "Path") -> None:
+def test_not_a_kernel(tmp_path: Path) -> None:
     """What is not a kernel, or not one of this processor, is refused with its path."""
     (tmp_path / "text").write_text("hello")
     for path, fault in (
@@ -47,7 +49,7 @@ def test_not_a_kernel(tmp_path: "Path") -> None:
 
 
 @pytest.mark.parametrize("release", ["4.19.0-27-amd64", "6.12.118+deb13-amd64", "7.3.4", "9.0-rc1", "odd"])
-def test_no_release_is_refused(machine: "Path", release: str) -> None:
+def test_no_release_is_refused(machine: Path, release: str) -> None:
     """A version number decides nothing."""
     assert find_kernel(bzimage(machine / "vmlinuz", release), no_download).release == release
 
@@ -63,7 +65,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("given", [True, False], ids=["given", "installed"])
-def test_layouts(machine: "Path", tmp_path: "Path", layout: str, *, given: bool) -> None:
+def test_layouts(machine: Path, tmp_path: Path, layout: str, *, given: bool) -> None:
     """Kernel and modules are found in the layouts of distributions, of an unpacked package as of this machine."""
     release = "6.12.118+deb13-amd64"
     image, modules = (name.replace("REL", release) for name in LAYOUTS[layout])
@@ -75,14 +77,14 @@ def test_layouts(machine: "Path", tmp_path: "Path", layout: str, *, given: bool)
     assert [name for name, _ in found.module_files(["overlay"])] == ["overlay"]
 
 
-def test_modules_of_this_machine(machine: "Path", tmp_path: "Path") -> None:
+def test_modules_of_this_machine(machine: Path, tmp_path: Path) -> None:
     """A copy of this machine's kernel has its modules: on Ubuntu only root can read the original."""
     module(machine / "lib/modules/6.8.0-31-generic/kernel/fs", "overlay")
     found = find_kernel(bzimage(tmp_path / "vmlinuz-6.8.0-31-generic", "6.8.0-31-generic"), no_download)
     assert found.modules == machine / "lib/modules/6.8.0-31-generic"
 
 
-def test_image_without_its_modules(machine: "Path", tmp_path: "Path") -> None:
+def test_image_without_its_modules(machine: Path, tmp_path: Path) -> None:
     """A folder that has nothing but the image has no modules: Debian's linux-binary package without linux-modules."""
     found = find_kernel(bzimage(tmp_path / "usr/lib/modules/7.3.4/vmlinuz", "7.3.4"), no_download)
     assert found.modules is None
@@ -90,7 +92,7 @@ def test_image_without_its_modules(machine: "Path", tmp_path: "Path") -> None:
     assert find_kernel(found.image, no_download).modules == machine / "lib/modules/7.3.4"
 
 
-def test_newest_in_boot(machine: "Path") -> None:
+def test_newest_in_boot(machine: Path) -> None:
     """Of the kernels here the newest that has its modules is taken, else the newest; versions are compared as such."""
     releases = ("6.12.9+deb13-amd64", "6.12.117+deb13-amd64", "6.12.118+deb13-amd64", "6.12.118-rc19", "6.12-rc20")
     for release in releases:
@@ -110,13 +112,13 @@ def test_newest_in_boot(machine: "Path") -> None:
 
 
 @pytest.fixture
-def with_modules(machine: "Path") -> kernel.Kernel:
+def with_modules(machine: Path) -> kernel.Kernel:
     """Give a kernel with a module."""
     module(machine / "lib/modules/6.1.0-1-amd64/kernel", "overlay")
     return find_kernel(bzimage(machine / "boot/vmlinuz", "6.1.0-1-amd64"), no_download)
 
 
-def test_missing_modules(with_modules: kernel.Kernel, tmp_path: "Path") -> None:
+def test_missing_modules(with_modules: kernel.Kernel, tmp_path: Path) -> None:
     """A module that is not there is named, and so is a kernel without modules."""
     with pytest.raises(RecordError, match=r"^kernel 6\.1\.0-1-amd64 has no module 'nothing' in /"):
         with_modules.module_files(["nothing"])
@@ -129,7 +131,7 @@ def test_missing_modules(with_modules: kernel.Kernel, tmp_path: "Path") -> None:
 
 
 @pytest.mark.parametrize("below", ["lib/modules/7.3.0-rc1+/kernel/fs", "usr/lib/modules/7.3.0-rc1+/kernel/fs", "fs"])
-def test_modules_of_a_build(machine: "Path", tmp_path: "Path", below: str) -> None:
+def test_modules_of_a_build(machine: Path, tmp_path: Path, below: str) -> None:
     """A kernel that was built from a tree has its modules where --modules says: installed somewhere, or in the tree."""
     tree = tmp_path / "linux"
     image = bzimage(tree / "arch/x86/boot/bzImage", "7.3.0-rc1+")
@@ -140,7 +142,7 @@ def test_modules_of_a_build(machine: "Path", tmp_path: "Path", below: str) -> No
     assert found.module_files(["overlay"]) == [("overlay", content)]
 
 
-def test_modules_of_another_kernel(machine: "Path", tmp_path: "Path") -> None:
+def test_modules_of_another_kernel(machine: Path, tmp_path: Path) -> None:
     """A tree's module that an earlier build left, or one of another kernel, is refused rather than loaded in vain."""
     image = bzimage(machine / "bzImage", "7.3.0-rc2+")
     module(tmp_path / "tree/fs", "overlay", b"vermagic=7.3.0-rc1+ SMP preempt mod_unload \0")
@@ -151,7 +153,7 @@ def test_modules_of_another_kernel(machine: "Path", tmp_path: "Path") -> None:
         found.module_files(["overlay"])
 
 
-def test_given_folder_without_modules(machine: "Path", tmp_path: "Path") -> None:
+def test_given_folder_without_modules(machine: Path, tmp_path: Path) -> None:
     """A folder without modules is refused, and it is said how to make one; a kernel with all built in needs none."""
     image = bzimage(machine / "bzImage", "7.3.0")
     with pytest.raises(RecordError, match=r"^--modules /.*/none: no such folder$"):

@@ -1,5 +1,7 @@
 """Symbols, the interrupt descriptor table, the functions that flush."""
 
+from __future__ import annotations
+
 import struct
 from typing import TYPE_CHECKING
 
@@ -67,13 +69,13 @@ def test_file_systems() -> None:
     assert set(Symbols(KALLSYMS).file_systems.values()) == {"shmem", "devtmpfs", "ovl"}
 
 
-def test_no_symbols(tmp_path: "Path") -> None:
+def test_no_symbols(tmp_path: Path) -> None:
     """A kernel that shows no symbols is refused with the option that it lacks."""
     with pytest.raises(RecordError, match=r"kallsyms is empty; record a kernel with CONFIG_KALLSYMS_ALL=y$"):
         Symbols.read(tmp_path / "guest-kallsyms")
 
 
-def test_symbols_again(tmp_path: "Path") -> None:
+def test_symbols_again(tmp_path: Path) -> None:
     """At a recording's end the symbols are parsed again only if there are others: a module's, for example."""
     path = tmp_path / "guest-symbols-after"
     path.write_text(KALLSYMS)
@@ -84,7 +86,7 @@ def test_symbols_again(tmp_path: "Path") -> None:
     assert after.module_of(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_C000_1000) == "fuse"
 
 
-def test_no_events(tmp_path: "Path") -> None:
+def test_no_events(tmp_path: Path) -> None:
     """A kernel without trace events is refused with the options that it lacks."""
     with pytest.raises(RecordError, match="no trace events; record a kernel with CONFIG_FTRACE=y"):
         _text(tmp_path / "guest-alloc-format")

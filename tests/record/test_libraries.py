@@ -1,5 +1,7 @@
 """The libraries of programs, found without running them: as the machine's own loader finds them."""
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess

@@ -1,5 +1,7 @@
 """Phases that a workload marks are in its recording, event by event, and nowhere else is anything of them."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 from pathlib import Path

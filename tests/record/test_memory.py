@@ -1,5 +1,7 @@
 """Reading the guest's memory at kernel addresses."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.record import RecordError

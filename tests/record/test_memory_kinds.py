@@ -1,5 +1,7 @@
 """Memory of kinds that are easily taken for something else, on the oldest kernel, the newest, and the default one."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +38,7 @@ def test_command_has_the_same_default() -> None:
 
 
 @ALL
-def test_transparent_huge_pages(tmp_path: Path, compiled: "Callable[[Path], str]", guest: Guest) -> None:
+def test_transparent_huge_pages(tmp_path: Path, compiled: Callable[[Path], str], guest: Guest) -> None:
     """In the default guest Linux has transparent huge pages, as on any real machine: 8 faults, not 4,096."""
     made = run(guest.recording(compiled(HERE / "memory.c"), "thp"), tmp_path / "thp.asitrace")
     assert made.out == HUGE_KILOBYTES
@@ -44,7 +46,7 @@ def test_transparent_huge_pages(tmp_path: Path, compiled: "Callable[[Path], str]
 
 
 @ALL
-def test_hugetlb_pool(tmp_path: Path, compiled: "Callable[[Path], str]", guest: Guest) -> None:
+def test_hugetlb_pool(tmp_path: Path, compiled: Callable[[Path], str], guest: Guest) -> None:
     """Pages of a pool that was filled at boot are user memory, though their allocation was not seen.
 
     Each fault clears a huge page, and that is an exit more than where the pool is not sensitive.
@@ -61,7 +63,7 @@ def test_hugetlb_pool(tmp_path: Path, compiled: "Callable[[Path], str]", guest: 
 
 
 @ALL
-def test_bpf_programs(tmp_path: Path, compiled: "Callable[[Path], str]", guest: Guest) -> None:
+def test_bpf_programs(tmp_path: Path, compiled: Callable[[Path], str], guest: Guest) -> None:
     """A seccomp filter is a BPF program, also one that has no symbol and is gone when the recording ends."""
     made = run(guest.recording(compiled(HERE / "memory.c"), "filter"), tmp_path / "filter.asitrace")
     result = exits(made.trace, "no-module-text")

@@ -1,5 +1,7 @@
 """Modules in the order of loading, and what they are compressed with."""
 
+from __future__ import annotations
+
 import gzip
 import lzma
 import os
@@ -39,7 +41,7 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [("xz", lzma.compress), ("gz", gzip.compress)])
-def test_compressed(tmp_path: Path, suffix: str, compress: "Callable[[bytes], bytes]") -> None:
+def test_compressed(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     """Modules are unpacked, as the guest has nothing that could do it."""
     content = module(tmp_path, "overlay")
     (tmp_path / f"overlay.ko.{suffix}").write_bytes(compress(content))

@@ -1,5 +1,7 @@
 """A kernel that was built from a tree: its image and modules lie there, and nothing is installed."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.mark.needs_qemu
 @pytest.mark.needs_busybox
 @pytest.mark.needs_cc
-def test_kernel_and_modules_of_a_tree(tmp_path: "Path") -> None:
+def test_kernel_and_modules_of_a_tree(tmp_path: Path) -> None:
     """The kernel boots from arch/x86/boot, and loads modules of the tree that are not compressed."""
     distribution = find_kernel(None, print)
     image = tmp_path / "linux/arch/x86/boot/bzImage"

@@ -1,5 +1,7 @@
 """Downloading Debian's cloud kernel, with a made-up apt."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +29,7 @@ def find_kernel_fails() -> str:
 
 
 @pytest.fixture
-def archive(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> Archive:
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     """Give a machine that has nothing."""
     made = Archive(tmp_path)
     monkeypatch.setattr(kernel, "_system", lambda: made.machine)
@@ -37,7 +39,7 @@ def archive(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> Archive:
 
 
 @pytest.mark.parametrize(("suite", "megabytes"), [(debian_12, 1), (debian_13, 1), (sid, 3)])
-def test_download(archive: Archive, suite: "Callable[[Archive], str]", megabytes: int) -> None:
+def test_download(archive: Archive, suite: Callable[[Archive], str], megabytes: int) -> None:
     """Without a kernel here one is downloaded with its modules, said first, and the next time it is there."""
     release = suite(archive)
     said: list[str] = []
@@ -135,6 +137,6 @@ def test_only_root_can_read(archive: Archive, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def unreadable(image: "Path") -> str:
+def unreadable(image: Path) -> str:
     """Fail as a file does that only root can read."""
     raise RecordError(f"cannot read the kernel {image}: Permission denied")

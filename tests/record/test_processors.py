@@ -1,5 +1,7 @@
 """The guest's processors: their model, their number, their clock."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +69,7 @@ def test_one_cpu_and_two(tmp_path: Path) -> None:
     assert abs(two - one) <= one // 10
 
 
-def test_events_of_each_cpu(tmp_path: Path, compiled: "Callable[[Path], str]") -> None:
+def test_events_of_each_cpu(tmp_path: Path, compiled: Callable[[Path], str]) -> None:
     """What a task pinned to a CPU does is recorded as that CPU's, also where QEMU names another to plugins."""
     program = compiled(Path(__file__).parent / "pinned.c")
     done: Run = run(Recording((program,), cpus=2, bare=True), tmp_path / "pinned.asitrace")

@@ -1,5 +1,7 @@
 """Whole recordings: what was asked for is in them, and their replay says what is known of such workloads."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import threading
@@ -64,7 +66,7 @@ def test_replay_is_repeatable(fio: Run) -> None:
     assert one == other
 
 
-def test_kvm(tmp_path: Path, compiled: "Callable[[Path], str]") -> None:
+def test_kvm(tmp_path: Path, compiled: Callable[[Path], str]) -> None:
     """VM exits are those that the guest's program makes, and its own accesses are not taken for the kernel's."""
     made = run(
         Recording((compiled(SAMPLES / "kvm_guest.c"), "4"), modules=("kvm_amd",), bare=True), tmp_path / "kvm.asitrace"

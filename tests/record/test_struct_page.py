@@ -1,5 +1,7 @@
 """The forms in which kernels keep what they know of a page, from types made by hand."""
 
+from __future__ import annotations
+
 import struct
 
 import pytest

@@ -1,5 +1,7 @@
 """The plugin's stream and the side tables, from records made by hand."""
 
+from __future__ import annotations
+
 import io
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ SYMBOLS = Symbols(
 )
 
 
-def row(kind: int, arg: int = 0, **fields: int) -> "np.void":
+def row(kind: int, arg: int = 0, **fields: int) -> np.void:
     """Make one record."""
     made = np.zeros(1, RECORD)
     made["type"], made["arg"] = kind, arg
@@ -36,7 +38,7 @@ def row(kind: int, arg: int = 0, **fields: int) -> "np.void":
     return record
 
 
-def stream(*rows: "np.void") -> bytes:
+def stream(*rows: np.void) -> bytes:
     """Give records as the plugin writes them."""
     return b"".join(record.tobytes() for record in rows)
 
@@ -57,12 +59,12 @@ def known(*, symbols: Symbols = SYMBOLS, root_is_tmpfs: bool = True) -> Attribut
     return Attribution(Layout(symbols, "", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
 
 
-def area(number: int, start: int, end: int, maker: int) -> "np.void":
+def area(number: int, start: int, end: int, maker: int) -> np.void:
     """Make the record of an area of the vmalloc or the modules region."""
     return row(RecordType.AREA, number, addr=start, clock=end, x=maker & NONE, stack=maker >> 32)
 
 
-def read(folder: "Path", data: bytes, attribution: Attribution | None = None) -> tuple[Trace, StreamReader]:
+def read(folder: Path, data: bytes, attribution: Attribution | None = None) -> tuple[Trace, StreamReader]:
     """Write a trace of a stream."""
     with TraceWriter(folder / "t.asitrace", {"source": "linux"}) as writer:
         reader = StreamReader(io.BytesIO(data).read, writer, lambda: None)
@@ -71,7 +73,7 @@ def read(folder: "Path", data: bytes, attribution: Attribution | None = None) ->
     return Trace.open(folder / "t.asitrace"), reader
 
 
-def test_events_and_counts(tmp_path: "Path") -> None:
+def test_events_and_counts(tmp_path: Path) -> None:
     """Events keep their order and fields; counts, losses and the end are told."""
     data = stream(
         row(EventKind.ENTRY_SYSCALL, 17, cpu=1, clock=5, stack=0),
@@ -91,7 +93,7 @@ def test_events_and_counts(tmp_path: "Path") -> None:
     )
 
 
-def test_records_cut_by_the_pipe(tmp_path: "Path") -> None:
+def test_records_cut_by_the_pipe(tmp_path: Path) -> None:
     """A pipe may give any number of bytes at a time."""
     events = [row(EventKind.ENTRY_SYSCALL, number, clock=number) for number in range(50)]
     pipe = io.BytesIO(stream(*events))
@@ -103,14 +105,14 @@ def test_records_cut_by_the_pipe(tmp_path: "Path") -> None:
     assert not reader.ended
 
 
-def test_unknown_record(tmp_path: "Path") -> None:
+def test_unknown_record(tmp_path: Path) -> None:
     """A stream of another version of the plugin is refused, and leaves no trace."""
     with pytest.raises(RecordError, match="a record of unknown type 99; remove asikit's compiled programs"):
         read(tmp_path, stream(row(99)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_later_rows_replace_earlier_ones(tmp_path: "Path") -> None:
+def test_later_rows_replace_earlier_ones(tmp_path: Path) -> None:
     """What a page and a task have become counts; their ids stay."""
     data = stream(
         row(RecordType.PAGE, 1, x=7, aux=KERNEL, stack=NONE),
@@ -131,13 +133,13 @@ def test_later_rows_replace_earlier_ones(tmp_path: "Path") -> None:
 
 
 @pytest.mark.parametrize("kind", [RecordType.PAGE, RecordType.STACK])
-def test_missing_rows(tmp_path: "Path", kind: RecordType) -> None:
+def test_missing_rows(tmp_path: Path, kind: RecordType) -> None:
     """Rows that refer to what was never sent are the recorder's fault, and are said to be."""
     with pytest.raises(RecordError, match="a fault of the recorder"):
         read(tmp_path, stream(row(kind, 2)))
 
 
-def test_stacks_and_symbols(tmp_path: "Path") -> None:
+def test_stacks_and_symbols(tmp_path: Path) -> None:
     """Row 0 is the empty stack; only symbols that are used are listed, and an unknown address is symbol 0."""
     data = stream(
         row(RecordType.STACK, 1, stack=0, addr=0xFFFF_FFFF_8100_0110),
@@ -149,7 +151,7 @@ def test_stacks_and_symbols(tmp_path: "Path") -> None:
 
 
 @pytest.mark.parametrize(("tmpfs", "kind"), [(True, "shmem"), (False, "page_cache")])
-def test_initramfs_is_what_the_kernel_unpacked_it_into(tmp_path: "Path", kind: str, *, tmpfs: bool) -> None:
+def test_initramfs_is_what_the_kernel_unpacked_it_into(tmp_path: Path, kind: str, *, tmpfs: bool) -> None:
     """Page cache of rootfs is of tmpfs where the kernel uses tmpfs for it, and keeps its name."""
     data = stream(
         row(RecordType.PAGE, 0, x=1, aux=PAGE_CACHE, stack=NONE, addr=ROOTFS),
@@ -167,7 +169,7 @@ def test_initramfs_is_what_the_kernel_unpacked_it_into(tmp_path: "Path", kind: s
 STACK_MAKER, CHUNK_MAKER, TEXT_MAKER, BPF_MAKER = (0xFFFF_FFFF_8300_0000 + 0x100 * number for number in range(4))
 
 
-def test_regions_and_what_is_mapped_there(tmp_path: "Path") -> None:
+def test_regions_and_what_is_mapped_there(tmp_path: Path) -> None:
     """Places get their region, and generic pages the kind of the mapping that the kernel uses them through."""
     places = [
         (DIRECT, 0, 0),  # nothing finer is known of it
@@ -221,7 +223,7 @@ def test_regions_and_what_is_mapped_there(tmp_path: "Path") -> None:
         ("module_alloc", f"{MODULES + 0x100:x} t in_module\t[overlay]\n", "modules"),
     ],
 )
-def test_bpf_programs(tmp_path: "Path", maker: str, symbol: str, region: str) -> None:
+def test_bpf_programs(tmp_path: Path, maker: str, symbol: str, region: str) -> None:
     """Text that the BPF compiler made is told from modules by who allocated it, or by the symbols that modules have."""
     symbols = Symbols(f"{TEXT_MAKER:x} t {maker}\n{BPF_MAKER:x} t other\n{symbol}")
     data = stream(

@@ -1,5 +1,7 @@
 """Trace event formats and allocation flags."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.record import RecordError

@@ -1,5 +1,7 @@
 """Predictions beside what a real kernel with ASI did: some workloads, and the arithmetic of the comparison."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from pathlib import Path
@@ -30,7 +32,7 @@ def _silent(_: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def predicted(tmp_path_factory: pytest.TempPathFactory) -> "dict[tuple[str, str], Compared]":
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compared]:
     """Record some workloads, and compare them under the policy of each variant."""
     real, works = read_real(), works_of(SOME, read_real())
     kernel = debian_kernel("6.1")  # of the series that the real one was made of
@@ -48,7 +50,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> "dict[tuple[str, str]
 @pytest.mark.needs_apt
 @pytest.mark.parametrize("workload", SOME)
 @pytest.mark.parametrize("variant", ["m", "u"])
-def test_as_a_real_kernel(variant: str, workload: str, predicted: "dict[tuple[str, str], Compared]") -> None:
+def test_as_a_real_kernel(variant: str, workload: str, predicted: dict[tuple[str, str], Compared]) -> None:
     """An operation exits as often as on the real kernel: within 2 %, or a hundredth of an exit."""
     one = predicted[variant, workload]
     assert one.real is not None
@@ -73,7 +75,7 @@ def piece(work: Work, exits: int, switches: int = 0) -> Piece:
     return Piece(work, exits + switches, {"page_fault": exits, "context_switch": switches}, faults)
 
 
-def measured(exits: int, reasons: "Sequence[int]", size: int = 100) -> Real:
+def measured(exits: int, reasons: Sequence[int], size: int = 100) -> Real:
     """Give what two runs did alike."""
     by_reason = {reason: (count, count) for reason, count in zip(REASONS, reasons, strict=True)}
     return Real("w", "work", size, {"m": (exits, exits), "u": (exits, exits)}, by_reason)

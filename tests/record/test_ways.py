@@ -1,5 +1,7 @@
 """Where the recorder can go two ways, both give the same trace of the same run."""
 
+from __future__ import annotations
+
 import functools
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ WORKLOAD = ("sh", "-c", "for i in 1 2 3; do ls -lR /bin /proc/self | sort > /tmp
 
 
 @pytest.fixture(scope="module", autouse=True)
-def same_time() -> "Iterator[None]":
+def same_time() -> Iterator[None]:
     """Have each guest begin at one time of day, which the kernel divides with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recording, "Machine", functools.partial(Machine, clock=0.0))
@@ -34,7 +36,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 @pytest.mark.parametrize("options", [("count=callback",), ("cpu=running",), ("count=callback", "cpu=running")])
-def test_same_trace(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch, usual: Trace, options: tuple[str, ...]) -> None:
+def test_same_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: Trace, options: tuple[str, ...]) -> None:
     """One CPU recorded as several are: counted by callback, and with a look at which CPU it is that runs.
 
     Each event is the same and its clock, each table. QEMU 7.2 always says which CPU runs: there the look is not taken.

@@ -1,5 +1,7 @@
 """Workloads that people mean: some are recorded as they are typed, `make workloads` records all."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,7 @@ QUICK = (
 
 @pytest.mark.needs_qemu
 @pytest.mark.parametrize("name", QUICK)
-def test_workload_as_typed(tmp_path: "Path", name: str) -> None:
+def test_workload_as_typed(tmp_path: Path, name: str) -> None:
     """It does what it is there for, ends well, and nothing of its recording is lost."""
     workload = WORKLOADS[name]
     here = sorted(path.name for path in (TOP / "samples").iterdir())

@@ -1,5 +1,7 @@
 """Running built traces through policies, compiled and by the reference, for the tests of this folder."""
 
+from __future__ import annotations
+
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ def policy(name: str = "denylist-2025", **mechanism: Any) -> Policy:  # noqa: AN
     return changed(loaded, mechanism=changed(loaded.mechanism, **mechanism))
 
 
-def written(text: str, folder: "Path", name: str = "mine.toml") -> "Path":
+def written(text: str, folder: Path, name: str = "mine.toml") -> Path:
     """Write a policy file."""
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -39,10 +41,10 @@ def written(text: str, folder: "Path", name: str = "mine.toml") -> "Path":
 
 
 def run(
-    builder: "TraceBuilder",
-    folder: "Path",
-    under: "Policy | str" = "denylist-2025",
-    classes: "frozenset[AsiClass]" = ALL_CLASSES,
+    builder: TraceBuilder,
+    folder: Path,
+    under: Policy | str = "denylist-2025",
+    classes: frozenset[AsiClass] = ALL_CLASSES,
 ) -> ReplayResult:
     """Write a built trace and replay it."""
     folder.mkdir(exist_ok=True)
@@ -50,15 +52,15 @@ def run(
     return replay(builder.write(folder / "t.asitrace"), [loaded], classes)[0]
 
 
-def both_tallies(trace: "Trace", under: Policy, classes: "frozenset[AsiClass]" = ALL_CLASSES) -> "tuple[Tally, Tally]":
+def both_tallies(trace: Trace, under: Policy, classes: frozenset[AsiClass] = ALL_CLASSES) -> tuple[Tally, Tally]:
     """Run a trace through the compiled replay and through the reference."""
     tables = SideTables.of(trace)
     return tallies_of(list(trace.events()), under, apply_policy(under, tables), tables.tasks.height, classes)
 
 
 def tallies_of(
-    chunks: list["pl.DataFrame"], under: Policy, sensitive: Sensitive, tasks: int, classes: "frozenset[AsiClass]"
-) -> "tuple[Tally, Tally]":
+    chunks: list[pl.DataFrame], under: Policy, sensitive: Sensitive, tasks: int, classes: frozenset[AsiClass]
+) -> tuple[Tally, Tally]:
     """Run events through the compiled replay and through the reference."""
     compiled = CompiledReplay(under, classes, sensitive, tasks)
     reference = ReferenceReplay(under, classes, sensitive, tasks)

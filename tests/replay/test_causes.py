@@ -1,5 +1,7 @@
 """Causes: which frame names an exit, what is grouped together, and that the output is the same every time."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
         ((), "?", "?"),
     ],
 )
-def test_function(stack: tuple[str, ...], function: str, caller: str, tmp_path: "Path") -> None:
+def test_function(stack: tuple[str, ...], function: str, caller: str, tmp_path: Path) -> None:
     """The innermost frame that is no bare copy primitive names the exit; if all are, the leaf does."""
     b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=stack).return_user()
     (cause,) = run(b, tmp_path).causes
@@ -45,7 +47,7 @@ def test_function(stack: tuple[str, ...], function: str, caller: str, tmp_path: 
         ((), "?"),
     ],
 )
-def test_allocated_by(stack: tuple[str, ...], function: str, tmp_path: "Path") -> None:
+def test_allocated_by(stack: tuple[str, ...], function: str, tmp_path: Path) -> None:
     """The innermost frame outside the allocators names the allocation."""
     b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER, allocated_by=stack).return_user()
     (cause,) = run(b, tmp_path).causes
@@ -58,7 +60,7 @@ def bpf_program(b: TraceBuilder) -> str:
     return f"{b.table('places')['vaddr'][place] + 0x40:#x}"
 
 
-def test_bpf_program(tmp_path: "Path") -> None:
+def test_bpf_program(tmp_path: Path) -> None:
     """A frame in a BPF program without a name is called so, whether it is fetched, touches or calls."""
     b = TraceBuilder()
     program = bpf_program(b)
@@ -75,7 +77,7 @@ def test_bpf_program(tmp_path: "Path") -> None:
     }
 
 
-def test_ephmap_of_a_bpf_program(tmp_path: "Path") -> None:
+def test_ephmap_of_a_bpf_program(tmp_path: Path) -> None:
     """A policy can name those frames too."""
     b = TraceBuilder()
     b.entry_syscall().touch_read(kind="anon", gfp=GFP_USER, stack=(bpf_program(b), "__seccomp_filter")).return_user()
@@ -84,7 +86,7 @@ def test_ephmap_of_a_bpf_program(tmp_path: "Path") -> None:
     assert (result.exits, result.ephmap_operations) == (0, 1)
 
 
-def test_grouped(tmp_path: "Path") -> None:
+def test_grouped(tmp_path: Path) -> None:
     """Exits of the same names are one cause whatever their page and stack's tail; most first; shares add up to 1."""
     b = TraceBuilder()
     for number in range(3):
@@ -99,7 +101,7 @@ def test_grouped(tmp_path: "Path") -> None:
     ]
 
 
-def test_stacks_of_a_cause(tmp_path: "Path") -> None:
+def test_stacks_of_a_cause(tmp_path: Path) -> None:
     """The JSON form has a cause's stacks from its function outwards, six functions of each, most exits first."""
     b = TraceBuilder()
     copy, allocator = (
@@ -119,7 +121,7 @@ def test_stacks_of_a_cause(tmp_path: "Path") -> None:
     ]
 
 
-def test_stacks_without_names_and_beyond_the_eighth(tmp_path: "Path") -> None:
+def test_stacks_without_names_and_beyond_the_eighth(tmp_path: Path) -> None:
     """An exit without a stack has none of its own; of many stacks the eight with the most exits are kept."""
     b = TraceBuilder().entry_syscall().touch_read(kind="anon", gfp=GFP_USER).return_user()
     for number in range(9):
@@ -132,7 +134,7 @@ def test_stacks_without_names_and_beyond_the_eighth(tmp_path: "Path") -> None:
     assert many["exits"] - sum(stack["exits"] for stack in many["stacks"]) == 1
 
 
-def test_same_name_in_two_modules(tmp_path: "Path") -> None:
+def test_same_name_in_two_modules(tmp_path: Path) -> None:
     """Functions of the same name are one cause, as names are all that the output says."""
     b = TraceBuilder()
     for module in ("one", "two"):
@@ -143,7 +145,7 @@ def test_same_name_in_two_modules(tmp_path: "Path") -> None:
     assert [stack["exits"] for stack in result.to_dict()["causes"][0]["stacks"]] == [2]
 
 
-def test_sums(tmp_path: "Path") -> None:
+def test_sums(tmp_path: Path) -> None:
     """Exits by cause, by reason and by entry all add up to the exits."""
     result = run(small_trace(), tmp_path, "allowlist-2022")
     assert result.exits > 0
@@ -153,7 +155,7 @@ def test_sums(tmp_path: "Path") -> None:
     assert sum(row.without_exit for row in result.by_entry) == result.round_trips_without_exit
 
 
-def test_same_every_time(tmp_path: "Path") -> None:
+def test_same_every_time(tmp_path: Path) -> None:
     """One trace gives the same JSON, byte for byte, also when other policies run beside."""
     trace = small_trace().write(tmp_path / "t.asitrace", rows_per_part=5)
     one, two = load_policy("allowlist-2022"), load_policy("ephmap")
@@ -162,7 +164,7 @@ def test_same_every_time(tmp_path: "Path") -> None:
     assert len(texts) == 1
 
 
-def test_json_keys(tmp_path: "Path") -> None:
+def test_json_keys(tmp_path: Path) -> None:
     """The JSON form has the keys that are promised."""
     document = run(small_trace(), tmp_path).to_dict()
     assert document["schema"] == "asikit.replay/1"
@@ -180,7 +182,7 @@ def test_json_keys(tmp_path: "Path") -> None:
         (EventKind.TASK_SWITCH, 9, "row 1 switches to a task that table tasks does not have"),
     ],
 )
-def test_beyond_a_table(kind: EventKind, arg: int, message: str, tmp_path: "Path") -> None:
+def test_beyond_a_table(kind: EventKind, arg: int, message: str, tmp_path: Path) -> None:
     """An event that refers to a row that is not there is refused, not looked up somewhere in memory."""
     b = TraceBuilder().entry_syscall().event(kind, arg)
     with pytest.raises(ReplayError) as refusal:
@@ -190,7 +192,7 @@ def test_beyond_a_table(kind: EventKind, arg: int, message: str, tmp_path: "Path
     )
 
 
-def test_empty_trace(tmp_path: "Path") -> None:
+def test_empty_trace(tmp_path: Path) -> None:
     """A trace without events has no round trips, no exits and no causes."""
     result = run(TraceBuilder(), tmp_path, policy())
     assert (result.events, result.round_trips, result.exits, result.causes, result.by_entry) == (0, 0, 0, (), ())

@@ -1,5 +1,7 @@
 """``asi replay``: what it prints and what it refuses."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ def asi(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
 
 
 @pytest.fixture
-def trace(tmp_path: "Path") -> "Path":
+def trace(tmp_path: Path) -> Path:
     """Three file reads by system call, one page fault that zeroes a page."""
     b = TraceBuilder()
     copy = ("copy_user_generic_unrolled", "_copy_to_iter", "copy_page_to_iter")
@@ -37,7 +39,7 @@ def trace(tmp_path: "Path") -> "Path":
     return b.write(tmp_path / "t.asitrace").path
 
 
-def test_text(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_text(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One policy is shown in detail, within 100 columns."""
     code, out, err = asi(capsys, trace)
     assert (code, err) == (0, "")
@@ -52,7 +54,7 @@ def test_text(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 100
 
 
-def test_side_by_side(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Several policies are columns of one table; a comma list and the option repeated are the same."""
     code, out, _ = asi(capsys, trace, "--policy", "denylist-2025,ephmap", "--policy", "blanket")
     assert code == 0
@@ -67,7 +69,7 @@ def test_side_by_side(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None
     assert asi(capsys, trace, "--policy", "denylist-2025, ephmap,blanket")[1] == out
 
 
-def test_all_policies_fit(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_policies_fit(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six columns need no more than 120 columns, and no name is cut."""
     names = "denylist-2025,allowlist-2022,no-boot-memory,no-module-text,blanket,off"
     _, out, _ = asi(capsys, trace, "--policy", names)
@@ -75,7 +77,7 @@ def test_all_policies_fit(trace: "Path", capsys: pytest.CaptureFixture[str]) -> 
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 120
 
 
-def test_json(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_json(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON has one result at the top, several in a list; --top limits causes."""
     document = json.loads(asi(capsys, trace, "--json")[1])
     assert (document["schema"], document["policy"], document["exits"]) == ("asikit.replay/1", "denylist-2025", 4)
@@ -86,13 +88,13 @@ def test_json(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
     assert [result["policy"] for result in several["results"]] == ["off", "blanket"]
 
 
-def test_same_bytes(tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same trace gives the same output, byte for byte."""
     path = small_trace().write(tmp_path / "t.asitrace").path
     assert len({asi(capsys, path, "--json", "--policy", "allowlist-2022,ephmap")[1] for _ in range(3)}) == 1
 
 
-def test_class(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_class(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Round trips of classes that are not chosen are counted apart."""
     document = json.loads(asi(capsys, trace, "--json", "--class", "kvm")[1])
     assert (document["round_trips"], document["unprotected_round_trips"], document["exits"]) == (0, 5, 0)
@@ -129,19 +131,19 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["--policy", "no.toml"], 1, "asi: error: no.toml: cannot read the policy: No such file or directory\n"),
     ],
 )
-def test_refused(words: list[str], code: int, message: str, trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused(words: list[str], code: int, message: str, trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a user can do wrong is one line on stderr, nothing on stdout."""
     assert asi(capsys, *([trace] if words else []), *words) == (code, "", message)
 
 
-def test_own_policy(trace: "Path", tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_policy(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file of the user's is a policy like the shipped ones."""
     path = written('title = "mine"\n[memory.sensitive]\nkinds = ["anon"]\n', tmp_path)
     document = json.loads(asi(capsys, trace, "--json", "--policy", path)[1])
     assert (document["policy"], document["exits"]) == ("mine", 1)
 
 
-def test_policies_of_one_name(trace: "Path", tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_policies_of_one_name(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two files that would be columns of the same name are refused in one line."""
     (tmp_path / "other").mkdir()
     both = f"{written('', tmp_path)},{written('', tmp_path / 'other')}"
@@ -149,7 +151,7 @@ def test_policies_of_one_name(trace: "Path", tmp_path: "Path", capsys: pytest.Ca
     assert asi(capsys, trace, "--policy", both) == (2, "", f"asi: error: invalid value for '--policy': {message}\n")
 
 
-def test_top_0(trace: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_0(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--top 0 leaves out the tables of entries and causes, headings and all, for one policy and for several."""
     _, out, _ = asi(capsys, trace, "--top", 0)
     assert "exits" in out

@@ -1,5 +1,7 @@
 """Counts on small traces, worked out by hand from the mechanism."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +29,7 @@ def reads(count: int, *, gfp: int = GFP_USER) -> TraceBuilder:
     return b
 
 
-def test_denylist(tmp_path: "Path") -> None:
+def test_denylist(tmp_path: Path) -> None:
     """Each read of user data exits once, and the return enters: two CR3 writes, one flush of each kind."""
     result = run(reads(5), tmp_path)
     assert (result.round_trips, result.round_trips_without_exit, result.exits) == (5, 0, 5)
@@ -43,7 +45,7 @@ def test_denylist(tmp_path: "Path") -> None:
     assert (result.cr3_writes, result.cr3_writes_noflush, result.tlb_flushes, result.stuns) == (10, 0, 10, 0)
 
 
-def test_one_exit_a_round_trip(tmp_path: "Path") -> None:
+def test_one_exit_a_round_trip(tmp_path: Path) -> None:
     """After the exit everything is mapped: later touches of the same round trip are free."""
     b = TraceBuilder().entry_syscall()
     for label in "abc":
@@ -52,13 +54,13 @@ def test_one_exit_a_round_trip(tmp_path: "Path") -> None:
     assert (result.round_trips, result.exits) == (1, 1)
 
 
-def test_kernel_memory_is_free(tmp_path: "Path") -> None:
+def test_kernel_memory_is_free(tmp_path: Path) -> None:
     """Memory that the kernel allocated for itself is mapped: no exit, no flush, no CR3 write."""
     result = run(reads(5, gfp=GFP_KERNEL), tmp_path)
     assert (result.round_trips, result.round_trips_without_exit, result.exits, result.cr3_writes) == (5, 5, 0, 0)
 
 
-def test_unrecorded(tmp_path: "Path") -> None:
+def test_unrecorded(tmp_path: Path) -> None:
     """Of pages older than the recording, those of user data's kinds are sensitive and others are not."""
     b = TraceBuilder()
     for kind in ("anon", "page_cache", "shmem", "slab", "kernel", "page_table", "reserved"):
@@ -66,13 +68,13 @@ def test_unrecorded(tmp_path: "Path") -> None:
     assert [cause.kind for cause in run(b, tmp_path).causes] == ["anon", "page_cache", "shmem"]
 
 
-def test_slab_of_gfp_user(tmp_path: "Path") -> None:
+def test_slab_of_gfp_user(tmp_path: Path) -> None:
     """Slab pages are nonsensitive even where the call that made them had GFP_USER."""
     b = TraceBuilder().entry_syscall().touch_read(kind="slab", cache="kmalloc-64", gfp=GFP_USER).return_user()
     assert run(b, tmp_path).exits == 0
 
 
-def test_allowlist(tmp_path: "Path") -> None:
+def test_allowlist(tmp_path: Path) -> None:
     """All is sensitive but what has an annotation: of slab, only the annotated caches are mapped."""
     b = TraceBuilder()
     for cache in ("task_struct", "kmalloc-64", "dentry"):
@@ -83,7 +85,7 @@ def test_allowlist(tmp_path: "Path") -> None:
     assert [cause.cache for cause in result.causes] == ["dentry", "kmalloc-64"]
 
 
-def test_ephmap(tmp_path: "Path") -> None:
+def test_ephmap(tmp_path: Path) -> None:
     """File reads use the ephemeral mapping; writes, and reads by other code, exit as before."""
     b = reads(3)
     b.entry_syscall().touch_write(
@@ -94,7 +96,7 @@ def test_ephmap(tmp_path: "Path") -> None:
     assert (result.ephmap_operations, result.exits, result.round_trips_without_exit) == (3, 2, 3)
 
 
-def test_ephmap_for_writes(tmp_path: "Path") -> None:
+def test_ephmap_for_writes(tmp_path: Path) -> None:
     """A policy may let writes through as well."""
     text = 'inherits = "ephmap"\n[ephmap]\naccess = ["read", "write"]\nfunctions = ["...", "copy_page_from_*"]\n'
     b = TraceBuilder().entry_syscall()
@@ -103,7 +105,7 @@ def test_ephmap_for_writes(tmp_path: "Path") -> None:
     assert (result.ephmap_operations, result.exits) == (1, 0)
 
 
-def test_ephmap_when_unrestricted(tmp_path: "Path") -> None:
+def test_ephmap_when_unrestricted(tmp_path: Path) -> None:
     """After an exit the direct map is there, and no ephemeral mapping is needed."""
     b = TraceBuilder().entry_syscall().touch_write(kind="anon", gfp=GFP_USER)
     b.touch_read(kind="page_cache", gfp=GFP_USER, stack=COPY).return_user()
@@ -111,7 +113,7 @@ def test_ephmap_when_unrestricted(tmp_path: "Path") -> None:
     assert (result.ephmap_operations, result.exits) == (0, 1)
 
 
-def test_no_module_text(tmp_path: "Path") -> None:
+def test_no_module_text(tmp_path: Path) -> None:
     """Fetches of module text exit; reads of module data do not."""
     b = TraceBuilder().entry_syscall().touch_read(region="modules", kind="vmalloc")
     b.touch_fetch(region="modules", kind="vmalloc", stack=("ext4:ext4_file_read_iter", "vfs_read")).return_user()
@@ -127,7 +129,7 @@ def test_no_module_text(tmp_path: "Path") -> None:
 @pytest.mark.parametrize(
     ("under", "memblock"), [("denylist-2025", 0), ("ephmap", 0), ("allowlist-2022", 0), ("no-boot-memory", 1)]
 )
-def test_memory_from_boot(under: str, memblock: int, tmp_path: "Path") -> None:
+def test_memory_from_boot(under: str, memblock: int, tmp_path: Path) -> None:
     """What boot handed out is mapped or not, by policy; a pool of huge pages that it filled is user memory."""
     places: dict[str, tuple[dict[str, Any], int]] = {
         "dentry hash": ({"kind": "reserved"}, memblock),
@@ -142,19 +144,19 @@ def test_memory_from_boot(under: str, memblock: int, tmp_path: "Path") -> None:
         assert run(b, tmp_path / name, under).exits == exits, name
 
 
-def test_blanket(tmp_path: "Path") -> None:
+def test_blanket(tmp_path: Path) -> None:
     """Predictors are flushed on each entry, data on each return; PTI writes CR3 on both; nothing exits."""
     result = run(reads(5), tmp_path, "blanket")
     assert result.flushes == {"ibpb": 5, "rsb_fill": 5, "l1d_flush": 5, "verw": 5}
     assert (result.round_trips, result.exits, result.cr3_writes) == (5, 0, 10)
 
 
-def test_blanket_without_pti(tmp_path: "Path") -> None:
+def test_blanket_without_pti(tmp_path: Path) -> None:
     """Without PTI the blanket mitigation writes no CR3."""
     assert run(reads(5), tmp_path, policy("blanket", pti=False)).cr3_writes == 0
 
 
-def test_off(tmp_path: "Path") -> None:
+def test_off(tmp_path: Path) -> None:
     """Without a mechanism there is nothing but round trips."""
     result = run(reads(5), tmp_path, "off")
     assert (result.round_trips, result.exits, result.cr3_writes, result.tlb_flushes, result.stuns) == (5, 0, 0, 0, 0)
@@ -162,12 +164,12 @@ def test_off(tmp_path: "Path") -> None:
     assert result.causes == ()
 
 
-def test_smt(tmp_path: "Path") -> None:
+def test_smt(tmp_path: Path) -> None:
     """With a sibling thread each exit stuns it."""
     assert run(reads(5), tmp_path, policy(smt=True)).stuns == 5
 
 
-def test_noflush(tmp_path: "Path") -> None:
+def test_noflush(tmp_path: Path) -> None:
     """With NOFLUSH the CR3 writes keep what is up to date in the TLB; without, each discards."""
     keeping, discarding = run(reads(5), tmp_path / "a", policy(noflush=True)), run(reads(5), tmp_path / "b")
     assert keeping.cr3_writes == discarding.cr3_writes == 10
@@ -175,7 +177,7 @@ def test_noflush(tmp_path: "Path") -> None:
     assert keeping.tlb_flushes < discarding.tlb_flushes
 
 
-def test_nested_page_fault(tmp_path: "Path") -> None:
+def test_nested_page_fault(tmp_path: Path) -> None:
     """Every page fault in kernel mode exits, also one that is not ASI's; other nested entries do not."""
     b = TraceBuilder().entry_syscall().nested_interrupt().nested_return().nested_nmi().nested_return()
     b.nested_exception(14).nested_return().return_user()
@@ -184,7 +186,7 @@ def test_nested_page_fault(tmp_path: "Path") -> None:
     assert (result.exits, cause.reason, cause.region, cause.kind, cause.allocated_by) == (1, "page_fault", "", "", "")
 
 
-def test_interrupt_that_exits(tmp_path: "Path") -> None:
+def test_interrupt_that_exits(tmp_path: Path) -> None:
     """A sensitive touch in an interrupt from user mode exits, and the interrupt's end enters again."""
     b = TraceBuilder().entry_interrupt(236).nested_nmi().touch_read(kind="anon", gfp=GFP_USER).nested_return()
     b.return_user(iret=True).entry_interrupt(236).return_user(iret=True)
@@ -218,7 +220,7 @@ def switching(*events: str) -> TraceBuilder:
         (("mm", "task"), "mm_switch", {"switch_mm": 1}),
     ],
 )
-def test_context_switch(events: tuple[str, ...], exit_on: str, reasons: dict[str, int], tmp_path: "Path") -> None:
+def test_context_switch(events: tuple[str, ...], exit_on: str, reasons: dict[str, int], tmp_path: Path) -> None:
     """Every switch exits, or only one that changes the mm, as the policy says; the first event of a switch does."""
     text = f'inherits = "denylist-2025"\n[mechanism]\nexit_on = "{exit_on}"\n'
     result = run(switching(*events), tmp_path, load_policy(written(text, tmp_path)))
@@ -229,7 +231,7 @@ def test_context_switch(events: tuple[str, ...], exit_on: str, reasons: dict[str
 
 
 @pytest.mark.parametrize("stack", [("switch_mm_irqs_off", "exec_mmap"), ("switch_mm_irqs_off", "flush_tlb_func")])
-def test_switch_of_mm_alone(stack: tuple[str, str], tmp_path: "Path") -> None:
+def test_switch_of_mm_alone(stack: tuple[str, str], tmp_path: Path) -> None:
     """What loads other page tables without a switch of tasks exits for a reason of its own: exec, the end of an mm."""
     b = TraceBuilder().return_user().entry_syscall(59).mm_switch(2, stack=stack).return_user()
     result = run(b, tmp_path)
@@ -248,7 +250,7 @@ def test_switch_of_mm_alone(stack: tuple[str, str], tmp_path: "Path") -> None:
         ('["...", "kernel", "kernel_range"]', {TlbFlush.USER, TlbFlush.KERNEL, TlbFlush.KERNEL_RANGE}),
     ],
 )
-def test_tlb_flushes(asked: str | None, exits: set[TlbFlush], tmp_path: "Path") -> None:
+def test_tlb_flushes(asked: str | None, exits: set[TlbFlush], tmp_path: Path) -> None:
     """A full flush of user addresses exits, as in the published code, and others as the policy says."""
     text = 'inherits = "denylist-2025"\n'
     if asked is not None:
@@ -260,7 +262,7 @@ def test_tlb_flushes(asked: str | None, exits: set[TlbFlush], tmp_path: "Path") 
         assert result.exits == result.exits_by_reason["tlb_flush"] == (flush in exits), flush
 
 
-def test_task_state_travels(tmp_path: "Path") -> None:
+def test_task_state_travels(tmp_path: Path) -> None:
     """A task preempted in an interrupt from user mode comes back, on another CPU, still to be re-entered."""
     b = TraceBuilder()
     b.task_switch("a", pid=1, cpu=0).return_user(cpu=0)
@@ -275,7 +277,7 @@ def test_task_state_travels(tmp_path: "Path") -> None:
     assert result.exits_by_reason["context_switch"] == 2
 
 
-def test_kvm(tmp_path: "Path") -> None:
+def test_kvm(tmp_path: Path) -> None:
     """KVM_RUN: system call, VM entry, exits handled restricted; user memory is missing from KVM's address space."""
     b = TraceBuilder().entry_syscall(16).vm_entry()
     b.vm_exit(0x400).touch_read(kind="slab", gfp=GFP_KERNEL).vm_entry()
@@ -292,7 +294,7 @@ def test_kvm(tmp_path: "Path") -> None:
     assert result.causes[0].region == "user"
 
 
-def test_classes(tmp_path: "Path") -> None:
+def test_classes(tmp_path: Path) -> None:
     """Entries from domains of a class that is not chosen are counted apart and have no transitions."""
     b = TraceBuilder().entry_syscall(16).touch_read(kind="anon", gfp=GFP_USER, label="a").vm_entry()
     b.vm_exit(0x400).touch_read(kind="anon", gfp=GFP_USER, label="b").vm_entry().vm_exit(0x78).return_user()
@@ -305,7 +307,7 @@ def test_classes(tmp_path: "Path") -> None:
     assert (blanket.flushes["ibpb"], blanket.flushes["verw"]) == (2, 2)
 
 
-def test_begins_in_the_middle(tmp_path: "Path") -> None:
+def test_begins_in_the_middle(tmp_path: Path) -> None:
     """Returns without entry, and the tail of nested entries, are no error and no round trip."""
     b = TraceBuilder().touch_read(kind="anon").nested_return().nested_return().return_user().return_user().vm_entry()
     b.entry_syscall().touch_read(kind="anon")
@@ -314,14 +316,14 @@ def test_begins_in_the_middle(tmp_path: "Path") -> None:
     assert result.by_entry == (EntryRow("syscall read", round_trips=0, exits=1, without_exit=0),)
 
 
-def test_first_entry_is_restricted(tmp_path: "Path") -> None:
+def test_first_entry_is_restricted(tmp_path: Path) -> None:
     """A CPU whose first event is an entry came from untrusted code, so it was restricted."""
     b = TraceBuilder().entry_syscall().touch_read(kind="anon").return_user()
     result = run(b, tmp_path)
     assert (result.exits, result.amended_events) == (1, 1)
 
 
-def test_overrides(tmp_path: "Path") -> None:
+def test_overrides(tmp_path: Path) -> None:
     """What-if: a slab cache, or what one function allocates, made sensitive on top of the denylist."""
     b = TraceBuilder()
     b.entry_syscall().touch_read(kind="slab", cache="kmalloc-4k", gfp=GFP_KERNEL).return_user()
@@ -333,7 +335,7 @@ def test_overrides(tmp_path: "Path") -> None:
     assert [(cause.cache, cause.allocated_by) for cause in result.causes] == [("", "pipe_write"), ("kmalloc-4k", "?")]
 
 
-def test_unknown_flag(tmp_path: "Path") -> None:
+def test_unknown_flag(tmp_path: Path) -> None:
     """A gfp flag that the recorded kernel does not have is refused by file and key, with the nearest that it has."""
     text = '[memory.sensitive]\ngfp = ["__GFP_HARDWAL"]\n'
     path = written(text, tmp_path)
@@ -345,7 +347,7 @@ def test_unknown_flag(tmp_path: "Path") -> None:
     )
 
 
-def test_contradiction(tmp_path: "Path") -> None:
+def test_contradiction(tmp_path: Path) -> None:
     """A mechanism that cannot be is refused before the trace is read."""
     with pytest.raises(PolicyError) as refusal:
         run(reads(1), tmp_path, policy("blanket", smt=True))

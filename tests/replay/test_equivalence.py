@@ -1,5 +1,7 @@
 """The compiled replay and the reference count the same, on any sequence of events."""
 
+from __future__ import annotations
+
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +72,7 @@ def sensitivities(draw: st.DrawFn) -> Sensitive:
 CLASSES = st.frozensets(st.sampled_from(sorted(ALL_CLASSES)), min_size=1)
 
 
-def conserved(tally: "Tally") -> None:
+def conserved(tally: Tally) -> None:
     """Check what must hold of any counts."""
     exits = tally.reasons.total()
     assert tally.sites["exits"].sum() == exits

@@ -1,5 +1,7 @@
 """What a machine counted, and what a replay of the trace that it wrote counts: exactly the same."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

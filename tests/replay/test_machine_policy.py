@@ -1,5 +1,7 @@
 """A policy on the machine decides as it does over a trace's pages, for any request and any rules."""
 
+from __future__ import annotations
+
 import tempfile
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Policy files: what is read, what is inherited, and what is refused with which words."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,7 +39,7 @@ def test_shipped_meaning() -> None:
     assert load_policy("off").mechanism.kind is MechanismKind.OFF
 
 
-def test_empty_file(tmp_path: "Path") -> None:
+def test_empty_file(tmp_path: Path) -> None:
     """An empty file is a policy: ASI with nothing sensitive."""
     loaded = load_policy(written("", tmp_path))
     assert loaded.name == "mine"
@@ -55,13 +57,13 @@ def test_empty_file(tmp_path: "Path") -> None:
         ('bpf = { read = "absent" }', Mapped.MAPPED, Mapped.ABSENT),
     ],
 )
-def test_bpf_is_as_modules(regions: str, fetch: Mapped, read: Mapped, tmp_path: "Path") -> None:
+def test_bpf_is_as_modules(regions: str, fetch: Mapped, read: Mapped, tmp_path: Path) -> None:
     """What a policy says of modules holds for BPF programs, unless it speaks of those."""
     loaded = load_policy(written(f'inherits = "denylist-2025"\n[regions]\n{regions}\n', tmp_path))
     assert (loaded.regions[Region.BPF][Access.FETCH], loaded.regions[Region.BPF][Access.READ]) == (fetch, read)
 
 
-def test_inherits(tmp_path: "Path") -> None:
+def test_inherits(tmp_path: Path) -> None:
     """A file has the keys of the one it inherits from, but for those it sets; "..." stands for the inherited list."""
     written('inherits = "denylist-2025"\n[memory.sensitive]\ncaches = ["kmalloc-4k"]\n', tmp_path, "base.toml")
     text = 'inherits = "base.toml"\n[memory.sensitive]\ncaches = ["...", "inode_cache"]\n[mechanism]\nsmt = true\n'
@@ -138,14 +140,14 @@ def test_inherits(tmp_path: "Path") -> None:
         ),
     ],
 )
-def test_refused(text: str, message: str, tmp_path: "Path") -> None:
+def test_refused(text: str, message: str, tmp_path: Path) -> None:
     """A wrong file is refused in one line that names the file, the key, and the nearest right one."""
     with pytest.raises(PolicyError) as refusal:
         load_policy(written(text, tmp_path))
     assert str(refusal.value).replace(f"{tmp_path}/", "") == message
 
 
-def test_not_text(tmp_path: "Path") -> None:
+def test_not_text(tmp_path: Path) -> None:
     """A file that is no text is refused in one line."""
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(PolicyError) as refusal:

@@ -1,5 +1,7 @@
 """What is selected, and how it is divided: each event is in one part, the right one, and the parts are the whole."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +72,7 @@ def groupings(draw: st.DrawFn) -> Grouping:
 
 def tallies(  # noqa: PLR0913, PLR0917  (what a replay is)
     frame: pl.DataFrame, cut: int, under: Policy, sensitive: Sensitive, tasks: int, grouping: Grouping
-) -> "tuple[list[Tally], list[Tally], Tally]":
+) -> tuple[list[Tally], list[Tally], Tally]:
     """Give the counts of each group, compiled and by the reference, and those of the whole."""
     compiled = CompiledReplay(under, ALL_CLASSES, sensitive, tasks, groups=grouping.size)
     plain = CompiledReplay(under, ALL_CLASSES, sensitive, tasks)

@@ -1,5 +1,7 @@
 """The hash table of exit sites counts what a dictionary counts, also when it has to grow."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 import numpy as np

@@ -5,6 +5,8 @@ with nonsensitive mappings removed from the restricted address space. One CPU, w
 must be the same.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,7 @@ class Runner:
         user.write(1, user.read(reading, 4096) + user.load(memory, PAGES * PAGE_SIZE)[:: 64 * 5])
         return len(self.ops)
 
-    def _do(self, user: User, op: Op, memory: int, fd: int, rest: "Runner") -> int:
+    def _do(self, user: User, op: Op, memory: int, fd: int, rest: Runner) -> int:
         name, place, size = op
         simple: dict[str, Callable[[], object]] = {
             "getpid": user.getpid,
@@ -82,7 +84,7 @@ class Runner:
         return memory
 
     @staticmethod
-    def _fork(user: User, rest: "Runner") -> None:
+    def _fork(user: User, rest: Runner) -> None:
         user.fork(Runner(rest.ops[:3]))
         user.wait()
 
@@ -134,7 +136,7 @@ class _Touched(Observer):
     def __init__(self) -> None:
         self.pages: set[int] = set()
 
-    def touch(self, cpu: int, access: "Access", vaddr: int, paddr: int) -> None:  # noqa: ARG002
+    def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:  # noqa: ARG002
         """Note the page."""
         if vaddr >> 63:
             self.pages.add(vaddr & -PAGE_SIZE)

@@ -1,5 +1,7 @@
 """Names in a policy that match nothing in a recording: each is said, with the nearest that it has."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ FILES = ("kmem_cache_alloc", "alloc_empty_file.part.0")
 
 
 @pytest.fixture
-def trace(tmp_path: "Path") -> "Trace":
+def trace(tmp_path: Path) -> Trace:
     """An open file, a read of it, and a touch of a device."""
     b = TraceBuilder(meta={**META, "gfp_flags": {"__GFP_HARDWALL": HARDWALL, "__GFP_ZERO": 0x100, "__GFP_NONE": 0}})
     b.entry_syscall(257).touch_write(kind="slab", cache="filp", gfp=GFP_KERNEL, allocated_by=FILES, stack=("do_open",))
@@ -30,7 +32,7 @@ def trace(tmp_path: "Path") -> "Trace":
     return b.write(tmp_path / "t.asitrace")
 
 
-def warnings(trace: "Trace", folder: "Path", text: str) -> list[str]:
+def warnings(trace: Trace, folder: Path, text: str) -> list[str]:
     """Replay under a policy file, and give what is said of it, without the file's name."""
     result = replay(trace, [load_policy(written(text, folder))])[0]
     assert isinstance(result, ReplayResult)
@@ -56,7 +58,7 @@ def warnings(trace: "Trace", folder: "Path", text: str) -> list[str]:
         ("ephmap.kinds", "shmem", ""),
     ],
 )
-def test_said(trace: "Trace", tmp_path: "Path", key: str, name: str, nearest: str) -> None:
+def test_said(trace: Trace, tmp_path: Path, key: str, name: str, nearest: str) -> None:
     """A name that its list finds nowhere is said with the nearest that is there, of closed lists without."""
     line = f'{key}: "{name}" matches nothing in this recording{nearest}'
     assert warnings(trace, tmp_path, f'{key} = ["{name}"]\n') == [line]
@@ -76,18 +78,18 @@ def test_said(trace: "Trace", tmp_path: "Path", key: str, name: str, nearest: st
         ("ephmap.kinds", "anon"),
     ],
 )
-def test_not_said(trace: "Trace", tmp_path: "Path", key: str, name: str) -> None:
+def test_not_said(trace: Trace, tmp_path: Path, key: str, name: str) -> None:
     """A name that matches something is no matter."""
     assert warnings(trace, tmp_path, f'{key} = ["{name}"]\n') == []
 
 
-def test_shipped(trace: "Trace") -> None:
+def test_shipped(trace: Trace) -> None:
     """A policy that comes with asikit is about all workloads: nothing is said of it."""
     results = replay(trace, [load_policy(name) for name in shipped_policies()])
     assert [result.warnings for result in results] == [()] * len(results)
 
 
-def test_inherited(trace: "Trace", tmp_path: "Path") -> None:
+def test_inherited(trace: Trace, tmp_path: Path) -> None:
     """Of a file that inherits, what it gives itself is looked for, and what another file of the user's gives."""
     written('inherits = "allowlist-2022"\n[memory.sensitive]\ncaches = ["flip"]\n', tmp_path, "base.toml")
     text = 'inherits = "base.toml"\n[memory.nonsensitive]\ncaches = ["...", "task_strct", "mm_struct"]\n'
@@ -98,7 +100,7 @@ def test_inherited(trace: "Trace", tmp_path: "Path") -> None:
     ]
 
 
-def test_without_exits(trace: "Trace", tmp_path: "Path") -> None:
+def test_without_exits(trace: Trace, tmp_path: Path) -> None:
     """Where no memory is kept from anybody, no name matters."""
     text = 'inherits = "{}"\n[memory.sensitive]\ncaches = ["flip"]\n'
     assert [warnings(trace, tmp_path, text.format(name)) for name in ("blanket", "off")] == [[], []]
@@ -112,7 +114,7 @@ def _asi(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("words", [["replay"], ["cost", "--cpu", "skylake-6600u,zen-1200"]])
-def test_commands(words: list[str], trace: "Trace", tmp_path: "Path", capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(words: list[str], trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The line is on stderr once, whatever is printed on stdout, and among the JSON's warnings."""
     path = written('inherits = "denylist-2025"\n[memory.sensitive]\ncaches = ["flip"]\n', tmp_path)
     line = f'{path}: memory.sensitive.caches: "flip" matches nothing in this recording; the nearest is "filp"'

@@ -1,5 +1,7 @@
 """``tools/debian-kernel``, with a made-up apt."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 from pathlib import Path
@@ -37,7 +39,7 @@ class Tool:
         for name in names:
             bzimage(self.archive.add(f"linux-image-{name}") / f"boot/vmlinuz-{name}", name)
 
-    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run it."""
         return subprocess.run([TOOL, *words], capture_output=True, text=True, check=False, env=self._environment)
 

@@ -1,5 +1,7 @@
 """``tools/in-debian``, with a made-up debootstrap whose Debian is a busybox."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal
@@ -50,7 +52,7 @@ class Tool:
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
 
-    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run it."""
         return subprocess.run(
             [self.checkout / "tools/in-debian", *words],

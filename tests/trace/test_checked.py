@@ -1,5 +1,7 @@
 """A large trace's files are hashed once, and again when somebody may have written to them."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import time
@@ -21,7 +23,7 @@ PART = "events/00001.parquet"
 
 
 @pytest.fixture
-def path(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> "Path":
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a trace of three parts that counts as large, with a cache folder of its own and a clock without ticks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(reader_module, "_HASHED_WHEN_OPENED", 0)
@@ -30,12 +32,12 @@ def path(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> "Path":
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> "list[str]":
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Give the list that names each file as it is hashed."""
     names: list[str] = []
     plain = hashlib.file_digest
 
-    def spy(stream: "object", name: str) -> "HASH":
+    def spy(stream: object, name: str) -> HASH:
         names.append(os.path.basename(stream.name))  # type: ignore[attr-defined]  # noqa: PTH119
         return plain(stream, name)  # type: ignore[arg-type]
 
@@ -43,14 +45,14 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> "list[str]":
     return names
 
 
-def _read(path: "Path") -> int:
+def _read(path: Path) -> int:
     return sum(chunk.height for chunk in Trace.open(path).events())
 
 
 PARTS = ["00000.parquet", "00001.parquet", "00002.parquet"]
 
 
-def test_hashed_once(path: "Path", hashed: list[str]) -> None:
+def test_hashed_once(path: Path, hashed: list[str]) -> None:
     """The second opening hashes nothing; verify() hashes everything."""
     assert _read(path) == _read(path)
     assert hashed == PARTS
@@ -58,7 +60,7 @@ def test_hashed_once(path: "Path", hashed: list[str]) -> None:
     assert len(hashed) == 3 + 10
 
 
-def test_written_since(path: "Path") -> None:
+def test_written_since(path: Path) -> None:
     """A file that was changed is refused, though its size is the same and its mtime was set back."""
     _read(path)
     before = (path / PART).stat()
@@ -70,7 +72,7 @@ def test_written_since(path: "Path") -> None:
         _read(path)
 
 
-def test_written_just_now(path: "Path", hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_just_now(path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is not trusted whose times a write right after the hash would not change."""
     monkeypatch.setattr(checked_module, "_TICK_NS", time.time_ns())
     _read(path)
@@ -87,7 +89,7 @@ def test_written_just_now(path: "Path", hashed: list[str], monkeypatch: pytest.M
     ],
     ids=["not text", "a folder", "no folder"],
 )
-def test_spoilt_cache(path: "Path", hashed: list[str], spoil: "Callable[[Path], object]") -> None:
+def test_spoilt_cache(path: Path, hashed: list[str], spoil: Callable[[Path], object]) -> None:
     """A cache that cannot be read or written means that the files are hashed, and is no error."""
     _read(path)
     spoil(path.parent / "cache")
@@ -95,7 +97,7 @@ def test_spoilt_cache(path: "Path", hashed: list[str], spoil: "Callable[[Path], 
     assert hashed == PARTS * 2
 
 
-def test_small_trace_keeps_nothing(path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_trace_keeps_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace that is hashed when it is opened leaves nothing in the cache folder."""
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))

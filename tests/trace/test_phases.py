@@ -1,5 +1,7 @@
 """Phases of a recording: as a table, as time, in traces from before there were any."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What is written is what is read, and the same input gives the same bytes."""
 
+from __future__ import annotations
+
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,7 @@ _side_rows: dict[str, st.SearchStrategy[list[tuple[Any, ...]]]] = {
 }
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> "dict[str, npt.NDArray[Any]]":
+def _columns(rows: list[tuple[Any, ...]]) -> dict[str, npt.NDArray[Any]]:
     return {name: np.array([row[i] for row in rows], dtype) for i, (name, dtype) in enumerate(_DTYPES.items())}
 
 

@@ -1,5 +1,7 @@
 """Folders for the time of a block: a dead process's is cleared away, a living one's never."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import shutil
@@ -29,10 +31,10 @@ with ScratchFolder(pathlib.Path(sys.argv[1]), sys.argv[2], name="theirs") as fol
 
 
 @pytest.fixture
-def hold(tmp_path: Path) -> "Callable[[], subprocess.Popen[str]]":
+def hold(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     """Give a function that has another process make a folder and hold it; the process prints which."""
 
-    def holding() -> "subprocess.Popen[str]":
+    def holding() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", _HOLD, str(tmp_path), FORM],
             stdin=subprocess.PIPE,
@@ -43,12 +45,12 @@ def hold(tmp_path: Path) -> "Callable[[], subprocess.Popen[str]]":
     return holding
 
 
-def _made(process: "subprocess.Popen[str]") -> Path:
+def _made(process: subprocess.Popen[str]) -> Path:
     assert process.stdout is not None
     return Path(process.stdout.readline().strip())
 
 
-def _kill(process: "subprocess.Popen[str]") -> None:
+def _kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
 
@@ -73,7 +75,7 @@ def test_renamed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
 
 
-def test_dead_and_living(tmp_path: Path, hold: "Callable[[], subprocess.Popen[str]]") -> None:
+def test_dead_and_living(tmp_path: Path, hold: Callable[[], subprocess.Popen[str]]) -> None:
     """A killed process's folder is cleared away when the next is made; one that is still held is not."""
     living, dead = hold(), hold()
     theirs, lost = _made(living), _made(dead)

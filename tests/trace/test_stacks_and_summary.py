@@ -1,5 +1,7 @@
 """Stacks as function names, and the counts of a trace."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_frames(tmp_path: "Path") -> None:
+def test_frames(tmp_path: Path) -> None:
     """A stack's frames come leaf first, with module and address; the empty stack has none."""
     builder = TraceBuilder()
     known = builder.stack(("ext4:ext4_file_read_iter", "vfs_read", "entry_SYSCALL_64"))
@@ -25,7 +27,7 @@ def test_frames(tmp_path: "Path") -> None:
     assert stacks.frames(0) == ()
 
 
-def test_arrays(tmp_path: "Path") -> None:
+def test_arrays(tmp_path: Path) -> None:
     """The arrays give every stack's leaf and its caller at once."""
     stacks = Stacks(small_trace().write(tmp_path / "t"))
     for stack in range(1, len(stacks)):
@@ -35,7 +37,7 @@ def test_arrays(tmp_path: "Path") -> None:
 
 
 @pytest.mark.parametrize("stack", [-1, 13])
-def test_no_such_stack(tmp_path: "Path", stack: int) -> None:
+def test_no_such_stack(tmp_path: Path, stack: int) -> None:
     """An id that is not there is an error, not the last row."""
     stacks = Stacks(small_trace().write(tmp_path / "t"))
     with pytest.raises(IndexError) as caught:
@@ -43,7 +45,7 @@ def test_no_such_stack(tmp_path: "Path", stack: int) -> None:
     assert str(caught.value) == f"no stack {stack}: there are 13"
 
 
-def test_summary(tmp_path: "Path") -> None:
+def test_summary(tmp_path: Path) -> None:
     """The counts, by kind of event, by CPU and by what was touched, over several parts."""
     summary = summarize(small_trace().write(tmp_path / "t", rows_per_part=4))
     once = set(EventKind) - {
@@ -72,7 +74,7 @@ def test_summary(tmp_path: "Path") -> None:
     )
 
 
-def test_touches_most_first(tmp_path: "Path") -> None:
+def test_touches_most_first(tmp_path: Path) -> None:
     """What is touched most stands first, pages of one kind counted together."""
     builder = TraceBuilder()
     for label in "abc":
@@ -84,7 +86,7 @@ def test_touches_most_first(tmp_path: "Path") -> None:
     )
 
 
-def test_place_that_is_not_there(tmp_path: "Path") -> None:
+def test_place_that_is_not_there(tmp_path: Path) -> None:
     """A touch that leads nowhere is refused rather than left out of the count."""
     trace = TraceBuilder().event(EventKind.TOUCH_READ, 5).write(tmp_path / "t")
     with pytest.raises(TraceError) as caught:

@@ -1,5 +1,7 @@
 """A trace larger than memory is written and read a part at a time."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +18,7 @@ _PART = 1000
 _EVENTS = 25_300
 
 
-def _write(path: "Path") -> Trace:
+def _write(path: Path) -> Trace:
     clock = np.arange(_EVENTS, dtype=np.uint64)
     with TraceWriter(path, {"source": "test"}, rows_per_part=_PART) as writer:
         for batch in np.array_split(clock, 7):
@@ -26,7 +28,7 @@ def _write(path: "Path") -> Trace:
     return Trace.open(path)
 
 
-def test_writer_holds_one_part(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_holds_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While events are appended, each part goes to disk as soon as it is full: never more than one is held."""
     written = []
     plain = writer_module.TraceWriter._write_table
@@ -42,13 +44,13 @@ def test_writer_holds_one_part(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch
     assert parts[25:] == [("events/00025.parquet", 300, _PART * 18)]
 
 
-def test_reader_holds_one_part(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_holds_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The iterator reads a part only when its first chunk is asked for, and each chunk is of one part."""
     trace = _write(tmp_path / "t")
     read = []
     plain = pl.read_parquet
 
-    def spy(file: "Path", **options: object) -> pl.DataFrame:
+    def spy(file: Path, **options: object) -> pl.DataFrame:
         read.append(file.name)
         return plain(file, **options)  # type: ignore[arg-type]
 
@@ -62,7 +64,7 @@ def test_reader_holds_one_part(tmp_path: "Path", monkeypatch: pytest.MonkeyPatch
     assert read == [f"{i:05d}.parquet" for i in range(26)]
 
 
-def test_chunks_are_in_order(tmp_path: "Path") -> None:
+def test_chunks_are_in_order(tmp_path: Path) -> None:
     """The chunks laid end to end are the recording, also past the tenth part (part names sort as numbers)."""
     trace = _write(tmp_path / "t")
     clock = np.concatenate([chunk["clock"].to_numpy() for chunk in trace.events(columns=["clock"])])
@@ -70,13 +72,13 @@ def test_chunks_are_in_order(tmp_path: "Path") -> None:
     assert trace.scan_events().select("clock").collect()["clock"].equals(pl.Series("clock", clock))
 
 
-def test_columns_are_selected_in_order(tmp_path: "Path") -> None:
+def test_columns_are_selected_in_order(tmp_path: Path) -> None:
     """Only the columns asked for are read, in the order asked for."""
     chunk = next(_write(tmp_path / "t").events(columns=["stack", "cpu"]))
     assert chunk.columns == ["stack", "cpu"]
 
 
-def test_empty_trace(tmp_path: "Path") -> None:
+def test_empty_trace(tmp_path: Path) -> None:
     """A recording without events is a trace: one empty part, the reserved rows, all counts 0."""
     with TraceWriter(tmp_path / "t", {"source": "test"}):
         pass
@@ -97,7 +99,7 @@ def test_empty_trace(tmp_path: "Path") -> None:
         (None, 0, "chunk_rows is 0, must be at least 1"),
     ],
 )
-def test_wrong_request(tmp_path: "Path", columns: list[str] | None, chunk_rows: int | None, message: str) -> None:
+def test_wrong_request(tmp_path: Path, columns: list[str] | None, chunk_rows: int | None, message: str) -> None:
     """A column that does not exist, or a senseless chunk, is refused at the call, not at the first chunk."""
     trace = _write(tmp_path / "t")
     with pytest.raises(TraceError) as caught:

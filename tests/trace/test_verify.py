@@ -1,5 +1,7 @@
 """`Trace.verify` finds each id that leads nowhere."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _write(path: "Path", builder: TraceBuilder, **tables: pl.DataFrame) -> Trace:
+def _write(path: Path, builder: TraceBuilder, **tables: pl.DataFrame) -> Trace:
     """Write a trace with some of its side tables replaced."""
     with TraceWriter(path, META, rows_per_part=10) as writer:
         writer.append_events(**builder.columns())
@@ -28,7 +30,7 @@ def _fault(trace: Trace) -> str:
     return str(caught.value).removeprefix(f"{trace.path}/")
 
 
-def test_good_trace(tmp_path: "Path") -> None:
+def test_good_trace(tmp_path: Path) -> None:
     """A trace with a bit of everything passes."""
     _write(tmp_path / "t", small_trace()).verify()
 
@@ -53,7 +55,7 @@ def test_good_trace(tmp_path: "Path") -> None:
         (EventKind.ENTRY_SYSCALL, 0, 0, 2, "row 7: CPU 2, but the machine has 2"),
     ],
 )
-def test_wrong_event(tmp_path: "Path", kind: EventKind, arg: int, stack: int, cpu: int, message: str) -> None:  # noqa: PLR0913, PLR0917
+def test_wrong_event(tmp_path: Path, kind: EventKind, arg: int, stack: int, cpu: int, message: str) -> None:  # noqa: PLR0913, PLR0917
     """An event whose arg, stack or CPU is not there is named by its part and row."""
     builder = small_trace()
     rows = {name: column.copy() for name, column in builder.columns().items()}
@@ -65,13 +67,13 @@ def test_wrong_event(tmp_path: "Path", kind: EventKind, arg: int, stack: int, cp
 
 
 @pytest.mark.parametrize("kind", [EventKind.VM_EXIT, EventKind.ENTRY_SYSCALL, EventKind.MM_SWITCH])
-def test_any_number_is_allowed(tmp_path: "Path", kind: EventKind) -> None:
+def test_any_number_is_allowed(tmp_path: Path, kind: EventKind) -> None:
     """An arg that is no id may be any number: an unknown exit code, a strange system call."""
     builder = small_trace().event(kind, 2**32 - 1)
     _write(tmp_path / "t", builder).verify()
 
 
-def test_clock_backwards(tmp_path: "Path") -> None:
+def test_clock_backwards(tmp_path: Path) -> None:
     """A CPU's clock that runs backwards is found across parts, and each CPU has its own."""
     builder = small_trace()
     clock = builder.columns()["clock"]
@@ -120,12 +122,12 @@ def _with(table: str, row: int, **values: Any) -> dict[str, pl.DataFrame]:  # no
         (_with("phases", 0, task=1), "phases.parquet: row 0: task 1 is not in tasks, which has 1 rows"),
     ],
 )
-def test_wrong_side_table(tmp_path: "Path", tables: dict[str, pl.DataFrame], message: str) -> None:
+def test_wrong_side_table(tmp_path: Path, tables: dict[str, pl.DataFrame], message: str) -> None:
     """A side table's row that leads nowhere is named."""
     assert _fault(_write(tmp_path / "t", small_trace(), **tables)) == message
 
 
-def test_stacks_are_checked_before_use(tmp_path: "Path") -> None:
+def test_stacks_are_checked_before_use(tmp_path: Path) -> None:
     """A stack that is its own caller is refused when the stacks are loaded, so that walking one always ends."""
     trace = _write(tmp_path / "t", small_trace(), **_with("stacks", 3, parent=3))
     with pytest.raises(TraceError) as caught:

@@ -1,5 +1,7 @@
 """The writer's refusals, and that a trace is whole or not there."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -202,7 +204,7 @@ def test_overwrite_replaces_a_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("events", [0, 4])
-def test_last_events(tmp_path: "Path", events: int) -> None:
+def test_last_events(tmp_path: Path, events: int) -> None:
     """When the events have come to their end the last are written at once; the trace is the same as without."""
 
     def written() -> int:

@@ -5,6 +5,8 @@ from asikit.attacks import Cell, attack
 attack(Cell("mds", "user_kernel", "skylake-6600u", "asi")).verdict
 """
 
+from __future__ import annotations
+
 from asikit.attacks.errors import LeakError
 from asikit.attacks.evidence import Observation
 from asikit.attacks.matrix import NO_VECTOR, cells, cpu_for, matrix

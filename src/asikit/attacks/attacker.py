@@ -1,5 +1,7 @@
 """What an attacker does with the processor's structures from untrusted code: it trains, evicts, and looks."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.evidence import Observation
@@ -22,7 +24,7 @@ _OUT_OF_REACH: Final = "nothing: out of reach"
 class Attacker:
     """An attacker's tools, for the way of a lab's. They act on the CPU that runs: the attacker's."""
 
-    def __init__(self, lab: "Lab") -> None:
+    def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._way = lab.way
         self._last: dict[str, tuple[str, ...]] = {}

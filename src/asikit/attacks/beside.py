@@ -1,5 +1,7 @@
 """Attack programs whose attacker runs beside its victim: on the sibling hyperthread, or on another core."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asikit.attacks.victims import PAGE, Work
@@ -64,11 +66,11 @@ class Alternating:
         """A CPU is never at the end of a slice."""
         return _FOREVER
 
-    def choose(self, cpu: int, others: "Sequence[int]") -> int:  # noqa: ARG002 - there is one other
+    def choose(self, cpu: int, others: Sequence[int]) -> int:  # noqa: ARG002 - there is one other
         """Return the other CPU."""
         return others[0]
 
-    def at(self, point: str, cpu: int) -> "Iterable[Action]":  # noqa: ARG002 - at any point
+    def at(self, point: str, cpu: int) -> Iterable[Action]:  # noqa: ARG002 - at any point
         """Hand over, if it is time to."""
         self.passed[cpu] += 1
         points = self.pace.victim if cpu else self.pace.attacker
@@ -82,11 +84,11 @@ class _Watch:
     :ivar done: Not empty once the victim is done.
     """
 
-    def __init__(self, on: "Play", pair: Alternating, key: int | None) -> None:
+    def __init__(self, on: Play, pair: Alternating, key: int | None) -> None:
         self._on, self._pair, self.key = on, pair, key
         self.done: list[bool] = []
 
-    def look_on(self, compute: "Callable[[int], object]") -> None:
+    def look_on(self, compute: Callable[[int], object]) -> None:
         """Look on until the victim is done, or gets nowhere.
 
         :param compute: Executes instructions, of a process or of a guest.
@@ -109,22 +111,22 @@ class _Watch:
                 return
 
 
-def cross_thread(on: "Play") -> None:
+def cross_thread(on: Play) -> None:
     """From a process to the kernel, or if that cannot be a victim, to another process."""
     _beside(on, of_kernel=Party.KERNEL in on.lab.way.victims)
 
 
-def sibling_user(on: "Play") -> None:
+def sibling_user(on: Play) -> None:
     """From a process to another one."""
     _beside(on, of_kernel=False)
 
 
-def sibling_guest(on: "Play") -> None:
+def sibling_guest(on: Play) -> None:
     """From a guest to the kernel, which a process on the other CPU calls."""
     _beside(on, of_kernel=True, by_guest=True)
 
 
-def _beside(on: "Play", *, of_kernel: bool, by_guest: bool = False) -> None:
+def _beside(on: Play, *, of_kernel: bool, by_guest: bool = False) -> None:
     pair = on.machine.kernel.interleaver
     if not isinstance(pair, Alternating):
         raise TypeError("attacker and victim beside one another need an interleaver that alternates")
@@ -133,14 +135,14 @@ def _beside(on: "Play", *, of_kernel: bool, by_guest: bool = False) -> None:
     watch = _Watch(on, pair, key)
 
     @on.machine.process(name="attacker", cpu=0, pinned=True, cookie=_COOKIE)
-    def attacker(user: "User") -> None:
+    def attacker(user: User) -> None:
         user.compute(1)  # its text is mapped before it counts
         if not by_guest:
             watch.look_on(user.compute)
             return
         ended: list[bool] = []
 
-        def inside(guest: "Guest") -> None:
+        def inside(guest: Guest) -> None:
             watch.look_on(guest.compute)
             ended.append(True)
 
@@ -149,7 +151,7 @@ def _beside(on: "Play", *, of_kernel: bool, by_guest: bool = False) -> None:
             vcpu.run()
 
     @on.machine.process(name="victim", cpu=1, pinned=True, cookie=_COOKIE)
-    def victim(user: "User") -> None:
+    def victim(user: User) -> None:
         address = user.mmap(PAGE)
         if key is None:
             user.store(address, on.secret)

@@ -1,5 +1,7 @@
 """What a user can get wrong in this room."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from asikit.errors import AsikitError

@@ -1,5 +1,7 @@
 """What an attacker saw, and whether the attack took place: what a verdict rests on."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -78,7 +80,7 @@ class Evidence:
         """Note that the attacker looks: it counts if there was a chance since it prepared."""
         self.looks += bool(self._since)
 
-    def missing(self, way: "Way") -> str:
+    def missing(self, way: Way) -> str:
         """Return what an attack of its mechanism lacked, so that equal observations say nothing; empty if nothing."""
         if self.unfinished:
             return f"the attack did not come to its end: {self.unfinished}"
@@ -87,7 +89,7 @@ class Evidence:
         return "" if self.looks else "the attacker never came to look at what it had prepared"
 
 
-def _no_chance(way: "Way") -> str:
+def _no_chance(way: Way) -> str:
     if way.branch is not None:
         return f"the victim executes no {_BRANCHES[way.branch]} in the model's programs"
     if way.mechanism is Mechanism.SAMPLE:

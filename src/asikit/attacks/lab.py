@@ -6,6 +6,8 @@ Who trained an entry is asked only where the processor itself tells modes, guest
 gets out is never asked, but found by comparing two runs.
 """
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -50,7 +52,7 @@ class Lab(Observer):
     """
 
     def __init__(
-        self, machine: "Machine", vulnerability: "Vulnerability", way: "Way", model: "CpuModel", hardening: "Hardening"
+        self, machine: Machine, vulnerability: Vulnerability, way: Way, model: CpuModel, hardening: Hardening
     ) -> None:
         self.machine = machine
         self.kernel = machine.kernel
@@ -72,7 +74,7 @@ class Lab(Observer):
         self._prepare(model)
         machine.kernel.observers.append(self)
 
-    def _prepare(self, model: "CpuModel") -> None:
+    def _prepare(self, model: CpuModel) -> None:
         """Let the cores record, with the structures of the processor that is meant."""
         for cpu in self.kernel.cpus:
             core = cpu.hw.core
@@ -85,7 +87,7 @@ class Lab(Observer):
             cpu.hw.owner = KERNEL
 
     @contextmanager
-    def setting_up(self) -> "Iterator[None]":
+    def setting_up(self) -> Iterator[None]:
         """Record nothing of what is done inside, and forget what was recorded."""
         for cpu in self.kernel.cpus:
             cpu.hw.core.record = False
@@ -98,12 +100,12 @@ class Lab(Observer):
     # The running CPU.
 
     @property
-    def hw(self) -> "Cpu":
+    def hw(self) -> Cpu:
         """The processor's side of it."""
         return self.kernel.cpu.hw
 
     @property
-    def recorder(self) -> "Recorder":
+    def recorder(self) -> Recorder:
         """The structures of its core."""
         recorder = self.hw.recorder
         assert recorder is not None  # noqa: S101 - `_prepare` has turned it on
@@ -156,15 +158,15 @@ class Lab(Observer):
 
     # The story.
 
-    def asi_enter(self, cpu: int, space: "Space") -> None:
+    def asi_enter(self, cpu: int, space: Space) -> None:
         """For the story."""
         self.story.append(f"cpu {cpu} goes to address space {space.label}")
 
-    def asi_exit(self, cpu: int, reason: "ExitReason") -> None:
+    def asi_exit(self, cpu: int, reason: ExitReason) -> None:
         """For the story."""
         self.story.append(f"cpu {cpu} goes to the unrestricted address space, because of {reason}")
 
-    def micro_op(self, cpu: int, path: str, effect: "Effect | None") -> None:
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """For the story: what flushes."""
         del path
         if effect is not None and str(effect.kind) in _TOLD:

@@ -1,5 +1,7 @@
 """The leak matrix: every vulnerability from every position against every mitigation, on several processes."""
 
+from __future__ import annotations
+
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -42,7 +44,7 @@ they have been tried.
 """
 
 
-def cpu_for(vulnerability: "Vulnerability") -> str:
+def cpu_for(vulnerability: Vulnerability) -> str:
     """Return the shipped CPU model that a vulnerability is tried on unless one is named.
 
     Of those that have it the first in a fixed order; `generic`, as if it had it, if none does.
@@ -57,7 +59,7 @@ def _order() -> tuple[str, ...]:
 
 
 def cells(
-    mitigations: "Sequence[str]", *, cpu: str | None = None, vulnerability: str | None = None, vector: str | None = None
+    mitigations: Sequence[str], *, cpu: str | None = None, vulnerability: str | None = None, vector: str | None = None
 ) -> list[Cell]:
     """Return the cells of a matrix, row by row: for each vulnerability the vectors from which there is an attack.
 
@@ -82,7 +84,7 @@ def cells(
     return rows
 
 
-def matrix(wanted: "Sequence[Cell]") -> "Iterator[Finding]":
+def matrix(wanted: Sequence[Cell]) -> Iterator[Finding]:
     """Attack each cell, in order; several at a time if there are several processors.
 
     Raises as `attack`.
@@ -101,7 +103,7 @@ def matrix(wanted: "Sequence[Cell]") -> "Iterator[Finding]":
 
 
 @contextmanager
-def _without_interrupts() -> "Iterator[None]":
+def _without_interrupts() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: it is this process' to end them, and each would say so at length."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

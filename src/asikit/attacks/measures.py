@@ -4,6 +4,8 @@ Two files: ``data/mitigations/linux.toml``, whose work `asikit.cost` prices too,
 what costs nothing that a trace could count.
 """
 
+from __future__ import annotations
+
 import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from asikit.attacks.vulnerability import StructureName  # noqa: TC001  (msgspec reads the annotations)
-from asikit.machine.x86 import Bug, Feature  # noqa: TC001  (the same)
+from asikit.attacks.vulnerability import StructureName
+from asikit.machine.x86 import Bug, Feature
 from asikit.protocol import EffectKind, Happening
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class _Condition(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[Feature, ...] = ()
     no_feature: tuple[Feature, ...] = ()
 
-    def holds(self, cpu: "CpuModel") -> bool:
+    def holds(self, cpu: CpuModel) -> bool:
         """Tell whether a processor is meant."""
         return (
             (not self.vendor or cpu.vendor == self.vendor)
@@ -128,7 +130,7 @@ class Hardening:
     hidden: frozenset[tuple[Bug, str]] = frozenset()
 
 
-def linux_hardening(cpu: "CpuModel") -> Hardening:
+def linux_hardening(cpu: CpuModel) -> Hardening:
     """Return what Linux does by default on a processor, with SMT off where that is a mitigation."""
     flushes: list[tuple[Happening, EffectKind]] = []
     after_guests: list[EffectKind] = []
@@ -156,13 +158,13 @@ def linux_hardening(cpu: "CpuModel") -> Hardening:
     )
 
 
-def _fences(names: set[str], at: "Iterable[str]") -> set[Measure]:
+def _fences(names: set[str], at: Iterable[str]) -> set[Measure]:
     if "lfence" not in names:
         return set()
     return {Measure.FENCE_VM_EXIT if place == "vm_exit" else Measure.FENCE_ENTRY for place in at}
 
 
-def _at(places: "Iterable[str]", kinds: "Iterable[EffectKind]") -> list[tuple[Happening, EffectKind]]:
+def _at(places: Iterable[str], kinds: Iterable[EffectKind]) -> list[tuple[Happening, EffectKind]]:
     kinds = tuple(kinds)
     return [
         (happening, kind)

@@ -1,5 +1,7 @@
 """The mitigations that are compared: none, Linux's own, blanket, ASI, and ASI with one element removed."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -55,7 +57,7 @@ class Mitigation:
 
     name: str
     says: str
-    build: "Build"
+    build: Build
 
 
 def mitigation(name: str) -> Mitigation:
@@ -71,31 +73,31 @@ def mitigation_names() -> tuple[str, ...]:
     return tuple(each.name for each in _ALL)
 
 
-def _none(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _none(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     del cpu
     return Setup(Protocol(ProtocolConfig(asi=False)), smt)
 
 
-def _blanket(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _blanket(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     del smt  # it turns it off
     config = replace(blanket_config(), features=cpu.protocol_features, bugs=cpu.protocol_bugs)
     return Setup(Protocol(config), smt=False)
 
 
-def _asi(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _asi(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     return Setup(Protocol(_asi_config(cpu, smt=smt)), smt)
 
 
-def _asi_config(cpu: "CpuModel", *, smt: bool) -> ProtocolConfig:
+def _asi_config(cpu: CpuModel, *, smt: bool) -> ProtocolConfig:
     classes = {AsiClass.USERSPACE, AsiClass.KVM} | ({AsiClass.IDLE} if smt else set())
     return ProtocolConfig(classes=frozenset(classes), features=cpu.protocol_features, bugs=cpu.protocol_bugs, smt=smt)
 
 
-def _with_exit_flush(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _with_exit_flush(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     return Setup(Protocol(replace(_asi_config(cpu, smt=smt), flush_data_on_exit=True)), smt)
 
 
-def _linux(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _linux(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     hardening = linux_hardening(cpu)
     config = ProtocolConfig(
         asi=False, pti=Measure.PTI in hardening.measures, features=cpu.protocol_features, bugs=cpu.protocol_bugs
@@ -109,7 +111,7 @@ def _linux(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` ha
     return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in hardening.measures, hardening)
 
 
-def _flushing(transition: "Transition", kinds: "tuple[EffectKind, ...]") -> "Transition":
+def _flushing(transition: Transition, kinds: tuple[EffectKind, ...]) -> Transition:
     """Return a transition with flushes at its end; before untrusted code, as the last thing that the kernel does."""
     ops = transition.ops
     if transition.name in {Happening.RETURN_USER, Happening.VM_ENTRY}:
@@ -117,7 +119,7 @@ def _flushing(transition: "Transition", kinds: "tuple[EffectKind, ...]") -> "Tra
     return replace(transition, ops=(*ops, *flush_ops(kinds)))
 
 
-def _flushing_after_guests(transitions: "Transitions", kinds: "tuple[EffectKind, ...]") -> "Transitions":
+def _flushing_after_guests(transitions: Transitions, kinds: tuple[EffectKind, ...]) -> Transitions:
     """Return transitions with flushes at the first return to user mode after a VM exit, and at no other.
 
     The mark between the two is Linux's per-CPU `x86_ibpb_exit_to_user` (arch_exit_to_user_mode_prepare(), before PTI's
@@ -136,10 +138,10 @@ def _flushing_after_guests(transitions: "Transitions", kinds: "tuple[EffectKind,
     return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
 
 
-def _without(*paths: str) -> "Build":
+def _without(*paths: str) -> Build:
     """Return ASI without micro-operations; where there is no such element nothing is missing."""
 
-    def build(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+    def build(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
         setup = _asi(cpu, smt)
         protocol = setup.protocol
         for path in paths:
@@ -152,11 +154,11 @@ def _without(*paths: str) -> "Build":
     return build
 
 
-def _mapped(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _mapped(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     return replace(_asi(cpu, smt), unmapped=False)
 
 
-def _no_shootdown(cpu: "CpuModel", smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _no_shootdown(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     return replace(_asi(cpu, smt), shootdown=False)
 
 

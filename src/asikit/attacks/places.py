@@ -1,5 +1,7 @@
 """Where code and data of victims are: an attacker knows all addresses."""
 
+from __future__ import annotations
+
 from typing import Final
 
 __all__ = [

@@ -1,5 +1,7 @@
 """What the processor does transiently in a victim, which the machine does not model: predictions that go wrong."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.lab import KERNEL
@@ -21,7 +23,7 @@ _WORD: Final = 8
 class Processor:
     """The processor as far as it runs ahead; the kernel tells it of its branches and faults (`Speculation`)."""
 
-    def __init__(self, lab: "Lab") -> None:
+    def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._way = lab.way
         self._measures = lab.measures

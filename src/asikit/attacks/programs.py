@@ -1,5 +1,7 @@
 """Attack programs by position: how an attacker gets at whom, as programs on the machine."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.beside import Alternating, cross_thread, sibling_guest, sibling_user
@@ -39,17 +41,17 @@ def play(vector: Vector, on: Play) -> None:
     _PROGRAMS[vector](on)
 
 
-def interleaver(vector: Vector) -> "Interleaver":
+def interleaver(vector: Vector) -> Interleaver:
     """Return who runs when: on two CPUs some steps each."""
     return Alternating() if vector.cpus > 1 else RoundRobin()
 
 
-def _user_kernel(on: Play, gfp: "Gfp" = GFP_USER) -> None:
+def _user_kernel(on: Play, gfp: Gfp = GFP_USER) -> None:
     """From a process to the kernel; memory that is allocated as user data is sensitive, other is not."""
     key = on.kernel_secret(gfp)
 
     @on.machine.process(name="attacker")
-    def attacker(user: "User") -> None:
+    def attacker(user: User) -> None:
         pointer = user.mmap(PAGE)
         for number, work in enumerate(_WORKS, 1):
             pages = user.mmap(2 * PAGE)  # before anything is left that the return from it flushes
@@ -72,7 +74,7 @@ def _user_user(on: Play) -> None:
     done: list[bool] = []
 
     @on.machine.process(name="attacker", cpu=0, pinned=True)
-    def attacker(user: "User") -> None:
+    def attacker(user: User) -> None:
         for number in range(ROUNDS):
             on.attacker.before()
             user.sched_yield()
@@ -80,7 +82,7 @@ def _user_user(on: Play) -> None:
         done.append(True)
 
     @on.machine.process(name="victim", cpu=0, pinned=True)
-    def victim(user: "User") -> None:
+    def victim(user: User) -> None:
         address = user.mmap(PAGE)
         user.store(address, on.secret)
         lab.register = address
@@ -94,7 +96,7 @@ def _sandbox(on: Play) -> None:
     lab = on.lab
 
     @on.machine.process(name="sandbox")
-    def process(user: "User") -> None:
+    def process(user: User) -> None:
         address = user.mmap(PAGE)
         user.store(address, on.secret)
         on.handle(user.load(address, WORD))
@@ -116,7 +118,7 @@ def _guest_host(on: Play) -> None:
         on.use_key(key, works[-1], missing[0])
         return 0
 
-    def attacker(guest: "Guest") -> None:
+    def attacker(guest: Guest) -> None:
         for number, work in enumerate(_WORKS, 1):
             works.append(work)
             guest.store(0, key.to_bytes(WORD, "little"))
@@ -130,7 +132,7 @@ def _guest_host(on: Play) -> None:
             on.attacker.after(f"after VM exit {number}")
 
     @machine.process(name="vmm")
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         vm = user.create_vm(_GUEST_MEMORY)
         missing.append(vm.address + PAGE)  # memory of the guest's that nobody has touched yet
         vcpu = vm.vcpu(attacker)
@@ -143,14 +145,14 @@ def _guest_guest(on: Play) -> None:
     lab.register = GUEST_SECRET
     done: list[bool] = []
 
-    def attacker(guest: "Guest") -> None:
+    def attacker(guest: Guest) -> None:
         for number in range(ROUNDS):
             on.attacker.before()
             guest.halt()
             on.attacker.after(f"after the other guest ran, {number + 1}")
         done.append(True)
 
-    def victim(guest: "Guest") -> None:
+    def victim(guest: Guest) -> None:
         guest.store(GUEST_SECRET, on.secret)
         while not done:
             on.use(GUEST_SECRET, guest.load, guest.store)
@@ -162,7 +164,7 @@ def _guest_guest(on: Play) -> None:
     for name, program in (("attacker", attacker), ("victim", victim)):
 
         @machine.process(name=f"vmm of {name}", cpu=0, pinned=True)
-        def vmm(user: "User", program: "Callable[[Guest], None]" = program) -> None:
+        def vmm(user: User, program: Callable[[Guest], None] = program) -> None:
             vcpu = user.create_vm(_GUEST_MEMORY).vcpu(program)
             while not done:
                 vcpu.run()
@@ -173,14 +175,14 @@ def _guest_user(on: Play) -> None:
     """From a guest to its own VMM, which emulates a device for it, and has a secret that is not the guest's."""
     lab = on.lab
 
-    def attacker(guest: "Guest") -> None:
+    def attacker(guest: Guest) -> None:
         for number in range(ROUNDS):
             on.attacker.before()
             guest.outb(_PORT, number)
             on.attacker.after(f"after its VMM ran, {number + 1}")
 
     @on.machine.process(name="vmm")
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         address = user.mmap(PAGE)
         user.store(address, on.secret)
         lab.register = address
@@ -192,12 +194,12 @@ def _guest_user(on: Play) -> None:
 class _NmiAfter(Observer):
     """Raises an NMI after one micro-operation that it has not chosen before, each time that it is armed."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._seen: set[str] = set()
         self.armed = False
 
-    def micro_op(self, cpu: int, path: str, effect: "Effect | None") -> None:  # noqa: ARG002
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:  # noqa: ARG002
         """Take note of the place, and come in between there."""
         if self.armed and path not in self._seen:
             self._seen.add(path)
@@ -216,7 +218,7 @@ def _nmi(on: Play) -> None:
         lab.register = None  # nothing but the NMI's handler brings the secret anywhere
 
     @machine.process(name="attacker")
-    def attacker(user: "User") -> None:
+    def attacker(user: User) -> None:
         for number in range(_MOST_STEPS):
             on.attacker.before()
             nmi.armed = True
@@ -242,7 +244,7 @@ def _flip(on: Play) -> None:
         kernel.access.store(key, on.secret)
 
     @on.machine.process(name="attacker", cpu=0, pinned=True)
-    def attacker(user: "User") -> None:
+    def attacker(user: User) -> None:
         user.compute(1)  # its text is mapped before it counts
         for number in range(2 * ROUNDS):
             if number == ROUNDS:
@@ -255,14 +257,14 @@ def _flip(on: Play) -> None:
             on.attacker.after(f"{'after' if number >= ROUNDS else 'before'} the change, {number + 1}", key)
 
     @on.machine.process(name="victim", cpu=1, pinned=True)
-    def victim(user: "User") -> None:
+    def victim(user: User) -> None:
         while not stage:
             user.compute(1)
         on.system_call(turn_sensitive)
         stage.append("turned")
 
 
-_PROGRAMS: "Final[dict[Vector, Callable[[Play], None]]]" = {
+_PROGRAMS: Final[dict[Vector, Callable[[Play], None]]] = {
     Vector.USER_KERNEL: _user_kernel,
     Vector.USER_USER: _user_user,
     Vector.GUEST_HOST: _guest_host,

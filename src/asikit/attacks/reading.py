@@ -3,6 +3,8 @@
 What is refused here would else be an attack that never takes place, and whose verdict would say nothing.
 """
 
+from __future__ import annotations
+
 import tomllib
 from enum import StrEnum
 from importlib.resources import files
@@ -58,7 +60,7 @@ def load_vulnerability(name_or_file: str) -> Vulnerability:
     return _checked(document, shown, source.name.removesuffix(_SUFFIX))
 
 
-def _folder() -> "Traversable":
+def _folder() -> Traversable:
     return files("asikit") / "data" / "vulnerabilities"
 
 

@@ -1,5 +1,7 @@
 """A finding as a scenario for `asi run`, which shows the attack and what the attacker sees."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,7 @@ def tell(seen: Observation) -> None:
 '''
 
 
-def scenario_text(finding: "Finding") -> str:
+def scenario_text(finding: Finding) -> str:
     """Return the text of a scenario file that reproduces a finding. Raises LeakError if no attack was run for it."""
     cell = finding.cell
     if not finding.way_number:

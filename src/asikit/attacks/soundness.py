@@ -1,5 +1,7 @@
 """Whether a way makes sense: what its mechanism needs, and what it cannot have."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.vulnerability import Branch, Check, Holds, Mappings, Mechanism, Party, Tag
@@ -29,12 +31,12 @@ _MAPPINGS: Final = {
 """Whose translation a mechanism's load goes through."""
 
 
-def contradiction(way: "Way") -> str:
+def contradiction(way: Way) -> str:
     """Return what a way lacks for its mechanism, or has and cannot have; empty if it is sound."""
     return _parties(way) or _bugs(way) or _CHECKS[way.mechanism](way) or _foreign(way)
 
 
-def _parties(way: "Way") -> str:
+def _parties(way: Way) -> str:
     if Party.KERNEL in way.attackers:
         return "attackers are user or guest"
     if not way.attackers or not way.victims:
@@ -42,12 +44,12 @@ def _parties(way: "Way") -> str:
     return ""
 
 
-def _bugs(way: "Way") -> str:
+def _bugs(way: Way) -> str:
     both = next((bug for bug in way.any_bug if bug in way.no_bug), None)
     return f"any_bug and no_bug: {both} is in both, so no processor has it in this way" if both is not None else ""
 
 
-def _foreign(way: "Way") -> str:
+def _foreign(way: Way) -> str:
     """Return which key belongs to another mechanism, or to another structure."""
     if way.mechanism is not Mechanism.STEER and way.branch is not None:
         return "branch goes with steer alone"
@@ -61,7 +63,7 @@ def _foreign(way: "Way") -> str:
     return f"cleared_by: {other} is not among its structures" if other is not None else ""
 
 
-def _steer(way: "Way") -> str:
+def _steer(way: Way) -> str:
     if way.branch is None:
         return "it needs branch: which of the victim's goes wrong"
     if way.branch is Branch.STRAIGHT_LINE:
@@ -75,20 +77,20 @@ def _steer(way: "Way") -> str:
     return f"{way.branch} branches need {wanted}"
 
 
-def _deferred(way: "Way") -> str:
+def _deferred(way: Way) -> str:
     if way.defers is not Check.PERMISSION or way.mappings is not Mappings.ATTACKER or not way.steered:
         return 'it needs defers = "permission", mappings = "attacker" and steered = true'
     return ""
 
 
-def _terminal(way: "Way") -> str:
+def _terminal(way: Way) -> str:
     physical = way.mappings is Mappings.PHYSICAL and way.tag is Tag.PHYSICAL
     if way.defers is not Check.PRESENCE or not physical or not way.steered:
         return 'it needs defers = "presence", mappings = "physical", tag = "physical" and steered = true'
     return "" if "l1d" in way.structures else 'it needs structures with "l1d", which answers by physical address'
 
 
-def _sample(way: "Way") -> str:
+def _sample(way: Way) -> str:
     if not way.structures:
         return "it needs structures: what is sampled"
     for name in way.structures:
@@ -104,7 +106,7 @@ def _sample(way: "Way") -> str:
     return ""
 
 
-def _inject(way: "Way") -> str:
+def _inject(way: Way) -> str:
     if not way.structures:
         return "it needs structures: what is injected from"
     predictor = next((name for name in way.structures if name in _PREDICTORS), None)
@@ -113,7 +115,7 @@ def _inject(way: "Way") -> str:
     return "" if way.steered else "it needs steered = true: what is injected is the address"
 
 
-def _bypass(way: "Way") -> str:
+def _bypass(way: Way) -> str:
     return (
         "" if "store_buffer" in way.structures else 'it needs structures with "store_buffer": it holds the older store'
     )

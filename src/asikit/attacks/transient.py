@@ -1,5 +1,7 @@
 """Loads that never retire: by the processor's rules, but for the one check that a vulnerability defers."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.x86 import Access, BusError, GeneralProtection, PageFault, walk
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["transient_load"]
 
 
-def transient_load(cpu: "Cpu", vaddr: int, size: int, *, defer_permission: bool = False) -> bytes | None:
+def transient_load(cpu: Cpu, vaddr: int, size: int, *, defer_permission: bool = False) -> bytes | None:
     """Load through a CPU's current page tables and TLB; returns None if there is nothing to be had.
 
     A stale TLB entry counts, as it does for the processor. A translation that is found stays in the TLB, and the line
@@ -28,7 +30,7 @@ def transient_load(cpu: "Cpu", vaddr: int, size: int, *, defer_permission: bool 
     return cpu.memory.read(paddr, size)
 
 
-def _translate(cpu: "Cpu", vaddr: int, mode: "PagingMode") -> int | None:
+def _translate(cpu: Cpu, vaddr: int, mode: PagingMode) -> int | None:
     entry = cpu.tlb.lookup(vaddr, cpu.pcid)
     if entry is None:
         try:

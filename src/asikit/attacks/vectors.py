@@ -1,5 +1,7 @@
 """Positions of an attacker: from where to where, and which mechanisms there are attack programs for."""
 
+from __future__ import annotations
+
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -38,11 +40,11 @@ class Vector(StrEnum):
     NONSENSITIVE = "nonsensitive"
     """User to kernel; the secret is in memory that was declared nonsensitive."""
 
-    def suits(self, way: "Way", cpu: "CpuModel") -> bool:
+    def suits(self, way: Way, cpu: CpuModel) -> bool:
         """Tell whether a way works from there and there is an attack program for it."""
         return self.concerns(way, cpu) and self._has_program(way)
 
-    def concerns(self, way: "Way", cpu: "CpuModel") -> bool:
+    def concerns(self, way: Way, cpu: CpuModel) -> bool:
         """Tell whether a way has attackers and victims there; across cores something must be shared by them."""
         if way.vectors and self not in way.vectors:
             return False
@@ -63,7 +65,7 @@ class Vector(StrEnum):
             Vector.FLIP: user and kernel,
         }[self]
 
-    def _has_program(self, way: "Way") -> bool:
+    def _has_program(self, way: Way) -> bool:
         by_argument = way.branch in {Branch.CONDITIONAL, Branch.ENTRY, Branch.STRAIGHT_LINE}
         own_tables = way.mechanism in {Mechanism.DEFERRED, Mechanism.BYPASS}
         if self in _BESIDE:

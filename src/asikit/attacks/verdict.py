@@ -4,6 +4,8 @@ No leak is said only of an attack that took place: the victim came to where the 
 looked afterwards, and both came to their end. Of any other it is unknown.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
@@ -139,7 +141,7 @@ def attack(cell: Cell) -> Finding:
     return next((found for found in findings if found.verdict is Verdict.UNKNOWN), findings[0])
 
 
-def _attacked(cell: Cell, vulnerability: "Vulnerability", way: "Way", cpu: "CpuModel") -> Finding:
+def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel) -> Finding:
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
     if vector.wants_siblings and model.threads == 1:
         return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} has no sibling threads")
@@ -148,7 +150,7 @@ def _attacked(cell: Cell, vulnerability: "Vulnerability", way: "Way", cpu: "CpuM
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
 
 
-def model_for(cpu: "CpuModel", vulnerability: "Vulnerability", way: "Way") -> "CpuModel":
+def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel:
     """Return a CPU model with the vulnerability among its bugs, and its structures as the way has them."""
     changed = {
         str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=tuple(primitives))
@@ -161,7 +163,7 @@ def model_for(cpu: "CpuModel", vulnerability: "Vulnerability", way: "Way") -> "C
 
 
 def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
-    vulnerability: "Vulnerability", way: "Way", model: "CpuModel", setup: "Setup", vector: Vector, secret: bytes
+    vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
     machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=interleaver(vector))
     lab = _prepare(machine, vulnerability, way, model, setup)
@@ -194,7 +196,7 @@ def machine_config(cell: Cell) -> MachineConfig:
 
 
 def put_on(
-    machine: Machine, cell: Cell, *, way_number: int, secret: bytes, tell: "Callable[[Observation], object]"
+    machine: Machine, cell: Cell, *, way_number: int, secret: bytes, tell: Callable[[Observation], object]
 ) -> None:
     """Put an attack onto a machine that a scenario was given; see `machine_config`.
 
@@ -211,7 +213,7 @@ def put_on(
     play(vector, Play(machine, lab, secret))
 
 
-def _config(setup: "Setup", vector: Vector) -> MachineConfig:
+def _config(setup: Setup, vector: Vector) -> MachineConfig:
     return MachineConfig(
         asi=setup.asi,
         cpus=vector.cpus,
@@ -222,12 +224,12 @@ def _config(setup: "Setup", vector: Vector) -> MachineConfig:
     )
 
 
-def _nothing_is_sensitive(request: "Request") -> bool:
+def _nothing_is_sensitive(request: Request) -> bool:
     del request
     return False
 
 
-def _prepare(machine: Machine, vulnerability: "Vulnerability", way: "Way", model: "CpuModel", setup: "Setup") -> Lab:
+def _prepare(machine: Machine, vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup) -> Lab:
     if not setup.shootdown:
         machine.kernel.direct_map.attach(flusher=_NoShootdown())
     return Lab(machine, vulnerability, way, model, setup.hardening)
@@ -246,7 +248,7 @@ class _NoShootdown:
         """Leave translations where they are."""
 
 
-def _compared(cell: Cell, way: "Way", one: Lab, other: Lab) -> Finding:
+def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
     said = f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
     story = tuple(one.story)
     for number, (left, right) in enumerate(zip_longest(one.log, other.log), 1):
@@ -261,7 +263,7 @@ def _compared(cell: Cell, way: "Way", one: Lab, other: Lab) -> Finding:
     return Finding(cell, Verdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
 
 
-def _difference(number: int, left: "Observation | None", right: "Observation | None") -> Difference:
+def _difference(number: int, left: Observation | None, right: Observation | None) -> Difference:
     seen = left or right
     assert seen is not None  # noqa: S101 - they differ, so there is one
     ours, theirs = (() if each is None else each.value for each in (left, right))

@@ -1,5 +1,7 @@
 """What victims do for an attack, whatever the position: the kernel's work with a secret, and a process' own."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -51,8 +53,8 @@ class Play:
     :ivar attacker: What the attacker does besides running.
     """
 
-    machine: "Machine"
-    lab: "Lab"
+    machine: Machine
+    lab: Lab
     secret: bytes
     processor: Processor = field(init=False)
     attacker: Attacker = field(init=False)
@@ -62,7 +64,7 @@ class Play:
         self.processor = Processor(self.lab)
         self.attacker = Attacker(self.lab)
 
-    def kernel_secret(self, gfp: "Gfp" = GFP_USER) -> int:
+    def kernel_secret(self, gfp: Gfp = GFP_USER) -> int:
         """Put the secret where the kernel has it; returns its address, which the attacker knows and aims at."""
         with self.lab.setting_up():
             key = self.machine.allocate(self.secret * (PAGE // len(self.secret)), gfp)
@@ -70,7 +72,7 @@ class Play:
         self.lab.secret_paddr = self.machine.kernel.layout.phys(key)
         return key
 
-    def system_call(self, body: "Callable[[], object]") -> None:
+    def system_call(self, body: Callable[[], object]) -> None:
         """Execute a system call of the running process', with kernel code of the victim's as its body."""
 
         def handler() -> int:
@@ -115,14 +117,14 @@ class Play:
             if depth:
                 self._descend(function, depth - 1)
 
-    def use(self, address: int, load: "Callable[[int, int], bytes]", store: "Callable[[int, bytes], object]") -> None:
+    def use(self, address: int, load: Callable[[int, int], bytes], store: Callable[[int, bytes], object]) -> None:
         """Load the secret, copy it to another line of its page, and compute with it, as whoever runs."""
         value = load(address, WORD)
         self._copies += 1
         store(address + self._copies * _LINE % PAGE, value)
         self.handle(value)
 
-    def use_own_secret(self, user: "User", address: int) -> None:
+    def use_own_secret(self, user: User, address: int) -> None:
         """User code that works with its own secret."""
         self.use(address, user.load, user.store)
         self.lab.pointer = address

@@ -3,6 +3,8 @@
 All modules are imported for ``asi --help``, so they import what is heavy inside their functions.
 """
 
+from __future__ import annotations
+
 from asikit.cli._frame import main
 
 __all__ = ["main"]

@@ -1,5 +1,7 @@
 """What every command shares: finding it, its errors in one line, its exit code."""
 
+from __future__ import annotations
+
 import atexit
 import errno
 import os
@@ -82,7 +84,7 @@ def asi() -> None:
     """
 
 
-def main(arguments: "Sequence[str] | None" = None) -> NoReturn:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command ``asi`` and end the process.
 
     A command says its exit code with ``click.Context.exit``; 0 when it just returns.
@@ -193,7 +195,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _terminate(number: int, frame: "FrameType | None") -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     del frame
     raise _Terminated(number)
 

@@ -1,5 +1,7 @@
 """The two ways a command reports, text for people and JSON for programs, on stdout; and warnings, on stderr."""
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +13,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def write_json(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> None:
+def write_json(name: str, document: Mapping[str, Any], *, version: int = 1) -> None:
     """Print a document in the JSON envelope of :func:`json_text`."""
     click.echo(json_text(name, document, version=version))
 
 
-def json_text(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> str:
+def json_text(name: str, document: Mapping[str, Any], *, version: int = 1) -> str:
     """Give the one JSON envelope: ``{"schema": "asikit.NAME/VERSION", ...}``.
 
     ``schema`` stands first and all other keys are sorted, at every depth, so that the same content is the same text.
@@ -29,13 +31,13 @@ def json_text(name: str, document: "Mapping[str, Any]", *, version: int = 1) -> 
     return json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def warn(lines: "Iterable[str]") -> None:
+def warn(lines: Iterable[str]) -> None:
     """Print warnings on stderr, before what is printed on stdout."""
     for line in lines:
         click.echo(f"asi: warning: {line}", err=True)
 
 
-def console() -> "Console":
+def console() -> Console:
     """Give the console that text goes to: colour on a terminal only and never with NO_COLOR; lines are not wrapped."""
     # Only commands that print text pay for rich.
     from rich.console import Console  # noqa: PLC0415

@@ -1,5 +1,7 @@
 """One line at the foot of a terminal that says how far a recording has come."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import sys
@@ -30,7 +32,7 @@ class StatusLine(threading.Thread):
     What else is written to a terminal meanwhile is to go through :meth:`above`.
     """
 
-    def __init__(self, status: "Status", *, verbose: bool = False) -> None:
+    def __init__(self, status: Status, *, verbose: bool = False) -> None:
         """Prepare to show ``status``.
 
         :param verbose: Write a line for each stage, too, wherever stderr goes.
@@ -53,7 +55,7 @@ class StatusLine(threading.Thread):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clear the line and end."""
         self._ended.set()
@@ -80,7 +82,7 @@ class StatusLine(threading.Thread):
     def _say_stage(self, stage: str) -> None:
         self.say(f"[{time.monotonic() - self._began:.1f} s] {stage}")
 
-    def above(self, stream: "Output | None") -> "Output | None":
+    def above(self, stream: Output | None) -> Output | None:
         """Give a file for what the workload writes to ``stream``: the line makes room for it on a terminal."""
         return Above(stream, self) if stream is not None and os.isatty(stream.fileno()) else stream
 
@@ -106,7 +108,7 @@ class StatusLine(threading.Thread):
 class Above:
     """A stream of the workload's that is a terminal, above the status line."""
 
-    def __init__(self, stream: "Output", line: StatusLine) -> None:
+    def __init__(self, stream: Output, line: StatusLine) -> None:
         """Write to ``stream``."""
         self._stream = stream
         self._line = line
@@ -125,7 +127,7 @@ class Above:
         self._stream.flush()
 
 
-def _text(status: "Status", seconds: float) -> str:
+def _text(status: Status, seconds: float) -> str:
     said = f"asi: {status.stage}, {seconds:.0f} s"
     if status.events:
         size = f", {size_text(status.bytes)}" if status.bytes else ""

@@ -1,5 +1,7 @@
 """The options with which a command looks at a part of a recording only."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,7 +16,7 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 _BY = ("task", "pid", "cpu", "phase")
 
 
-def selecting(*, cpu_options: "tuple[str, ...]") -> "Callable[[_Command], _Command]":
+def selecting(*, cpu_options: tuple[str, ...]) -> Callable[[_Command], _Command]:
     """Add the options to a command; what they say arrives as ``tasks``, ``pids``, ``on_cpus``, ``phases`` and so on.
 
     :param cpu_options: What the recorded CPU is chosen with: another option of the command may be called so already.
@@ -56,7 +58,7 @@ def selected(  # noqa: PLR0913  (an option each)
     phases: tuple[str, ...],
     between: str | None,
     by: str | None,
-) -> "tuple[Selection | None, By | None]":
+) -> tuple[Selection | None, By | None]:
     """Return what the options say: nothing, if none was given."""
     from asikit.replay import By, Selection  # noqa: PLC0415  (slow to import)
 

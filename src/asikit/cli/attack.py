@@ -1,5 +1,7 @@
 """``asi attack``: every known vulnerability against every mitigation, on the model machine."""
 
+from __future__ import annotations
+
 import sys
 from typing import TYPE_CHECKING
 
@@ -90,7 +92,7 @@ def _model(cpu: str | None) -> str | None:
     return cpu
 
 
-def _attack(wanted: "Sequence[Cell]") -> "list[Finding]":
+def _attack(wanted: Sequence[Cell]) -> list[Finding]:
     from asikit.attacks import matrix  # noqa: PLC0415
 
     findings = []
@@ -104,7 +106,7 @@ def _attack(wanted: "Sequence[Cell]") -> "list[Finding]":
     return findings
 
 
-def _save(finding: "Finding", path: str) -> None:
+def _save(finding: Finding, path: str) -> None:
     from pathlib import Path  # noqa: PLC0415
 
     from asikit.attacks import scenario_text  # noqa: PLC0415
@@ -112,7 +114,7 @@ def _save(finding: "Finding", path: str) -> None:
     Path(path).write_text(scenario_text(finding), encoding="utf-8")
 
 
-def _show(findings: "list[Finding]", *, why: bool, as_json: bool) -> None:
+def _show(findings: list[Finding], *, why: bool, as_json: bool) -> None:
     if as_json:
         write_json("attack", {"rows": [found.to_dict(story=why) for found in findings]})
         return

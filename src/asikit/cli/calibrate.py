@@ -1,5 +1,7 @@
 """``asi calibrate``: measure what this machine's processor and kernel cost."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,7 @@ def command(*, output: Path | None, like: str | None, samples: int, force: bool,
         _print(calibration, output)
 
 
-def _print(calibration: "Calibration", output: Path | None) -> None:
+def _print(calibration: Calibration, output: Path | None) -> None:
     from asikit.report import calibration_report  # noqa: PLC0415
 
     console().print(calibration_report(calibration))

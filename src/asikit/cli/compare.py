@@ -1,5 +1,7 @@
 """``asi compare``: what changed between two replays or costs, and whether it is more than chance."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import click
@@ -58,13 +60,13 @@ def command(  # noqa: PLR0913  (an option each)
         _gate(comparison, fail_over)
 
 
-def _print(comparison: "Comparison", top: int) -> None:
+def _print(comparison: Comparison, top: int) -> None:
     from asikit.report import compare_report  # noqa: PLC0415
 
     console().print(compare_report(comparison, top=top))
 
 
-def _gate(comparison: "Comparison", percent: float) -> None:
+def _gate(comparison: Comparison, percent: float) -> None:
     """End with the exit code for a regression if there is one.
 
     :raises click.UsageError: The documents have no exits to look at.

@@ -1,5 +1,7 @@
 """``asi cost``: what mitigations cost on a recorded workload and a processor."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +105,7 @@ def _names(items: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _range(text: str) -> "Range":
+def _range(text: str) -> Range:
     from asikit.cost import Range  # noqa: PLC0415
 
     try:
@@ -129,13 +131,13 @@ def _list_cpus() -> None:
         click.echo(f"{name:<{width}}  {model.title} ({model.microarchitecture})")
 
 
-def _write_json(result: "CostResult") -> None:
+def _write_json(result: CostResult) -> None:
     document = result.to_dict()
     del document["schema"]  # the envelope has it
     write_json("cost", document)
 
 
-def _print(result: "CostResult", *, top: int, why: bool) -> None:
+def _print(result: CostResult, *, top: int, why: bool) -> None:
     from asikit.report import cost_report, cost_sources  # noqa: PLC0415
 
     out = console()

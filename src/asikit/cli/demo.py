@@ -1,5 +1,7 @@
 """``asi demo``: the sample recordings under three policies, and what that costs on two processors."""
 
+from __future__ import annotations
+
 import click
 
 from asikit.cli._output import console, write_json

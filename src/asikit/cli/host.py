@@ -1,5 +1,7 @@
 """``asi host``: what a machine is vulnerable to, and what ASI would do about it there."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,7 @@ def command(*, folder: Path | None, as_json: bool) -> None:
         _print(host)
 
 
-def _print(host: "Host") -> None:
+def _print(host: Host) -> None:
     from asikit.report import host_report  # noqa: PLC0415
 
     console().print(host_report(host))

@@ -1,5 +1,7 @@
 """``asi info``: what a trace holds."""
 
+from __future__ import annotations
+
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,7 @@ def command(trace: str, *, as_json: bool, verify: bool) -> None:
         _print(console(), opened, summary, verified=verify)
 
 
-def _document(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> dict[str, Any]:
+def _document(trace: Trace, summary: TraceSummary, *, verified: bool) -> dict[str, Any]:
     from asikit.trace import TABLES, VERSION  # noqa: PLC0415
 
     shown = ("source", "kernel", "machine", "workload", "clock", "lost", "marks")
@@ -87,7 +89,7 @@ def _document(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> dic
     }
 
 
-def _print(out: "Console", trace: "Trace", summary: "TraceSummary", *, verified: bool) -> None:
+def _print(out: Console, trace: Trace, summary: TraceSummary, *, verified: bool) -> None:
     out.print(_printable(trace.path.absolute().name), style="bold")
     for label, text in _facts(trace, summary, verified=verified):
         out.print(f"  {label:<14}{_printable(text)}")
@@ -99,7 +101,7 @@ def _print(out: "Console", trace: "Trace", summary: "TraceSummary", *, verified:
     _print_touches(out, summary)
 
 
-def _facts(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> "Iterator[tuple[str, str]]":
+def _facts(trace: Trace, summary: TraceSummary, *, verified: bool) -> Iterator[tuple[str, str]]:
     recorder = trace.recorder
     kernel, machine, workload = recorder.kernel, recorder.machine, recorder.workload
     yield "source", recorder.source
@@ -128,7 +130,7 @@ def _facts(trace: "Trace", summary: "TraceSummary", *, verified: bool) -> "Itera
     yield "checked", "every hash, id and clock" if verified else "every hash (--verify also checks ids and clocks)"
 
 
-def _print_phases(out: "Console", trace: "Trace", summary: "TraceSummary") -> None:
+def _print_phases(out: Console, trace: Trace, summary: TraceSummary) -> None:
     strays = trace.recorder.marks.ends_without_begin
     if not summary.phases and not strays:
         return
@@ -146,7 +148,7 @@ def _print_phases(out: "Console", trace: "Trace", summary: "TraceSummary") -> No
         out.print(f"  {_printable(name)}: {_plural(count, 'end')} without a beginning")
 
 
-def _print_events(out: "Console", summary: "TraceSummary") -> None:
+def _print_events(out: Console, summary: TraceSummary) -> None:
     out.print()
     out.print(f"Events: {sum(summary.events.values()):,}", style="bold")
     counts = {kind.name: count for kind, count in summary.events.items()}
@@ -158,7 +160,7 @@ def _print_events(out: "Console", summary: "TraceSummary") -> None:
             out.print(f"    {_TLB_FLUSH_WORDS[flush.name]:<34}{count:>14,}")
 
 
-def _print_touches(out: "Console", summary: "TraceSummary") -> None:
+def _print_touches(out: Console, summary: TraceSummary) -> None:
     touches = summary.touches
     out.print()
     out.print(f"Touches: {sum(touch.total for touch in touches):,}", style="bold")

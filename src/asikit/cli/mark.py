@@ -1,5 +1,7 @@
 """``asi mark``: what a workload marks its phases with."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Final
 

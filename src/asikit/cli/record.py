@@ -1,5 +1,7 @@
 """``asi record``: what a real Linux kernel does under a workload."""
 
+from __future__ import annotations
+
 import os
 import re
 import sys
@@ -139,7 +141,7 @@ def command(  # noqa: PLR0913  (an option each)
     click.get_current_context().exit(next((status for status in statuses if status), 0))
 
 
-def _record(recording: "Recording", trace: Path, *, overwrite: bool, verbose: bool) -> "Recorded":
+def _record(recording: Recording, trace: Path, *, overwrite: bool, verbose: bool) -> Recorded:
     from asikit.record import Status, Streams, record  # noqa: PLC0415
 
     status, own = Status(), Streams.of_this_process()
@@ -150,7 +152,7 @@ def _record(recording: "Recording", trace: Path, *, overwrite: bool, verbose: bo
     return done
 
 
-def _summary(trace: Path, done: "Recorded") -> dict[str, object]:
+def _summary(trace: Path, done: Recorded) -> dict[str, object]:
     return {"trace": str(trace), "bytes": _size(trace), **asdict(done)}
 
 
@@ -158,7 +160,7 @@ def _size(trace: Path) -> int:
     return sum(file.stat().st_size for file in trace.rglob("*") if file.is_file())
 
 
-def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
+def _variables(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Read NAME=VALUE, or NAME, whose value is this environment's; one that is not set here is not set there.
 
     :raises click.BadParameter: There is no name.
@@ -173,7 +175,7 @@ def _variables(words: tuple[str, ...]) -> "Iterator[tuple[str, str]]":
             yield name, os.environ[name]
 
 
-def _report(done: "Recorded", trace: Path) -> None:
+def _report(done: Recorded, trace: Path) -> None:
     lost = sum(done.lost.values())
     note = f"; {lost:,} were lost (see asi info)" if lost else ""
     _say(f"recorded {done.events:,} events into {trace} ({size_text(_size(trace))}){note}")

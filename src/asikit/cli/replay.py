@@ -1,5 +1,7 @@
 """``asi replay``: a recording through ASI under sensitivity policies."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,7 +82,7 @@ def command(  # noqa: PLR0913  (an option each)
         _print(results, _DEFAULT_TOP if top is None else top)
 
 
-def _classes(text: str) -> "frozenset[AsiClass]":
+def _classes(text: str) -> frozenset[AsiClass]:
     from asikit.replay import ALL_CLASSES  # noqa: PLC0415
 
     known = {asi_class.name.lower(): asi_class for asi_class in ALL_CLASSES}
@@ -109,7 +111,7 @@ def _list_policies() -> None:
         click.echo(f"{name:<{width}}  {load_policy(name).title}")
 
 
-def _write_json(results: "list[ReplayResult]", trace: "Trace", top: int | None) -> None:
+def _write_json(results: list[ReplayResult], trace: Trace, top: int | None) -> None:
     documents = [result.to_dict(top=top) for result in results]
     for document in documents:
         del document["schema"]  # the envelope has it
@@ -124,7 +126,7 @@ def _write_json(results: "list[ReplayResult]", trace: "Trace", top: int | None) 
     write_json("replay", shown | {"asikit": __version__, "trace": identity})
 
 
-def _print(results: "list[ReplayResult]", top: int) -> None:
+def _print(results: list[ReplayResult], top: int) -> None:
     from asikit.report import compare_replays, replay_report  # noqa: PLC0415
 
     if len(results) == 1:

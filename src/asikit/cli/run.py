@@ -1,5 +1,7 @@
 """``asi run``: a scenario on the model machine."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import click
@@ -61,7 +63,7 @@ def command(  # noqa: PLR0913  (an option each)
         console().print(run_report(loaded.title, machine, report))
 
 
-def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | None, check: bool) -> "Machine":
+def _machine(loaded: Scenario, *, asi: bool, policy: str | None, seed: int | None, check: bool) -> Machine:
     from dataclasses import replace  # noqa: PLC0415
 
     from asikit.machine.kernel import Machine  # noqa: PLC0415
@@ -77,7 +79,7 @@ def _machine(loaded: "Scenario", *, asi: bool, policy: str | None, seed: int | N
     return Machine(config)
 
 
-def _programs(machine: "Machine") -> "dict[str, object]":
+def _programs(machine: Machine) -> dict[str, object]:
     """Return what the scenario's programs have done that a user wants to see."""
     return {
         "console": machine.console.decode(errors="backslashreplace"),
@@ -85,7 +87,7 @@ def _programs(machine: "Machine") -> "dict[str, object]":
     }
 
 
-def _run(machine: "Machine", loaded: "Scenario", trace: str | None) -> None:
+def _run(machine: Machine, loaded: Scenario, trace: str | None) -> None:
     """Run the scenario; an error in it is one line that says where."""
     if trace is None:
         loaded.run(machine)

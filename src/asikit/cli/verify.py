@@ -1,5 +1,7 @@
 """``asi verify``: proofs about the protocol, and counterexamples to its mutants."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -118,7 +120,7 @@ def command(  # noqa: PLR0913  (an option each)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
 
 
-def _verify_one(world: "World", mutant: str | None, method: str, smtlib: str | None) -> "Verification":
+def _verify_one(world: World, mutant: str | None, method: str, smtlib: str | None) -> Verification:
     from asikit.proofs import mutant as find_mutant  # noqa: PLC0415
     from asikit.proofs import prove, verify  # noqa: PLC0415
 
@@ -133,7 +135,7 @@ def _verify_one(world: "World", mutant: str | None, method: str, smtlib: str | N
         return prove(world, changed, smtlib=file)
 
 
-def _shown(result: "Verification", *, as_json: bool) -> "Verdict":
+def _shown(result: Verification, *, as_json: bool) -> Verdict:
     if as_json:
         write_json("verify", result.to_dict())
     else:
@@ -143,7 +145,7 @@ def _shown(result: "Verification", *, as_json: bool) -> "Verdict":
     return result.verdict
 
 
-def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> "Verdict":
+def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
     from asikit.proofs import CATALOGUE, Verdict, verify_mutants  # noqa: PLC0415
 
     rows = []
@@ -172,7 +174,7 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> "Verdict
     return verdict
 
 
-def _compare(*, as_json: bool) -> "Verdict":
+def _compare(*, as_json: bool) -> Verdict:
     from asikit.proofs import compare, equivalence_verdict  # noqa: PLC0415
 
     rows = list(compare())
@@ -196,7 +198,7 @@ def _compare(*, as_json: bool) -> "Verdict":
     return verdict
 
 
-def _classes(text: str | None) -> "frozenset[AsiClass] | None":
+def _classes(text: str | None) -> frozenset[AsiClass] | None:
     if text is None:
         return None
     from asikit.protocol import AsiClass  # noqa: PLC0415
@@ -204,7 +206,7 @@ def _classes(text: str | None) -> "frozenset[AsiClass] | None":
     return frozenset(_known("--class", text, {asi_class.name.lower(): asi_class for asi_class in AsiClass}))
 
 
-def _capabilities(text: str) -> "Capability":
+def _capabilities(text: str) -> Capability:
     from asikit.proofs import Capability  # noqa: PLC0415
 
     able = Capability(0)
@@ -213,7 +215,7 @@ def _capabilities(text: str) -> "Capability":
     return able
 
 
-def _known(option: str, text: str, known: "dict[str, _Value]") -> "list[_Value]":
+def _known(option: str, text: str, known: dict[str, _Value]) -> list[_Value]:
     """Return the values of a comma list of names."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -232,7 +234,7 @@ def _list_mutants() -> None:
             click.echo(f"  {mutant.name:<{width}}  {mutant.says}")
 
 
-def _states_progress() -> "Callable[[int], None]":
+def _states_progress() -> Callable[[int], None]:
     shown = 0
 
     def show(states: int) -> None:

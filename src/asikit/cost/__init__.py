@@ -15,6 +15,8 @@ Every figure is a named :class:`Parameter` with a range and a source; every answ
 reached (:mod:`asikit.cost.expression`).
 """
 
+from __future__ import annotations
+
 from asikit.cost.calibrate import (
     CALIBRATE_SCHEMA,
     Calibration,

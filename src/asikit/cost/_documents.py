@@ -1,5 +1,7 @@
 """The JSON documents that can be compared, as records: what they are of, and their figures."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,17 +82,17 @@ class Record:
     """
 
     file: str
-    facets: "Mapping[str, str]"
-    metrics: "Mapping[str, float]"
-    causes: "Mapping[str, float]"
+    facets: Mapping[str, str]
+    metrics: Mapping[str, float]
+    causes: Mapping[str, float]
     sites: tuple[Site, ...] = ()
     whole: bool = True
     shares: Sum = ()
-    ranges: "Mapping[str, Range] | None" = None
+    ranges: Mapping[str, Range] | None = None
     counted: frozenset[str] = frozenset()
 
 
-def read_side(argument: str) -> "list[list[Record]]":
+def read_side(argument: str) -> list[list[Record]]:
     """Return the runs of one side: a list of records for each document.
 
     :param argument: A JSON file, a folder of them, or several of either with commas between.
@@ -109,7 +111,7 @@ def read_side(argument: str) -> "list[list[Record]]":
     return [_records(path) for path in files]
 
 
-def _records(path: Path) -> "list[Record]":
+def _records(path: Path) -> list[Record]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,7 +130,7 @@ def _records(path: Path) -> "list[Record]":
     raise CompareError(f"{path}: {shown}: give what `asi replay --json` or `asi cost --json` printed")
 
 
-def _of_replay(result: "Mapping[str, Any]", document: "Mapping[str, Any]", path: Path) -> Record:
+def _of_replay(result: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> Record:
     metrics = {name: float(result[name]) for name in _REPLAY_METRICS}
     metrics |= {kind: float(count) for kind, count in result["flushes"].items()}
     causes: dict[str, float] = {}
@@ -146,7 +148,7 @@ def _of_replay(result: "Mapping[str, Any]", document: "Mapping[str, Any]", path:
     return Record(str(path), facets, metrics, causes, sites, whole)
 
 
-def _of_cost(row: "Mapping[str, Any]", document: "Mapping[str, Any]", path: Path) -> Record:
+def _of_cost(row: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> Record:
     metrics = {
         "overhead": float(row["overhead"]["mid"]),
         "cycles_per_round_trip": float(row["cycles_per_round_trip"]["mid"]),
@@ -175,11 +177,11 @@ def _of_cost(row: "Mapping[str, Any]", document: "Mapping[str, Any]", path: Path
     )
 
 
-def _version(document: "Mapping[str, Any]") -> dict[str, str]:
+def _version(document: Mapping[str, Any]) -> dict[str, str]:
     return {"version": str(document["asikit"])} if "asikit" in document else {}
 
 
-def _trace_facets(trace: "Mapping[str, Any] | None", version: dict[str, str]) -> dict[str, str]:
+def _trace_facets(trace: Mapping[str, Any] | None, version: dict[str, str]) -> dict[str, str]:
     if trace is None:
         return version
     return {
@@ -190,7 +192,7 @@ def _trace_facets(trace: "Mapping[str, Any] | None", version: dict[str, str]) ->
     }
 
 
-def _sites(cause: "Mapping[str, Any]") -> "Iterator[Site]":
+def _sites(cause: Mapping[str, Any]) -> Iterator[Site]:
     """Give a cause's exits by stack. Of what a document does not list, by its names: older ones list no stacks."""
     target = Target(cause["reason"], cause["access"], cause["kind"], cause["cache"], cause["region"])
     names, allocator = (cause["function"], cause["caller"]), cause["allocated_by"]
@@ -203,7 +205,7 @@ def _sites(cause: "Mapping[str, Any]") -> "Iterator[Site]":
         yield Site(target, names, (allocator,), rest)
 
 
-def cause_text(target: Target, names: "Sequence[tuple[str, ...]]", allocators: "Sequence[str]") -> str:
+def cause_text(target: Target, names: Sequence[tuple[str, ...]], allocators: Sequence[str]) -> str:
     """Name a cause so that the same one in two documents has the same name.
 
     :param names: Function and caller; several if several kernels name it so.
@@ -217,7 +219,7 @@ def cause_text(target: Target, names: "Sequence[tuple[str, ...]]", allocators: "
     return f"{target.reason}: {_who(names)}: {what}{by}" if what else f"{target.reason}: {_who(names)}"
 
 
-def _who(names: "Sequence[tuple[str, ...]]") -> str:
+def _who(names: Sequence[tuple[str, ...]]) -> str:
     functions, callers = (list(dict.fromkeys(words)) for words in zip(*names, strict=True))
     if len(functions) == 1 or len(callers) == 1:
         return f"{' | '.join(functions)} <- {' | '.join(callers)}"

@@ -15,6 +15,8 @@ each on its own, among causes of the same reason, access and kind of memory. Not
 partner, and a row never joins several causes of both sides: each could tell the other's apart.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,14 +40,14 @@ __all__ = ["causes_of_kernels"]
 class _Cause(NamedTuple):
     """The names that make a cause."""
 
-    target: "Target"
-    access: "Name"
-    allocation: "Name"
+    target: Target
+    access: Name
+    allocation: Name
 
 
 def causes_of_kernels(
-    first: "Sequence[Sequence[Site]]", second: "Sequence[Sequence[Site]]"
-) -> "tuple[tuple[list[_Causes], list[_Causes]], int]":
+    first: Sequence[Sequence[Site]], second: Sequence[Sequence[Site]]
+) -> tuple[tuple[list[_Causes], list[_Causes]], int]:
     """Return the causes of two kernels by names that both have.
 
     :param first: The sites of each run of one side; likewise the other.
@@ -60,7 +62,7 @@ def causes_of_kernels(
 class _Row:
     """A cause of both sides, or of one: its names, as each side has them."""
 
-    causes: "tuple[tuple[_Cause, ...], tuple[_Cause, ...]]"
+    causes: tuple[tuple[_Cause, ...], tuple[_Cause, ...]]
 
     @property
     def has_several_names(self) -> bool:
@@ -76,18 +78,18 @@ class _Row:
         )
 
     @property
-    def _all(self) -> "tuple[_Cause, ...]":
+    def _all(self) -> tuple[_Cause, ...]:
         return self.causes[0] + self.causes[1]
 
 
-def _causes(run: "Sequence[Site]", side: int, rows: "Mapping[tuple[int, Site], _Row]") -> "_Causes":
+def _causes(run: Sequence[Site], side: int, rows: Mapping[tuple[int, Site], _Row]) -> _Causes:
     exits: dict[str, float] = defaultdict(float)
     for site in run:
         exits[rows[side, site].text] += site.exits
     return exits
 
 
-def _rows(first: "Sequence[Site]", second: "Sequence[Site]") -> "dict[tuple[int, Site], _Row]":
+def _rows(first: Sequence[Site], second: Sequence[Site]) -> dict[tuple[int, Site], _Row]:
     """Return the row of each side's sites."""
     found: dict[tuple[int, Site], _Row] = {}
     for sites in _grouped(spelling_of(first, second)).values():
@@ -100,11 +102,11 @@ def _rows(first: "Sequence[Site]", second: "Sequence[Site]") -> "dict[tuple[int,
     return found
 
 
-def _cause(site: "Site") -> _Cause:
+def _cause(site: Site) -> _Cause:
     return _Cause(site.target, name_of(site.stack, ACCESS), name_of(site.allocation, ALLOCATION))
 
 
-def _grouped(spelling: "Spelling") -> "dict[_Cause, tuple[list[Site], list[Site]]]":
+def _grouped(spelling: Spelling) -> dict[_Cause, tuple[list[Site], list[Site]]]:
     """Group the sites of both sides by the names that they have on the other side."""
     groups: dict[_Cause, tuple[list[Site], list[Site]]] = defaultdict(lambda: ([], []))
     accesses = [_Place(spelling, side, "stack", ACCESS) for side in (0, 1)]
@@ -120,7 +122,7 @@ def _grouped(spelling: "Spelling") -> "dict[_Cause, tuple[list[Site], list[Site]
 class _Place:
     """The names that one side has, by target, for stacks of the other."""
 
-    def __init__(self, spelling: "Spelling", side: int, part: str, length: int) -> None:
+    def __init__(self, spelling: Spelling, side: int, part: str, length: int) -> None:
         self._spelling, self._side, self._length = spelling, side, length
         self._names: dict[Target, set[Name]] = defaultdict(set)
         self._own: dict[Target, set[str]] = defaultdict(set)  # callers of functions that only this side has
@@ -130,7 +132,7 @@ class _Place:
             own = (caller for function, caller in pairwise(stack) if spelling.is_alone(side, function))
             self._own[site.target].update(own)
 
-    def name_for(self, target: "Target", stack: "Stack") -> "Name":
+    def name_for(self, target: Target, stack: Stack) -> Name:
         """Return this side's name for a stack of the other side; the stack's own if there is not exactly one."""
         names, own = self._names[target], name_of(stack, self._length)
         if own in names:
@@ -140,6 +142,6 @@ class _Place:
             return fitting[0].name
         return own
 
-    def _has_rival(self, target: "Target", short: "Shortened") -> bool:
+    def _has_rival(self, target: Target, short: Shortened) -> bool:
         """Tell whether this side has a function of its own where the other's ones would be inlined."""
         return not self._own[target].isdisjoint(host for _, host in short.inlined)

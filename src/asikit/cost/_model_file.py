@@ -1,5 +1,7 @@
 """A CPU model file for a measured machine."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.cost.parameters import Unit
@@ -23,7 +25,7 @@ _BUG_NAMES = {
 _SMT_THREADS = 2
 
 
-def model_file(calibration: "Calibration", like: "CpuModel", source: str) -> str:
+def model_file(calibration: Calibration, like: CpuModel, source: str) -> str:
     """Return the text of a model file.
 
     :param source: What each figure's source says.
@@ -46,7 +48,7 @@ def model_file(calibration: "Calibration", like: "CpuModel", source: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def _bugs(identity: "Identity") -> set[str]:
+def _bugs(identity: Identity) -> set[str]:
     known = {bug.value for bug in Bug}
     return {
         _BUG_NAMES[name].value if name in _BUG_NAMES else name
@@ -55,7 +57,7 @@ def _bugs(identity: "Identity") -> set[str]:
     }
 
 
-def _paging(identity: "Identity", like: "CpuModel") -> list[str]:
+def _paging(identity: Identity, like: CpuModel) -> list[str]:
     flags = {
         "la57": "la57",
         "gib_pages": "pdpe1gb",
@@ -72,7 +74,7 @@ def _paging(identity: "Identity", like: "CpuModel") -> list[str]:
     ]
 
 
-def _structures(like: "CpuModel") -> list[str]:
+def _structures(like: CpuModel) -> list[str]:
     lines = []
     for name in like.structures.__struct_fields__:
         structure = getattr(like.structures, name)
@@ -86,7 +88,7 @@ def _structures(like: "CpuModel") -> list[str]:
     return lines
 
 
-def _costs(calibration: "Calibration", like: "CpuModel", source: str) -> list[str]:
+def _costs(calibration: Calibration, like: CpuModel, source: str) -> list[str]:
     lines: list[str] = []
     for one in calibration.measured:
         lines += ["", f"[costs.{one.name}]", f'unit = "{one.unit.value}"', *_figures(one), 'basis = "measured"']
@@ -102,7 +104,7 @@ def _costs(calibration: "Calibration", like: "CpuModel", source: str) -> list[st
     return lines
 
 
-def _figures(one: "Measurement") -> list[str]:
+def _figures(one: Measurement) -> list[str]:
     figures = one.figures
     digits = 4 if one.unit is Unit.GIGAHERTZ else 1
     if figures.low is None or figures.high is None:

@@ -1,5 +1,7 @@
 """What the stacks of two kernels tell about their functions: who calls whom, and which stands for which."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +48,7 @@ class Shortened(NamedTuple):
     inlined: frozenset[tuple[str, str]]
 
 
-def _shortened(stack: Stack, length: int) -> "Iterator[Shortened]":
+def _shortened(stack: Stack, length: int) -> Iterator[Shortened]:
     known = stack[: stack.index(_UNKNOWN)] if _UNKNOWN in stack else stack
     for places in combinations(range(len(known)), length):
         gaps = {
@@ -71,8 +73,8 @@ class Spelling:
     :ivar twins: The second side's twins, with the first side's.
     """
 
-    sides: "tuple[Sequence[Site], Sequence[Site]]"
-    twins: "Mapping[str, str]"
+    sides: tuple[Sequence[Site], Sequence[Site]]
+    twins: Mapping[str, str]
 
     def of(self, side: int, stack: Stack) -> Stack:
         """Return a side's stack in the common names."""
@@ -82,7 +84,7 @@ class Spelling:
         """Tell whether the other side has neither a function, by its common name, nor its twin."""
         return function != _UNKNOWN and _base(function) not in self._bases[1 - side]
 
-    def fitting(self, side: int, stack: Stack, length: int, names: "set[Name]") -> list[Shortened]:
+    def fitting(self, side: int, stack: Stack, length: int, names: set[Name]) -> list[Shortened]:
         """Return what names of one side a stack of the other, in common names, would have if functions were inlined.
 
         Not those where the side shows such a function called by the one that it would be part of.
@@ -124,7 +126,7 @@ class Spelling:
         ]
 
 
-def spelling_of(first: "Sequence[Site]", second: "Sequence[Site]") -> Spelling:
+def spelling_of(first: Sequence[Site], second: Sequence[Site]) -> Spelling:
     """Return the common names of two sides' functions.
 
     Twins are functions of which the other side has none, in stacks that are alike but for them, up to a caller that is
@@ -147,7 +149,7 @@ _Place = tuple["Target", Stack, str]
 """Where a function stands: what is accessed, the functions that it calls, and its caller."""
 
 
-def _strange(spelling: Spelling, side: int) -> "dict[_Place, set[str]]":
+def _strange(spelling: Spelling, side: int) -> dict[_Place, set[str]]:
     """Return the functions of one side alone, by where they stand in stacks that have no name on the other side."""
     names = [_names_of_targets(spelling, number) for number in (0, 1)]
     found: dict[_Place, set[str]] = defaultdict(set)
@@ -161,7 +163,7 @@ def _strange(spelling: Spelling, side: int) -> "dict[_Place, set[str]]":
     return found
 
 
-def _names_of_targets(spelling: Spelling, side: int) -> "dict[Target, set[Name]]":
+def _names_of_targets(spelling: Spelling, side: int) -> dict[Target, set[Name]]:
     names: dict[Target, set[Name]] = defaultdict(set)
     for site in spelling.sides[side]:
         names[site.target].add(name_of(spelling.of(side, site.stack), ACCESS))

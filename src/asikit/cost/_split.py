@@ -4,6 +4,8 @@ What a trace says of the recording as a whole, :mod:`asikit.cost._walk` counts; 
 Imported only where a part is priced.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +62,14 @@ class Split:
         self._in_kernel = np.zeros((cpus, groups, 2), np.int64)
         self._unrestricted = np.zeros((cpus, groups, 2), np.int64)
 
-    def feed(self, cpu: "Array", kind: "Array", clock: "Array", group: "Array", exits: "Numbers") -> None:
+    def feed(self, cpu: Array, kind: Array, clock: Array, group: Array, exits: Numbers) -> None:
         """Run events.
 
         :param exits: Rows that left the restricted address space, ascending.
         """
         _split(cpu, kind, clock, group, exits, self._state, self._counts, self._in_kernel, self._unrestricted)
 
-    def counts(self) -> "Numbers":
+    def counts(self) -> Numbers:
         """Return (groups, :class:`Share`) counts; what the recording cuts off is left out."""
         counts = self._counts.copy()
         for state, in_kernel, unrestricted in zip(self._state, self._in_kernel, self._unrestricted, strict=True):
@@ -79,7 +81,7 @@ class Split:
 
 
 @jit
-def _add(kept: "Array", number: int, time: int) -> None:
+def _add(kept: Array, number: int, time: int) -> None:
     """Keep time apart: of this round trip, or since this exit."""
     if kept[0] != number:
         kept[0] = number
@@ -88,7 +90,7 @@ def _add(kept: "Array", number: int, time: int) -> None:
 
 
 @jit
-def _take_back(kept: "Array", number: int, counts: "Array", what: int) -> None:
+def _take_back(kept: Array, number: int, counts: Array, what: int) -> None:
     for group in range(kept.shape[0]):
         if kept[group, 0] == number:
             counts[group, what] -= kept[group, 1]
@@ -96,15 +98,15 @@ def _take_back(kept: "Array", number: int, counts: "Array", what: int) -> None:
 
 @jit
 def _split(  # noqa: C901, PLR0913, PLR0917  (one loop, compiled)
-    cpu: "Array",
-    kind: "Array",
-    clock: "Array",
-    groups: "Array",
-    exits: "Array",
-    state: "Array",
-    counts: "Array",
-    in_kernel: "Array",
-    unrestricted: "Array",
+    cpu: Array,
+    kind: Array,
+    clock: Array,
+    groups: Array,
+    exits: Array,
+    state: Array,
+    counts: Array,
+    in_kernel: Array,
+    unrestricted: Array,
 ) -> None:
     next_exit = 0
     for i in range(kind.size):

@@ -1,5 +1,7 @@
 """Medians and 95 % intervals without assumptions about distributions, exact for small numbers of runs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -50,7 +52,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def estimate(values: "Sequence[float]") -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Return the median, and the interval between two order statistics that holds it with 95 %.
 
     The k-th least value is above the median if fewer than k of n values are below it, which has the probability
@@ -70,7 +72,7 @@ def estimate(values: "Sequence[float]") -> Estimate:
     return Estimate(median(ordered), ordered[k], ordered[n - 1 - k], n)
 
 
-def difference(first: "Sequence[float]", second: "Sequence[float]") -> Difference:
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Return how much greater the second side is, with the interval that the Mann-Whitney test gives.
 
     With one run a side there is nothing to estimate: the figures are what they are. With several, but too few for an

@@ -3,6 +3,8 @@
 Imported only when a trace is priced: importing numba takes a while.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -71,21 +73,21 @@ _BINS = HISTOGRAM
 
 @jit
 def walk_events(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  (one loop, compiled; calls in it would cost)
-    cpu: "Array",
-    kind: "Array",
-    arg: "Array",
-    clock: "Array",
-    exits: "Array",
-    large: "Array",
-    small: "Array",
-    state: "Array",
-    seen_large: "Array",
-    seen_small: "Array",
-    trip_large: "Array",
-    trip_small: "Array",
-    flush_small: "Array",
-    counts: "Array",
-    histogram: "Array",
+    cpu: Array,
+    kind: Array,
+    arg: Array,
+    clock: Array,
+    exits: Array,
+    large: Array,
+    small: Array,
+    state: Array,
+    seen_large: Array,
+    seen_small: Array,
+    trip_large: Array,
+    trip_small: Array,
+    flush_small: Array,
+    counts: Array,
+    histogram: Array,
     flush_always: int,
 ) -> None:
     """Run events.

@@ -4,6 +4,8 @@ A small C program (``calibrate.c``) takes the samples; here they become medians 
 that ``asi cost --cpu`` takes. What needs ring 0 is not measured but named, with the reason.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import re
@@ -83,9 +85,9 @@ class Calibration:
     :ivar missing: What could not be measured, and why.
     """
 
-    identity: "Identity"
+    identity: Identity
     measured: tuple[Measurement, ...]
-    missing: "Mapping[str, str]"
+    missing: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -146,7 +148,7 @@ def parse(text: str) -> tuple[dict[str, list[float]], dict[str, str]]:
     return {name: values for name, values in found.items() if name not in missing}, missing
 
 
-def model_text(calibration: Calibration, like: "CpuModel", *, date: str) -> str:
+def model_text(calibration: Calibration, like: CpuModel, *, date: str) -> str:
     """Return a CPU model file: this processor's features, bugs and costs, and the structures of a known model.
 
     :param like: The model for what the kernel does not say: structures and sizes.
@@ -158,7 +160,7 @@ def model_text(calibration: Calibration, like: "CpuModel", *, date: str) -> str:
     return model_file(calibration, like, f"asi calibrate, {date}, Linux {platform.release()}")
 
 
-def base_model(identity: "Identity", like: str | None) -> "CpuModel":
+def base_model(identity: Identity, like: str | None) -> CpuModel:
     """Return the model to take structures from: the one asked for, the nearest, or the generic one."""
     return load_cpu(like or identity.model or "generic")
 

@@ -1,5 +1,7 @@
 """Two sides of replays or costs: what changed, by how much, and whether that is more than chance."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -125,7 +127,7 @@ class Comparison:
         }
 
 
-def compare(a: str, b: str, *, factors: "Sequence[str]" = (), anyway: bool = False) -> Comparison:
+def compare(a: str, b: str, *, factors: Sequence[str] = (), anyway: bool = False) -> Comparison:
     """Compare two sides.
 
     :param a: A JSON file of ``asi replay`` or ``asi cost``, a folder of them, or several with commas: a side's runs.
@@ -144,7 +146,7 @@ def compare(a: str, b: str, *, factors: "Sequence[str]" = (), anyway: bool = Fal
     return Comparison(differs, (len(first), len(second)), pairs)
 
 
-def _differences(first: "list[list[Record]]", second: "list[list[Record]]") -> dict[str, tuple[str, str]]:
+def _differences(first: list[list[Record]], second: list[list[Record]]) -> dict[str, tuple[str, str]]:
     """Return the facets whose values are not the same on both sides. What only one side says is no difference."""
     found = {}
     for facet in FACETS:
@@ -157,7 +159,7 @@ def _differences(first: "list[list[Record]]", second: "list[list[Record]]") -> d
     return found
 
 
-def _check(differs: dict[str, tuple[str, str]], factors: "Sequence[str]", *, several: bool) -> None:
+def _check(differs: dict[str, tuple[str, str]], factors: Sequence[str], *, several: bool) -> None:
     """Refuse what differs in more than the factor. Several runs of one workload are so many recordings."""
     expected = set(factors)
     if several or expected & _BRINGS_NEW_RECORDING or differs.keys() & {"kernel", "workload"}:
@@ -180,7 +182,7 @@ def _short(text: str) -> str:
 
 
 def _pairs(
-    first: "list[list[Record]]", second: "list[list[Record]]", ignored: set[str], *, other_kernel: bool
+    first: list[list[Record]], second: list[list[Record]], ignored: set[str], *, other_kernel: bool
 ) -> tuple[Pair, ...]:
     """Pair the records that are of the same in all but what differs."""
     sides = [_grouped(first, ignored), _grouped(second, ignored)]
@@ -201,7 +203,7 @@ def _pairs(
 _Key = tuple[tuple[str, str], ...]
 
 
-def _grouped(runs: "list[list[Record]]", ignored: set[str]) -> "dict[_Key, list[Record]]":
+def _grouped(runs: list[list[Record]], ignored: set[str]) -> dict[_Key, list[Record]]:
     groups: dict[_Key, list[Record]] = defaultdict(list)
     for run in runs:
         for record in run:
@@ -210,7 +212,7 @@ def _grouped(runs: "list[list[Record]]", ignored: set[str]) -> "dict[_Key, list[
     return groups
 
 
-def _pair(what: dict[str, str], first: "list[Record]", second: "list[Record]", *, other_kernel: bool) -> Pair:
+def _pair(what: dict[str, str], first: list[Record], second: list[Record], *, other_kernel: bool) -> Pair:
     metrics = [
         _change(name, [r.metrics.get(name, 0.0) for r in first], [r.metrics.get(name, 0.0) for r in second])
         for name in dict.fromkeys(name for record in (*first, *second) for name in record.metrics)

@@ -10,6 +10,8 @@ The bounds are therefore exact, reached, and respect that one parameter is the s
 worst case of terms that cannot all be worst at once.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
@@ -35,7 +37,7 @@ class Range:
     high: float
 
     @classmethod
-    def exactly(cls, value: float) -> "Range":
+    def exactly(cls, value: float) -> Range:
         """Return the range of a figure that is known."""
         return cls(value, value, value)
 
@@ -44,7 +46,7 @@ class Range:
         """Whether there is nothing to choose."""
         return self.low == self.high
 
-    def times(self, factor: float) -> "Range":
+    def times(self, factor: float) -> Range:
         """Return the range of a multiple; the factor is not negative."""
         return Range(self.low * factor, self.mid * factor, self.high * factor)
 
@@ -63,7 +65,7 @@ class Monomial:
     coefficient: float
     powers: tuple[tuple[str, int], ...] = ()
 
-    def times(self, factor: float, *names: str, over: tuple[str, ...] = ()) -> "Monomial":
+    def times(self, factor: float, *names: str, over: tuple[str, ...] = ()) -> Monomial:
         """Return this times a number and parameters, divided by others; what stands above and below goes."""
         powers: dict[str, int] = defaultdict(int, self.powers)
         for name in names:
@@ -75,7 +77,7 @@ class Monomial:
             raise CostError(f"a cost has a parameter twice in one product: {', '.join(name for name, _ in kept)}")
         return Monomial(self.coefficient * factor, kept)
 
-    def value(self, values: "Mapping[str, float]") -> float:
+    def value(self, values: Mapping[str, float]) -> float:
         """Return its value."""
         result = self.coefficient
         for name, power in self.powers:
@@ -87,17 +89,17 @@ Sum = tuple[Monomial, ...]
 """Monomials to be added."""
 
 
-def value_of(terms: "Iterable[Monomial]", values: "Mapping[str, float]") -> float:
+def value_of(terms: Iterable[Monomial], values: Mapping[str, float]) -> float:
     """Return the value of a sum."""
     return sum(term.value(values) for term in terms)
 
 
-def scaled(terms: "Iterable[Monomial]", factor: float) -> Sum:
+def scaled(terms: Iterable[Monomial], factor: float) -> Sum:
     """Return a sum times a number."""
     return tuple(term.times(factor) for term in terms)
 
 
-def extremes(terms: "Iterable[Monomial]", ranges: "Mapping[str, Range]") -> Range:
+def extremes(terms: Iterable[Monomial], ranges: Mapping[str, Range]) -> Range:
     """Return the least value of a sum, its value with every parameter at its middle, and its greatest value.
 
     :raises CostError: The sum is not of the form that makes corners enough.
@@ -110,7 +112,7 @@ def extremes(terms: "Iterable[Monomial]", ranges: "Mapping[str, Range]") -> Rang
     return Range(min(low, middle), middle, max(high, middle))
 
 
-def ratio_extremes(above: Sum, below: Sum, ranges: "Mapping[str, Range]") -> Range:
+def ratio_extremes(above: Sum, below: Sum, ranges: Mapping[str, Range]) -> Range:
     """Return the least value of a quotient of two sums, its value at the middle, and its greatest value.
 
     :param below: Positive for all values of the parameters.
@@ -124,7 +126,7 @@ def ratio_extremes(above: Sum, below: Sum, ranges: "Mapping[str, Range]") -> Ran
     return Range(min(low, middle), middle, max(high, middle))
 
 
-def _greatest_ratio(above: Sum, below: Sum, ranges: "Mapping[str, Range]", start: float) -> float:
+def _greatest_ratio(above: Sum, below: Sum, ranges: Mapping[str, Range], start: float) -> float:
     """Maximise ``above - ratio * below``: while that is positive, its corner has a greater ratio (Dinkelbach)."""
     ratio = start
     names = _names((*above, *below))
@@ -138,11 +140,11 @@ def _greatest_ratio(above: Sum, below: Sum, ranges: "Mapping[str, Range]", start
     return ratio
 
 
-def _names(terms: "Iterable[Monomial]") -> set[str]:
+def _names(terms: Iterable[Monomial]) -> set[str]:
     return {name for term in terms for name, _ in term.powers}
 
 
-def _gathered(terms: "Iterable[Monomial]") -> Sum:
+def _gathered(terms: Iterable[Monomial]) -> Sum:
     """Add the terms that have the same parameters, so that a sign is the whole sign."""
     sums: dict[tuple[tuple[str, int], ...], float] = defaultdict(float)
     for term in terms:
@@ -150,7 +152,7 @@ def _gathered(terms: "Iterable[Monomial]") -> Sum:
     return tuple(Monomial(coefficient, powers) for powers, coefficient in sums.items() if coefficient)
 
 
-def _best(terms: Sum, ranges: "Mapping[str, Range]") -> Values:
+def _best(terms: Sum, ranges: Mapping[str, Range]) -> Values:
     """Return the corner at which a sum of gathered terms is greatest."""
     slopes: dict[str, set[int]] = defaultdict(set)
     exponents: dict[str, set[int]] = defaultdict(set)
@@ -168,7 +170,7 @@ def _best(terms: Sum, ranges: "Mapping[str, Range]") -> Values:
     return _tried(terms, ranges, values, sorted(slopes.keys() - values.keys()))
 
 
-def _tried(terms: Sum, ranges: "Mapping[str, Range]", values: Values, unknown: list[str]) -> Values:
+def _tried(terms: Sum, ranges: Mapping[str, Range], values: Values, unknown: list[str]) -> Values:
     """Choose the ends of the parameters whose signs are mixed: those that meet in a product by trying all."""
     coupled = {
         name
@@ -192,7 +194,7 @@ def _tried(terms: Sum, ranges: "Mapping[str, Range]", values: Values, unknown: l
     return best if best is not None else values
 
 
-def _end(name: str, terms: Sum, ranges: "Mapping[str, Range]", chosen: Values) -> float:
+def _end(name: str, terms: Sum, ranges: Mapping[str, Range], chosen: Values) -> float:
     """Return the better end of a parameter that shares no product with another undecided one."""
     own = [term for term in terms if any(other == name for other, _ in term.powers)]
     low, high = ranges[name].low, ranges[name].high

@@ -5,6 +5,8 @@ vulnerability (``data/host.toml``) and from what the processor has: a flush need
 thread can do needs a stun.
 """
 
+from __future__ import annotations
+
 import re
 import tomllib
 from dataclasses import asdict, dataclass
@@ -212,7 +214,7 @@ def nearest_model(vendor: str, family: int | None, model: int | None) -> str | N
     return None if name is None else str(name)
 
 
-def _mechanisms() -> "Mapping[str, _Mechanism]":
+def _mechanisms() -> Mapping[str, _Mechanism]:
     text = (files("asikit") / "data" / "host.toml").read_text(encoding="utf-8")
     return msgspec.convert(tomllib.loads(text), dict[str, _Mechanism])
 
@@ -261,7 +263,7 @@ def _judged(name: str, now: str, mechanism: _Mechanism | None, identity: Identit
     return Vulnerability(name, mechanism.title, now, verdict, by, (*sibling, *stays), redundant)
 
 
-def _smt(root: Path, fields: "Mapping[str, str]") -> bool | None:
+def _smt(root: Path, fields: Mapping[str, str]) -> bool | None:
     file = _first(root, _SMT, "smt/active", "cpu/smt/active")
     if file is not None:
         return _read(file).strip() == "1"

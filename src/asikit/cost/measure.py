@@ -1,5 +1,7 @@
 """One pass over a trace: what the protocol asks for under each policy, and what is lost and found again meanwhile."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +77,7 @@ class Walked:
     before_exit: tuple[int, int]
     touched: tuple[int, int]
     round_trips: int
-    flushes: "Mapping[int, int]"
+    flushes: Mapping[int, int]
 
     @property
     def switches_in(self) -> int:
@@ -94,7 +96,7 @@ class Base:
 
     instructions: int
     cpus: int
-    happenings: "Mapping[Happening, int]"
+    happenings: Mapping[Happening, int]
     walked: Walked
 
 
@@ -107,9 +109,9 @@ class Measured:
     :ivar pageblock_shares: How much of the changes to sensitive, and to nonsensitive, is this part's.
     """
 
-    policy: "Policy"
-    result: "ReplayResult | Part"
-    effects: "Mapping[Effect, int]"
+    policy: Policy
+    result: ReplayResult | Part
+    effects: Mapping[Effect, int]
     walked: Walked
     pageblocks: Pageblocks
     pageblock_shares: tuple[float, float] = (1.0, 1.0)
@@ -151,7 +153,7 @@ class _ProcessSwitches:
         self._last = [0] * cpus
         self.times = np.zeros(groups, np.int64)
 
-    def feed(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers", group: "Groups | None" = None) -> None:
+    def feed(self, cpu: Numbers, kind: Numbers, arg: Numbers, group: Groups | None = None) -> None:
         """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
         at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
         for number in np.unique(cpu[at]).tolist():
@@ -192,7 +194,7 @@ class _Walker:
         self._counts = np.zeros(len(Count), np.int64)
         self._histogram = np.zeros(HISTOGRAM, np.int64)
 
-    def feed(self, columns: "Columns", exits: "Numbers") -> None:
+    def feed(self, columns: Columns, exits: Numbers) -> None:
         """Run events: ``cpu``, ``kind``, ``arg``, ``clock``, and ``stack``, which does not matter here."""
         from asikit.cost._walk import walk_events  # noqa: PLC0415
 
@@ -237,7 +239,7 @@ class _Walker:
         )
 
 
-def measure(trace: "Trace", policies: "Sequence[Policy]") -> tuple[Base, list[Measured]]:
+def measure(trace: Trace, policies: Sequence[Policy]) -> tuple[Base, list[Measured]]:
     """Read a trace once, and count what each policy asks for.
 
     Memory: the side tables, a part of the events, and for each policy and CPU some 80 bytes a place.
@@ -250,9 +252,7 @@ def measure(trace: "Trace", policies: "Sequence[Policy]") -> tuple[Base, list[Me
     return whole.base, whole.measured
 
 
-def measure_portions(
-    trace: "Trace", policies: "Sequence[Policy]", selection: "Selection | None", by: "By | None"
-) -> Portions:
+def measure_portions(trace: Trace, policies: Sequence[Policy], selection: Selection | None, by: By | None) -> Portions:
     """Read a trace once, and count what each policy asks for in all of it, in what is selected, and in its parts.
 
     :raises SelectionError: The recording does not have what is selected; otherwise as :func:`measure`.
@@ -273,7 +273,7 @@ def measure_portions(
 class _Under:
     """What one policy asks for, counted."""
 
-    def __init__(self, policy: "Policy", tables: SideTables, cpus: int, groups: int) -> None:
+    def __init__(self, policy: Policy, tables: SideTables, cpus: int, groups: int) -> None:
         from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
 
         self.policy = policy
@@ -284,7 +284,7 @@ class _Under:
         self._blocks = PageblockCounter.of(tables, sensitive)
         self._split = _split_of(cpus, groups)
 
-    def feed(self, columns: "Columns", group: "Groups | None") -> None:
+    def feed(self, columns: Columns, group: Groups | None) -> None:
         cpu, kind, arg, clock, stack = columns
         exits = self._run.feed(cpu, kind, arg, stack, group)
         self._walker.feed(columns, exits)
@@ -297,7 +297,7 @@ class _Under:
         result = name_result(tally, self._tables, self.policy, ALL_CLASSES)
         return Measured(self.policy, result, tally.effects, self._walker.walked(), self._blocks.result())
 
-    def portion(self, groups: "Sequence[int]", group: Group) -> Measured:
+    def portion(self, groups: Sequence[int], group: Group) -> Measured:
         tally = self._run.tally(groups, sites=False)
         return Measured(
             self.policy,
@@ -312,7 +312,7 @@ class _Under:
 class _Pass:
     """One pass over a trace."""
 
-    def __init__(self, trace: "Trace", policies: "Sequence[Policy]", grouping: Grouping | None) -> None:
+    def __init__(self, trace: Trace, policies: Sequence[Policy], grouping: Grouping | None) -> None:
         for policy in policies:
             check_policy(policy, ALL_CLASSES)
         tables = SideTables.of(trace)
@@ -335,41 +335,41 @@ class _Pass:
             for under in self._under:
                 under.feed(columns, group)
 
-    def _count(self, cpu: "Numbers", kind: "Numbers", arg: "Numbers", group: "Groups | None") -> None:
+    def _count(self, cpu: Numbers, kind: Numbers, arg: Numbers, group: Groups | None) -> None:
         groups, kinds = self._kinds.shape
         row = kind if group is None else group.astype(np.int64) * kinds + kind
         self._kinds += np.bincount(row, minlength=groups * kinds).reshape(groups, kinds)
         self._switches.feed(cpu, kind, arg, group)
 
-    def whole(self) -> "Portion":
+    def whole(self) -> Portion:
         """Return what there is in all of it."""
         return self._portion(
             self._base.instructions(), self._base.walked(), slice(None), [u.whole() for u in self._under]
         )
 
-    def portion(self, groups: "Sequence[int]", group: Group = Group("")) -> "Portion":  # noqa: B008  (a value)
+    def portion(self, groups: Sequence[int], group: Group = Group("")) -> Portion:  # noqa: B008  (a value)
         """Return what there is in some groups together."""
         counts = self._split.counts()[list(groups)].sum(axis=0)
         measured = [under.portion(groups, group) for under in self._under]
         return self._portion(int(counts[0]), _walked(counts), list(groups), measured)
 
     def _portion(
-        self, instructions: int, walked: Walked, groups: "slice | list[int]", measured: list[Measured]
-    ) -> "Portion":
+        self, instructions: int, walked: Walked, groups: slice | list[int], measured: list[Measured]
+    ) -> Portion:
         kinds = self._kinds[groups].sum(axis=0)
         happenings = _happenings(kinds, walked)
         happenings[Happening.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
         return Portion(Base(instructions, self._cpus, happenings, walked), measured, int(kinds.sum()))
 
 
-def _split_of(cpus: int, groups: int) -> "Split":
+def _split_of(cpus: int, groups: int) -> Split:
     # numba takes a while to import.
     from asikit.cost._split import Split  # noqa: PLC0415
 
     return Split(cpus, groups)
 
 
-def _walked(counts: "Numbers") -> Walked:
+def _walked(counts: Numbers) -> Walked:
     """Return what was counted of a part; what only the whole recording says is left out."""
     from asikit.cost._split import Share  # noqa: PLC0415
 
@@ -387,7 +387,7 @@ def _walked(counts: "Numbers") -> Walked:
     )
 
 
-def _pieces(trace: "Trace", tables: SideTables) -> "Iterator[Columns]":
+def _pieces(trace: Trace, tables: SideTables) -> Iterator[Columns]:
     """Give the events as arrays, part by part, with every reference checked that the loops follow."""
     for chunk in trace.events(columns=_COLUMNS):
         cpu, kind, arg, clock, stack = (_read_only(chunk, name) for name in _COLUMNS)
@@ -402,13 +402,13 @@ def _pieces(trace: "Trace", tables: SideTables) -> "Iterator[Columns]":
         yield cpu, kind, arg, clock, stack
 
 
-def _read_only(chunk: pl.DataFrame, column: str) -> "npt.NDArray[Any]":
+def _read_only(chunk: pl.DataFrame, column: str) -> npt.NDArray[Any]:
     array = chunk[column].rechunk().to_numpy().view()
     array.flags.writeable = False
     return array
 
 
-def _happenings(kinds: "Numbers", walked: Walked) -> "dict[Happening, int]":
+def _happenings(kinds: Numbers, walked: Walked) -> dict[Happening, int]:
     counted = {happening: int(kinds[kind]) for happening, kind in (_ENTRIES | _OTHERS).items()}
     counted[Happening.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
     counted[Happening.KERNEL_INSTRUCTION] = walked.kernel_instructions

@@ -3,6 +3,8 @@
 ``data/mitigations/NAME.toml``; ``docs/cost.md`` has the format.
 """
 
+from __future__ import annotations
+
 import tomllib
 from enum import StrEnum
 from importlib.resources import files
@@ -13,7 +15,7 @@ import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.parameters import Unit, known_parameters
-from asikit.machine.x86 import Bug, Feature  # noqa: TC001  (msgspec reads the annotations)
+from asikit.machine.x86 import Bug, Feature
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -74,7 +76,7 @@ class _Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     features: tuple[Feature, ...] = ()
     no_feature: tuple[Feature, ...] = ()
 
-    def holds(self, cpu: "CpuModel") -> bool:
+    def holds(self, cpu: CpuModel) -> bool:
         """Tell whether a processor is meant."""
         return (
             (not self.vendor or cpu.vendor == self.vendor)
@@ -102,7 +104,7 @@ class Work(_Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
     source: str
     unless: _Condition | None = None
 
-    def acts_on(self, cpu: "CpuModel") -> bool:
+    def acts_on(self, cpu: CpuModel) -> bool:
         """Tell whether it is done on a processor."""
         return self.holds(cpu) and not (self.unless is not None and self.unless.holds(cpu))
 
@@ -117,7 +119,7 @@ class Mitigation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     work: tuple[Work, ...]
     name: str = ""
 
-    def on(self, cpu: "CpuModel") -> tuple[Work, ...]:
+    def on(self, cpu: CpuModel) -> tuple[Work, ...]:
         """Return the work that is done on a processor."""
         return tuple(work for work in self.work if work.acts_on(cpu))
 
@@ -152,7 +154,7 @@ def load_mitigation(name_or_file: str) -> Mitigation:
     return loaded
 
 
-def _folder() -> "Traversable":
+def _folder() -> Traversable:
     return files("asikit") / "data" / "mitigations"
 
 

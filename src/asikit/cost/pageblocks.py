@@ -11,6 +11,8 @@ them, so its allocations bound what one with ASI would have converted:
 Only allocations of which a page was touched count: of the others a trace does not say what they were for.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -60,9 +62,9 @@ class PageblockCounter:
     :ivar pages: The pages of each.
     """
 
-    sensitivity: "Numbers"
-    block: "Numbers"
-    pages: "Numbers"
+    sensitivity: Numbers
+    block: Numbers
+    pages: Numbers
     _last: dict[int, int] = field(default_factory=dict)
     _changes: list[Counter[int]] = field(default_factory=lambda: [Counter(), Counter()])
     _held: list[int] = field(default_factory=lambda: [0, 0])
@@ -70,7 +72,7 @@ class PageblockCounter:
     _unknown: int = 0
 
     @classmethod
-    def of(cls, tables: "SideTables", sensitive: "Sensitive") -> "PageblockCounter":
+    def of(cls, tables: SideTables, sensitive: Sensitive) -> PageblockCounter:
         """Prepare for a trace under a policy."""
         allocations = tables.allocations
         known = np.full(allocations.height + 1, _UNKNOWN, np.int64)
@@ -83,9 +85,9 @@ class PageblockCounter:
 
     def feed(
         self,
-        kind: "npt.NDArray[np.uint8]",
-        arg: "npt.NDArray[np.uint32]",
-        group: "npt.NDArray[np.uint32] | None" = None,
+        kind: npt.NDArray[np.uint8],
+        arg: npt.NDArray[np.uint32],
+        group: npt.NDArray[np.uint32] | None = None,
     ) -> None:
         """Count the allocations and frees among these events.
 
@@ -121,7 +123,7 @@ class PageblockCounter:
         ]
         return Pageblocks(bounds[1], bounds[0], self._unknown)
 
-    def shares(self, groups: "Sequence[int]") -> tuple[float, float]:
+    def shares(self, groups: Sequence[int]) -> tuple[float, float]:
         """Return how much of the changes to sensitive, and of those to nonsensitive, is of some groups."""
         nonsensitive, sensitive = (
             sum(changes[group] for group in groups) / max(1, changes.total()) for changes in self._changes

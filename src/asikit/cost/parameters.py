@@ -4,6 +4,8 @@
 measured, or an estimate. A CPU model's ``[costs]`` lays over it what is known of that processor (docs/cpu-models.md).
 """
 
+from __future__ import annotations
+
 import math
 import tomllib
 from difflib import get_close_matches
@@ -91,17 +93,17 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 @cache
-def _shared() -> "Mapping[str, Parameter]":
+def _shared() -> Mapping[str, Parameter]:
     document = tomllib.loads((files("asikit") / "data" / _SHARED).read_text(encoding="utf-8"))
     return {name: _parameter(name, table, _SHARED) for name, table in document.items()}
 
 
-def known_parameters() -> "Mapping[str, Parameter]":
+def known_parameters() -> Mapping[str, Parameter]:
     """Return all parameters, as they are where nothing is known of the processor."""
     return dict(_shared())
 
 
-def cpu_parameters(model: "CpuModel") -> "Mapping[str, Parameter]":
+def cpu_parameters(model: CpuModel) -> Mapping[str, Parameter]:
     """Return all parameters of a processor: its own, and the shared ones where it has none.
 
     :raises CostError: The model's table ``[costs]`` has a parameter that nobody asks for, or one that makes no sense.

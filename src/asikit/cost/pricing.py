@@ -1,5 +1,7 @@
 """The price of each mitigation on a processor: overhead, where it comes from, and when ASI would lose."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,15 +52,15 @@ def mitigation_names() -> tuple[str, ...]:
 
 
 def price(  # noqa: PLR0913  (what a question consists of)
-    trace: "Trace",
-    cpus: "Sequence[CpuModel]",
+    trace: Trace,
+    cpus: Sequence[CpuModel],
     *,
-    policies: "Sequence[Policy]",
-    mitigations: "Sequence[str]",
+    policies: Sequence[Policy],
+    mitigations: Sequence[str],
     base_time: BaseTime | None = None,
     smt: bool = False,
-    selection: "Selection | None" = None,
-    by: "By | None" = None,
+    selection: Selection | None = None,
+    by: By | None = None,
 ) -> CostResult:
     """Say what mitigations cost on a recorded workload.
 
@@ -103,9 +105,7 @@ def price(  # noqa: PLR0913  (what a question consists of)
     )
 
 
-def _check(
-    cpus: "Sequence[CpuModel]", policies: "Sequence[Policy]", mitigations: "Sequence[str]", *, smt: bool
-) -> None:
+def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Sequence[str], *, smt: bool) -> None:
     for policy in policies:
         if policy.mechanism.kind is not MechanismKind.ASI:
             raise CostError(f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead")
@@ -119,7 +119,7 @@ def _check(
             )
 
 
-def _on(policy: "Policy", cpu: "CpuModel", *, smt: bool) -> "Policy":
+def _on(policy: Policy, cpu: CpuModel, *, smt: bool) -> Policy:
     """Return a policy on a processor: its flushes are those that the processor needs."""
     described = PolicyCpu(
         features=tuple(sorted(cpu.protocol_features)),
@@ -136,8 +136,8 @@ class _Terms:
 
     mitigation: str
     terms: list[Term]
-    parameters: "Mapping[str, Parameter]"
-    measured: "Measured | None" = None
+    parameters: Mapping[str, Parameter]
+    measured: Measured | None = None
 
 
 class _Pricer:
@@ -149,9 +149,9 @@ class _Pricer:
 
     def __init__(  # noqa: PLR0913  (what a price depends on)
         self,
-        cpu: "CpuModel",
-        portion: "Portion",
-        read: "Portions",
+        cpu: CpuModel,
+        portion: Portion,
+        read: Portions,
         policies: slice,
         base_time: BaseTime,
         *,
@@ -185,7 +185,7 @@ class _Pricer:
         self._policies = [one for one in measured if one.policy.mechanism.kind is MechanismKind.ASI]
         self._blanket = next(one for one in measured if one.policy.mechanism.kind is not MechanismKind.ASI)
 
-    def rows(self, mitigations: "Sequence[str]") -> list[CostRow]:
+    def rows(self, mitigations: Sequence[str]) -> list[CostRow]:
         """Return a row for each mitigation, and for ASI a row for each policy."""
         return [
             self._row(row.mitigation, row.terms, row.parameters)
@@ -194,7 +194,7 @@ class _Pricer:
             for row in self._terms(mitigations)
         ]
 
-    def _terms(self, mitigations: "Sequence[str]") -> "Iterator[_Terms]":
+    def _terms(self, mitigations: Sequence[str]) -> Iterator[_Terms]:
         for name in mitigations:
             if name == NONE:
                 yield _Terms(name, [], self._shared)
@@ -208,11 +208,11 @@ class _Pricer:
                 mitigation = load_mitigation(name)
                 yield _Terms(mitigation.name, data_terms(mitigation, self._cpu, self._base), self._shared)
 
-    def part_rows(self, mitigations: "Sequence[str]") -> list[PartRow]:
+    def part_rows(self, mitigations: Sequence[str]) -> list[PartRow]:
         """Return what each mitigation adds in this part."""
         return [self._part_row(row) for row in self._terms(mitigations)]
 
-    def _part_row(self, row: "_Terms") -> PartRow:
+    def _part_row(self, row: _Terms) -> PartRow:
         ranges = {key: parameter.range for key, parameter in row.parameters.items()}
         return PartRow(
             row.mitigation,
@@ -227,11 +227,11 @@ class _Pricer:
     def _blanket_terms(self) -> list[Term]:
         return policy_terms(self._blanket, self._base, smt=self._smt)
 
-    def _with_trace(self, measured: "Measured") -> dict[str, Parameter]:
+    def _with_trace(self, measured: Measured) -> dict[str, Parameter]:
         lines = self._cpu.structures.l1d.entries
         return self._shared | trace_parameters(self._wholes[id(measured)], self._whole, self._shared, lines)
 
-    def _row(self, name: str, terms: list[Term], parameters: "Mapping[str, Parameter]") -> CostRow:
+    def _row(self, name: str, terms: list[Term], parameters: Mapping[str, Parameter]) -> CostRow:
         ranges = {key: parameter.range for key, parameter in parameters.items()}
         overhead = self._share(terms, parameters)
         added = self._cycles(terms, parameters)
@@ -256,7 +256,7 @@ class _Pricer:
             round_trips=self._base.walked.round_trips,
         )
 
-    def _asi_row(self, measured: "Measured") -> CostRow:
+    def _asi_row(self, measured: Measured) -> CostRow:
         parameters = self._with_trace(measured)
         ranges = {key: parameter.range for key, parameter in parameters.items()}
         terms = policy_terms(measured, self._base, smt=self._smt)
@@ -287,7 +287,7 @@ class _Pricer:
             notes=tuple(self._notes(self._wholes[id(measured)])),
         )
 
-    def _break_even(self, measured: "Measured", other: list[Term], one_exit: Sum) -> BreakEven | None:
+    def _break_even(self, measured: Measured, other: list[Term], one_exit: Sum) -> BreakEven | None:
         """The part of the round trips that may have one exit each until ASI costs as much as the other mitigation.
 
         None if an exit may cost nothing: no number of them is too many.
@@ -312,11 +312,11 @@ class _Pricer:
         with_exit = measured.result.round_trips - measured.result.round_trips_without_exit
         return BreakEven(fraction, with_exit / max(1, measured.result.round_trips))
 
-    def _cycles(self, terms: "Sequence[Term]", parameters: "Mapping[str, Parameter]") -> Sum:
+    def _cycles(self, terms: Sequence[Term], parameters: Mapping[str, Parameter]) -> Sum:
         """Return the cycles that terms add."""
         return tuple(self._in_cycles(term, parameters) for term in terms)
 
-    def _in_cycles(self, term: Term, parameters: "Mapping[str, Parameter]") -> Monomial:
+    def _in_cycles(self, term: Term, parameters: Mapping[str, Parameter]) -> Monomial:
         product = term.monomial()
         match _unit_of(term, parameters):
             case Unit.NANOSECONDS:
@@ -328,7 +328,7 @@ class _Pricer:
             case _:
                 return product
 
-    def _share(self, terms: "Sequence[Term]", parameters: "Mapping[str, Parameter]") -> Sum:
+    def _share(self, terms: Sequence[Term], parameters: Mapping[str, Parameter]) -> Sum:
         """Return the share of the run's time that terms add; the run is all that was selected."""
         if self._seconds is None:
             return tuple(
@@ -337,7 +337,7 @@ class _Pricer:
         nanoseconds = self._seconds * self._run.instructions * _NS_PER_SECOND
         return tuple(self._in_cycles(term, parameters).times(1 / nanoseconds, over=("frequency",)) for term in terms)
 
-    def _notes(self, measured: "Measured") -> list[str]:
+    def _notes(self, measured: Measured) -> list[str]:
         notes = []
         if Feature.IBPB not in self._cpu.features:
             notes.append(f"{self._cpu.name} has no IBPB, or a hypervisor hides it: no predictor flush is priced.")
@@ -355,7 +355,7 @@ class _Pricer:
         return notes
 
 
-def _unit_of(term: Term, parameters: "Mapping[str, Parameter]") -> Unit:
+def _unit_of(term: Term, parameters: Mapping[str, Parameter]) -> Unit:
     units = {parameters[name].unit for name in term.price}
     for unit in (Unit.NANOSECONDS, Unit.CYCLES):
         if unit in units:
@@ -367,13 +367,13 @@ def _nanoseconds(cycles: Sum) -> Sum:
     return tuple(term.times(1, over=("frequency",)) for term in cycles)
 
 
-def _used(parameters: "Mapping[str, Parameter]", terms: "Sequence[Monomial]") -> dict[str, Parameter]:
+def _used(parameters: Mapping[str, Parameter], terms: Sequence[Monomial]) -> dict[str, Parameter]:
     names = {name for term in terms for name, _ in term.powers}
     return {name: parameters[name] for name in sorted(names)}
 
 
 def _sensitivity(
-    shares: Sum, parameters: "Mapping[str, Parameter]", ranges: "Mapping[str, Range]"
+    shares: Sum, parameters: Mapping[str, Parameter], ranges: Mapping[str, Range]
 ) -> tuple[Sensitivity, ...]:
     """Say how far each parameter alone moves the overhead, the others at their middle; the most first."""
     names = {name for term in shares for name, _ in term.powers}

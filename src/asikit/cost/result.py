@@ -1,5 +1,7 @@
 """The answer of a pricing, and its JSON form."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ class Sensitivity:
     """
 
     parameter: str
-    unit: "Unit"
+    unit: Unit
     low: float
     high: float
 
@@ -45,7 +47,7 @@ class BreakEven:
     :ivar observed: How many have one.
     """
 
-    fraction: "Range"
+    fraction: Range
     observed: float
 
     def to_dict(self) -> dict[str, float]:
@@ -77,20 +79,20 @@ class CostRow:
     mitigation: str
     policy: str | None
     cpu: str
-    overhead: "Range"
-    per_round_trip: "Range"
-    by_source: "Mapping[str, Range]"
-    terms: "tuple[Term, ...]"
-    shares: "Sum"
-    parameters: "Mapping[str, Parameter]"
+    overhead: Range
+    per_round_trip: Range
+    by_source: Mapping[str, Range]
+    terms: tuple[Term, ...]
+    shares: Sum
+    parameters: Mapping[str, Parameter]
     sensitivity: tuple[Sensitivity, ...]
     round_trips: int
     exits: int | None = None
     round_trips_with_exit: int | None = None
-    per_exit: "Range | None" = None
-    per_exit_ns: "Range | None" = None
-    exit_by_source: "Mapping[str, Range]" = field(default_factory=dict)
-    per_ephmap_ns: "Range | None" = None
+    per_exit: Range | None = None
+    per_exit_ns: Range | None = None
+    exit_by_source: Mapping[str, Range] = field(default_factory=dict)
+    per_ephmap_ns: Range | None = None
     break_even: BreakEven | None = None
     break_even_linux: BreakEven | None = None
     notes: tuple[str, ...] = ()
@@ -149,8 +151,8 @@ class PartRow:
     mitigation: str
     policy: str | None
     cpu: str
-    cycles: "Range"
-    overhead: "Range"
+    cycles: Range
+    overhead: Range
     exits: int | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class CostPart:
     rows: tuple[PartRow, ...]
 
     @classmethod
-    def of(cls, name: str, pids: tuple[int, ...], base: "Base", rows: tuple[PartRow, ...]) -> "CostPart":
+    def of(cls, name: str, pids: tuple[int, ...], base: Base, rows: tuple[PartRow, ...]) -> CostPart:
         """Return a part of a run."""
         walked = base.walked
         return cls(name, pids, base.instructions, walked.kernel_instructions, walked.round_trips, rows)
@@ -211,7 +213,7 @@ class CostResult:
     :ivar parts: The longest first.
     """
 
-    trace: "Mapping[str, Any]"
+    trace: Mapping[str, Any]
     instructions: int
     kernel_instructions: int
     base_seconds: float | None
@@ -223,7 +225,7 @@ class CostResult:
     parts: tuple[CostPart, ...] = ()
 
     @classmethod
-    def of(cls, trace: "Trace", base: "Base", base_time: "BaseTime", rows: list[CostRow], *, smt: bool) -> "CostResult":
+    def of(cls, trace: Trace, base: Base, base_time: BaseTime, rows: list[CostRow], *, smt: bool) -> CostResult:
         """Return the result for a trace, without warnings."""
         recorder = trace.recorder
         identity = {
@@ -257,5 +259,5 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _figures(figures: "Range") -> dict[str, float]:
+def _figures(figures: Range) -> dict[str, float]:
     return {name: _rounded(value) for name, value in figures.to_dict().items()}

@@ -1,5 +1,7 @@
 """What a mitigation adds to a run, as terms: how often, at which price, counted as what."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +40,7 @@ TRANSLATIONS = "translations_per_switch"
 LINES = "lines_per_flush"
 """Counted in the trace: L1D lines to be fetched again for each flush of the L1D."""
 
-_PRICES: "Mapping[EffectKind, tuple[tuple[Source, tuple[str, ...]], ...]]" = {
+_PRICES: Mapping[EffectKind, tuple[tuple[Source, tuple[str, ...]], ...]] = {
     EffectKind.IBPB: (
         (Source.PREDICTOR_FLUSH, ("ibpb",)),
         (Source.PREDICTOR_REFILL, ("predictor_refill",)),
@@ -81,7 +83,7 @@ class Term:
         return Monomial(self.count).times(1, *self.price)
 
 
-def data_terms(mitigation: "Mitigation", cpu: "CpuModel", base: "Base") -> list[Term]:
+def data_terms(mitigation: Mitigation, cpu: CpuModel, base: Base) -> list[Term]:
     """Return what a mitigation that is data does on a processor."""
     return [
         Term(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {happening.value}", count, product)
@@ -92,7 +94,7 @@ def data_terms(mitigation: "Mitigation", cpu: "CpuModel", base: "Base") -> list[
     ]
 
 
-def policy_terms(measured: "Measured", base: "Base", *, smt: bool) -> list[Term]:
+def policy_terms(measured: Measured, base: Base, *, smt: bool) -> list[Term]:
     """Return what a policy's mechanism adds to the run.
 
     :param smt: The machine uses its sibling threads, so that the blanket mitigation does without them.
@@ -103,7 +105,7 @@ def policy_terms(measured: "Measured", base: "Base", *, smt: bool) -> list[Term]
     return [*effect_terms(measured.effects), *off]
 
 
-def asi_terms(measured: "Measured", base: "Base") -> list[Term]:
+def asi_terms(measured: Measured, base: Base) -> list[Term]:
     """Return what ASI adds to the run."""
     walked, result = measured.walked, measured.result
     blocks = measured.pageblocks
@@ -136,7 +138,7 @@ def ephmap_terms(count: int) -> list[Term]:
 TO_SENSITIVE, TO_NONSENSITIVE = "pageblocks_to_sensitive", "pageblocks_to_nonsensitive"
 
 
-def effect_terms(effects: "Mapping[Effect, int]") -> list[Term]:
+def effect_terms(effects: Mapping[Effect, int]) -> list[Term]:
     """Return the price of what the protocol asked of the hardware."""
     times: Counter[EffectKind] = Counter()
     for effect, count in effects.items():
@@ -159,7 +161,7 @@ _WORDS = {
 }
 
 
-def unit_exit(measured: "Measured", base: "Base") -> list[Term]:
+def unit_exit(measured: Measured, base: Base) -> list[Term]:
     """Return what one exit by a page fault, and the return that enters again, add to a round trip.
 
     The protocol itself says what they ask for: it is run through a system call that touches what is missing.
@@ -176,7 +178,7 @@ def unit_exit(measured: "Measured", base: "Base") -> list[Term]:
     return terms
 
 
-def exit_effects(policy: "Policy") -> Counter["Effect"]:
+def exit_effects(policy: Policy) -> Counter[Effect]:
     """Return what the protocol asks for from the touch of missing memory to the return to user mode."""
     stepper = Stepper(policy, ALL_CLASSES)
     state = stepper.initial()
@@ -193,7 +195,7 @@ def exit_effects(policy: "Policy") -> Counter["Effect"]:
     return asked
 
 
-def rest_terms(measured: "Measured", base: "Base") -> list[Term]:
+def rest_terms(measured: Measured, base: Base) -> list[Term]:
     """Return what ASI adds but for exits by page faults: switches between domains, ephemeral mappings, pageblocks."""
     exits = measured.result.exits
     counted: dict[tuple[Source, str, tuple[str, ...]], float] = {}
@@ -222,7 +224,7 @@ def _refill_terms(switches: int, to_userspace: int) -> list[Term]:
 
 
 def trace_parameters(
-    measured: "Measured", base: "Base", parameters: "Mapping[str, Parameter]", l1d_lines: int
+    measured: Measured, base: Base, parameters: Mapping[str, Parameter], l1d_lines: int
 ) -> dict[str, Parameter]:
     """Return what the trace says of the state that each switch and flush takes, as parameters with ranges."""
     walked = measured.walked
@@ -250,7 +252,7 @@ def _counted(figures: Range, source: str) -> Parameter:
     return Parameter(unit=Unit.COUNT, basis=Basis.TRACE, source=source, low=low, mid=mid, high=high)
 
 
-def _per_switch(walked: "Walked", used_again: Range) -> Range:
+def _per_switch(walked: Walked, used_again: Range) -> Range:
     """Return the translations to be found again for a return that loaded another address space."""
     (large, small), (large_before, small_before) = walked.misses, walked.before_exit
     counts = (
@@ -261,13 +263,13 @@ def _per_switch(walked: "Walked", used_again: Range) -> Range:
     return Range(*(count / walked.switches_in for count in counts))
 
 
-def _per_trip(walked: "Walked") -> Range:
+def _per_trip(walked: Walked) -> Range:
     trips = max(1, walked.round_trips)
     least, most = walked.touched
     return Range(least / trips, least / trips, most / trips)
 
 
-def _lines(flushes: "Mapping[int, int]", parameters: "Mapping[str, Parameter]", l1d_lines: int) -> Range:
+def _lines(flushes: Mapping[int, int], parameters: Mapping[str, Parameter], l1d_lines: int) -> Range:
     """Return the lines to be fetched again for a flush: no more than the L1D has, whatever was touched."""
     per_page, user = parameters["lines_per_page"].range, parameters["user_lines"].range
 
@@ -278,7 +280,7 @@ def _lines(flushes: "Mapping[int, int]", parameters: "Mapping[str, Parameter]", 
     return Range(0.0, mean(per_page.mid, user.mid), mean(per_page.high, user.high))
 
 
-def _mean(weighted: "Iterable[tuple[float, int]]") -> float:
+def _mean(weighted: Iterable[tuple[float, int]]) -> float:
     pairs = list(weighted)
     total = sum(times for _, times in pairs)
     return sum(value * times for value, times in pairs) / total if total else 0.0

@@ -4,6 +4,8 @@ ASI is transparent to the kernel, so nothing of ASI's own is in it: no micro-ope
 makes, no stun interrupts. A replay of the trace under the machine's configuration gives the machine's exits.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -88,10 +90,10 @@ class MachineTrace(Observer):
 
     def __init__(
         self,
-        machine: "Machine",
-        path: "str | os.PathLike[str]",
+        machine: Machine,
+        path: str | os.PathLike[str],
         *,
-        command: "Sequence[str]" = (),
+        command: Sequence[str] = (),
         overwrite: bool = False,
     ) -> None:
         """Prepare; nothing is created before the block begins.
@@ -115,7 +117,7 @@ class MachineTrace(Observer):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Complete the trace, or leave nothing after an exception."""
         self._machine.observers.remove(self)
@@ -153,7 +155,7 @@ class MachineTrace(Observer):
 
     # What the kernel does.
 
-    def touch(self, cpu: int, access: "Access", vaddr: int, paddr: int) -> None:
+    def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Kernel code touches a page, for the first time since the last crossing."""
         pfn = paddr // PAGE_BYTES
         if Region(self._kernel.layout.region_of(vaddr)) is Region.FIXMAP:
@@ -162,7 +164,7 @@ class MachineTrace(Observer):
         place = self._place(vaddr & -PAGE_BYTES, pfn)
         self._event(cpu, EventKind(EventKind.TOUCH_READ + access), place, self._stack())
 
-    def task_switch(self, cpu: int, task: "Task") -> None:
+    def task_switch(self, cpu: int, task: Task) -> None:
         """The CPU leaves a task, whose stack it is, for another one."""
         row = self._tasks.find(task)
         if row is None:
@@ -174,7 +176,7 @@ class MachineTrace(Observer):
         """Other page tables are loaded."""
         self._event(cpu, EventKind.MM_SWITCH, mm, self._stack())
 
-    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
+    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         """Frames were allocated: what is known of them begins anew."""
         stack = self._stack()
         row = self._allocations.add(pfn, pfn, order, int(gfp), migratetype, stack)
@@ -256,7 +258,7 @@ class MachineTrace(Observer):
         return row
 
 
-def _meta(machine: "Machine", command: "Sequence[str]") -> dict[str, Any]:
+def _meta(machine: Machine, command: Sequence[str]) -> dict[str, Any]:
     config = machine.config
     mechanism = "on" if machine.kernel.protocol.config.asi else "off"
     return {

@@ -9,6 +9,8 @@ PROVED
 is the same model for a solver, and `induction` proves it for schedules of any length by the clauses of `invariant`.
 """
 
+from __future__ import annotations
+
 from asikit.proofs.equivalence import SITUATIONS, Comparison, Situation, compare, equivalence_verdict
 from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
 from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure

@@ -6,6 +6,8 @@ its reach transmits it; untrusted code trains, reads past permissions, and sampl
 Everything learnt so is written down, to be compared with what another run, with another secret, gives.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,7 +66,7 @@ class Secret:
     addresses: tuple[int, ...]
 
 
-def assumed(model: "CpuModel") -> "CpuModel":
+def assumed(model: CpuModel) -> CpuModel:
     """Return a CPU model with the structures of a core as the proofs assume them: H2, H3."""
     structures = {
         name: replace(getattr(model.structures, name), sharing=Sharing.CORE, cleared_by=(str(cleared),))
@@ -73,7 +75,7 @@ def assumed(model: "CpuModel") -> "CpuModel":
     return replace(model, structures=replace(model.structures, **structures))
 
 
-def must_not_learn(world: "World", who: str, owner: str) -> bool:
+def must_not_learn(world: World, who: str, owner: str) -> bool:
     """Whether somebody must not learn an owner's data: the threat model, `asikit.proofs.hardware.may_not_learn`."""
     if owner in {who, GUEST + who}:
         return False
@@ -95,9 +97,9 @@ class Attacker:
         began: whether the machine has come to where the story begins.
     """
 
-    world: "World"
-    kernel: "Kernel"
-    processes: "dict[str, MmStruct]"
+    world: World
+    kernel: Kernel
+    processes: dict[str, MmStruct]
     secrets: list[Secret] = field(default_factory=list)
     learnt: list[Learnt] = field(default_factory=list)
     began: bool = False
@@ -123,7 +125,7 @@ class Attacker:
         for cpu in cpus:
             self._observe(cpu)
 
-    def _speculate(self, cpu: "CpuContext") -> None:
+    def _speculate(self, cpu: CpuContext) -> None:
         recorder, thread = _recorder(cpu), cpu.hw.thread
         who = self.who(cpu)
         runs_gadgets = bool(who) or self.world.gadgets_anywhere or _in_ordinary_code(cpu)
@@ -148,14 +150,14 @@ class Attacker:
         self._steer(cpu, reach)
 
     @staticmethod
-    def _train(recorder: "Recorder", thread: int, who: str) -> None:
+    def _train(recorder: Recorder, thread: int, who: str) -> None:
         """Train every predictor, unless that is done."""
         if not any(entry.owner == who for entry in recorder.btb.visible(thread)):
             recorder.branch(thread, who, _BRANCH, _GADGET)
         if not any(entry.owner == who for entry in recorder.rsb.visible(thread)):
             recorder.call(thread, who, _BRANCH, _GADGET)
 
-    def _steer(self, cpu: "CpuContext", reach: "Iterable[Secret]") -> None:
+    def _steer(self, cpu: CpuContext, reach: Iterable[Secret]) -> None:
         """Let code with secrets in reach follow what was trained, and transmit them."""
         wanted = list(reach)
         if not wanted:
@@ -168,7 +170,7 @@ class Attacker:
                         how = f"code on thread {cpu.hw.thread} followed the {label} that it had trained"
                         self._learn(trainer, how, (self._bytes(secret),))
 
-    def _observe(self, cpu: "CpuContext") -> None:
+    def _observe(self, cpu: CpuContext) -> None:
         """Let untrusted code sample the data structures."""
         who = self.who(cpu)
         if not who:
@@ -177,7 +179,7 @@ class Attacker:
             values = tuple(entry.value for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread))
             self._learn(who, f"on thread {cpu.hw.thread} it sampled the {label}", values)
 
-    def who(self, cpu: "CpuContext") -> str:
+    def who(self, cpu: CpuContext) -> str:
         """Return whose untrusted code a CPU runs, nothing for the kernel's own."""
         if not cpu.in_guest and not cpu.hw.cpl:
             return ""
@@ -189,11 +191,11 @@ class Attacker:
         if new not in self.learnt[-16:]:
             self.learnt.append(new)
 
-    def _mapped(self, cpu: "CpuContext", secret: Secret) -> bool:
+    def _mapped(self, cpu: CpuContext, secret: Secret) -> bool:
         """Whether an access to a secret would find it: by the TLB, or by the page tables, permissions aside."""
         return any(self._translate(cpu, vaddr) == secret.paddr for vaddr in secret.addresses)
 
-    def _translate(self, cpu: "CpuContext", vaddr: int) -> int:
+    def _translate(self, cpu: CpuContext, vaddr: int) -> int:
         hw = cpu.hw
         entry = hw.tlb.lookup(vaddr, hw.pcid)
         if entry is not None:
@@ -208,13 +210,13 @@ class Attacker:
         return self.kernel.physical.read(secret.paddr, LINE)
 
 
-def _in_ordinary_code(cpu: "CpuContext") -> bool:
+def _in_ordinary_code(cpu: CpuContext) -> bool:
     """Whether a CPU runs ordinary kernel code or a handler's own, not entry or exit code."""
     frames = cpu.thread.frames
     return not cpu.core.state[cpu.who].untrusted and (not frames or frames[-1].program == HANDLER)
 
 
-def _recorder(cpu: "CpuContext") -> "Recorder":
+def _recorder(cpu: CpuContext) -> Recorder:
     recorder = cpu.hw.recorder
     assert recorder is not None  # noqa: S101 - only CPUs that are recorded are looked at
     return recorder

@@ -6,6 +6,8 @@ and untrusted code do next. Where the machine does more than the story says, it 
 the story says (because the protocol is another one), the step is left out and counted.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -45,7 +47,7 @@ class Director(Observer):
 
     every_point = True
 
-    def __init__(self, steps: "Iterable[StoryStep]") -> None:
+    def __init__(self, steps: Iterable[StoryStep]) -> None:
         self._steps = deque(
             step
             for step in _with_loads_first(steps)
@@ -70,12 +72,12 @@ class Director(Observer):
         """A CPU runs until the story says otherwise."""
         return FOREVER
 
-    def choose(self, cpu: int, others: "Sequence[int]") -> int:  # noqa: ARG002 - the story knows
+    def choose(self, cpu: int, others: Sequence[int]) -> int:  # noqa: ARG002 - the story knows
         """Return the CPU whose step is next."""
         head = self._head
         return head.thread if head is not None and head.thread in others else others[0]
 
-    def at(self, point: str, cpu: int) -> "Iterable[Action]":
+    def at(self, point: str, cpu: int) -> Iterable[Action]:
         """Tick off what has run, and return what comes in between here."""
         if not self._begun:
             return ()
@@ -92,7 +94,7 @@ class Director(Observer):
         return point.partition(".")[0] in {H.RETURN_USER, H.VM_ENTRY} and not self.kernel.cpus[cpu].thread.frames
 
     @property
-    def _head(self) -> "StoryStep | None":
+    def _head(self) -> StoryStep | None:
         return self._steps[0] if self._steps else None
 
     def _ran(self, path: str) -> None:
@@ -106,7 +108,7 @@ class Director(Observer):
                 self._pop()
                 return
 
-    def _due(self, cpu: int) -> "Iterable[Action]":
+    def _due(self, cpu: int) -> Iterable[Action]:
         head = self._head
         if head is None:
             return self._go_on(cpu)
@@ -128,7 +130,7 @@ class Director(Observer):
             return (Action(Act.NMI),)
         return ()
 
-    def _go_on(self, cpu: int) -> "Iterable[Action]":
+    def _go_on(self, cpu: int) -> Iterable[Action]:
         self._after += 1
         if self._after > AFTER:
             self.kernel.crash(StoryOver(self._waits()))
@@ -148,7 +150,7 @@ class Director(Observer):
         each = self.kernel.cpus[cpu]
         return bool(each.hw.cpl) or each.in_guest
 
-    def _pop(self) -> "StoryStep":
+    def _pop(self) -> StoryStep:
         step = self._steps.popleft()
         self._prod()
         return step
@@ -166,7 +168,7 @@ class Director(Observer):
         if cpu.waiting is not None and not cpu.waiting.idle:
             self._disturb(cpu)
 
-    def _disturb(self, cpu: "CpuContext") -> None:
+    def _disturb(self, cpu: CpuContext) -> None:
         step = self._steps.popleft()
         if step.verb == "stops waiting":
             self.kernel.interrupts.post(cpu, RESCHEDULE_VECTOR)
@@ -229,7 +231,7 @@ class Director(Observer):
                     self._miss()
             kernel.point("user instruction")
 
-    def _guest(self, cpu: "CpuContext") -> None:
+    def _guest(self, cpu: CpuContext) -> None:
         """A visit to the guest, which leaves when told or interrupted."""
         kernel = self.kernel
         if not kernel.entry.vm_entry():
@@ -249,7 +251,7 @@ class Director(Observer):
         kernel.entry.vm_exit(VMMCALL)
         kernel.interrupts.poll()
 
-    def exit_work(self, task: "Task") -> bool:  # noqa: ARG002 - the CPU says it
+    def exit_work(self, task: Task) -> bool:  # noqa: ARG002 - the CPU says it
         """What ordinary kernel code does, until it is to return to user mode: the kernel calls it before it does."""
         kernel = self.kernel
         cpu = kernel.cpu
@@ -286,7 +288,7 @@ class Director(Observer):
             else:
                 return
 
-    def _kernel_step(self, cpu: "CpuContext") -> bool:
+    def _kernel_step(self, cpu: CpuContext) -> bool:
         """Do what ordinary code does next; returns False if that is to return to user mode."""
         kernel = self.kernel
         self._turn(cpu)
@@ -327,16 +329,16 @@ class Director(Observer):
         return True
 
     @staticmethod
-    def _load_task(cpu: "CpuContext", step: "StoryStep") -> None:
+    def _load_task(cpu: CpuContext, step: StoryStep) -> None:
         """Go on as the task that a switch has gone to."""
         if step.loads is not None:
             cpu.thread = cpu.thread._replace(task=step.loads)
 
-    def _mine(self, cpu: "CpuContext") -> "StoryStep | None":
+    def _mine(self, cpu: CpuContext) -> StoryStep | None:
         head = self._head
         return head if head is not None and head.thread == cpu.number else None
 
-    def _turn(self, cpu: "CpuContext") -> None:
+    def _turn(self, cpu: CpuContext) -> None:
         """Let the other CPU do what it has to do before this one's next step."""
         while (head := self._head) is not None and head.thread != cpu.number:
             left = len(self._steps)
@@ -345,12 +347,12 @@ class Director(Observer):
                 return
         self._settle(cpu)
 
-    def _settle(self, cpu: "CpuContext") -> None:
+    def _settle(self, cpu: CpuContext) -> None:
         """Pass a point: what comes in between before the next micro-operation, comes now."""
         self.kernel.at_point(cpu, "story")
 
 
-def _with_loads_first(steps: "Iterable[StoryStep]") -> "list[StoryStep]":
+def _with_loads_first(steps: Iterable[StoryStep]) -> list[StoryStep]:
     """Return steps with the task that a switch goes to at its beginning, not at its end."""
     moved: list[StoryStep] = []
     for step in steps:

@@ -1,5 +1,7 @@
 """How mutants are made: edits of the protocol's data, of its configuration, of what the rest of the kernel owes it."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
 RETURNS = (Happening.RETURN_USER, Happening.VM_ENTRY)
 
 
-def of_protocol(change: "Callable[[Protocol], Protocol]") -> "Edit":
+def of_protocol(change: Callable[[Protocol], Protocol]) -> Edit:
     """An edit of the protocol alone; a protocol that has no such element stays as it is."""
 
-    def edit(world: "World") -> "World":
+    def edit(world: World) -> World:
         try:
             return replace(world, protocol=change(world.protocol))
         except ProtocolError:  # the configuration has no such element
@@ -43,7 +45,7 @@ def of_protocol(change: "Callable[[Protocol], Protocol]") -> "Edit":
     return edit
 
 
-def without(*paths: str) -> "Edit":
+def without(*paths: str) -> Edit:
     """Remove micro-operations, those of them that there are."""
 
     def change(protocol: Protocol) -> Protocol:
@@ -56,12 +58,12 @@ def without(*paths: str) -> "Edit":
     return of_protocol(change)
 
 
-def moved(path: str, *, before: str = "", after: str = "") -> "Edit":
+def moved(path: str, *, before: str = "", after: str = "") -> Edit:
     """Move a micro-operation inside its transition."""
     return of_protocol(lambda protocol: protocol.reordered(path, before=before, after=after))
 
 
-def taints_first(name: str) -> "Edit":
+def taints_first(name: str) -> Edit:
     """Clear the taints before the flush that they ask for."""
 
     def change(protocol: Protocol) -> Protocol:
@@ -71,7 +73,7 @@ def taints_first(name: str) -> "Edit":
     return of_protocol(change)
 
 
-def at_resume(change: "Callable[[MicroOp], tuple[MicroOp, ...]]") -> "Edit":
+def at_resume(change: Callable[[MicroOp], tuple[MicroOp, ...]]) -> Edit:
     """Put others in the place of the last check before untrusted code."""
 
     def edit(protocol: Protocol) -> Protocol:
@@ -84,7 +86,7 @@ def at_resume(change: "Callable[[MicroOp], tuple[MicroOp, ...]]") -> "Edit":
     return of_protocol(edit)
 
 
-def masking_taints(mask: Taint) -> "Edit":
+def masking_taints(mask: Taint) -> Edit:
     """Let no assignment keep a taint outside of a mask."""
 
     def change(path: str, op: MicroOp) -> MicroOp:
@@ -98,10 +100,10 @@ def masking_taints(mask: Taint) -> "Edit":
     return of_protocol(lambda protocol: protocol.rewriting(change))
 
 
-def of_policy(asi_class: AsiClass, change: "Callable[[TaintPolicy], TaintPolicy]") -> "Edit":
+def of_policy(asi_class: AsiClass, change: Callable[[TaintPolicy], TaintPolicy]) -> Edit:
     """Change the taint policy of a class."""
 
-    def edit(world: "World") -> "World":
+    def edit(world: World) -> World:
         config = world.config
         if asi_class not in config.classes:
             return world
@@ -113,7 +115,7 @@ def of_policy(asi_class: AsiClass, change: "Callable[[TaintPolicy], TaintPolicy]
     return edit
 
 
-def _configured(protocol: Protocol, config: "ProtocolConfig") -> Protocol:
+def _configured(protocol: Protocol, config: ProtocolConfig) -> Protocol:
     """Return a protocol with another configuration, and the transitions that were edited as they are."""
     plain = Protocol(protocol.config).transitions
     edited = {name: each for name, each in protocol.transitions.items() if each != plain.get(name)}

@@ -5,6 +5,8 @@ steps are no business of one another's, so the same steps can be put in an order
 can before the other goes on.
 """
 
+from __future__ import annotations
+
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +30,7 @@ class _Core(NamedTuple):
     contents: int
 
 
-def with_fewest_switches(model: "Model", path: Path) -> Path:
+def with_fewest_switches(model: Model, path: Path) -> Path:
     """Return a way of the same steps to the same end that goes from one thread to the other as seldom as can be.
 
     :param model: Has two threads.
@@ -58,7 +60,7 @@ def with_fewest_switches(model: "Model", path: Path) -> Path:
     return path
 
 
-def _next(model: "Model", core: _Core, who: int, wanted: "list[Move]") -> "Iterator[tuple[Move, _Core]]":
+def _next(model: Model, core: _Core, who: int, wanted: list[Move]) -> Iterator[tuple[Move, _Core]]:
     """Yield how a thread may do its next step, if it may do it here."""
     seen = core.shared if who == 0 else swapped(core.shared)
     others = model.view(core.threads[1 - who], swapped(seen)).adds
@@ -74,6 +76,6 @@ def _next(model: "Model", core: _Core, who: int, wanted: "list[Move]") -> "Itera
         yield move, _Core(done, threads, move.shared if who == 0 else swapped(move.shared), contents)
 
 
-def _leaks(model: "Model", threads: tuple[Any, ...], shared: int, contents: int) -> bool:
+def _leaks(model: Model, threads: tuple[Any, ...], shared: int, contents: int) -> bool:
     views = (model.view(thread, seen) for thread, seen in zip(threads, (shared, swapped(shared)), strict=True))
     return any(view.leak or view.forbids & contents for view in views)

@@ -6,6 +6,8 @@ and agree in the rest then have the same leaks, at the same distance. The coarse
 (Kanellakis and Smolka, 1990): two stay together until they are told apart by what may happen to them.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 class Quotient:
     """The table of the classes of bisimilar threads; every row of the table that it is made of must be filled."""
 
-    def __init__(self, table: "Table") -> None:
+    def __init__(self, table: Table) -> None:
         self._table = table
         self._class_of, representatives = _Partition(table).run()
         self.row_of: Array = np.full((len(representatives), table.row_of.shape[1]), -1, dtype=np.int32)
@@ -54,11 +56,11 @@ class Quotient:
         return self._table.places
 
     @property
-    def arrays(self) -> "tuple[Array, Array, Array]":
+    def arrays(self) -> tuple[Array, Array, Array]:
         """By class and shared bits the row; the rows; the moves."""
         return self.row_of, self.rows, self.moves
 
-    def number(self, thread: "Hashable") -> int:
+    def number(self, thread: Hashable) -> int:
         """Return the class of what a thread is."""
         return self._class_of[self._table.number(thread)]
 
@@ -79,7 +81,7 @@ class _Partition:
     another class can have got another signature; the others keep, with their class' number, the one it had.
     """
 
-    def __init__(self, table: "Table") -> None:
+    def __init__(self, table: Table) -> None:
         places = table.places
         rows, moves = table.rows.values[: table.rows.count].tolist(), table.moves.values[: table.moves.count]
         _, labels = np.unique(moves[:, _search.TO + 1 :], axis=0, return_inverse=True)
@@ -130,6 +132,6 @@ class _Partition:
                     moved |= dict.fromkeys(threads, new)
         return moved
 
-    def _signature(self, thread: int) -> "Signature":
+    def _signature(self, thread: int) -> Signature:
         become = (frozenset((self._class_of[to], label) for to, label in group) for group in self._steps[thread])
         return self._means[thread], *become

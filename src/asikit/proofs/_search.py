@@ -6,6 +6,8 @@ structures, is looked up in a row that `asikit.proofs._table` filled from the mo
 is put off.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -66,12 +68,12 @@ class Arrays(NamedTuple):
         slots: hash table of the states' numbers, -1 where empty.
     """
 
-    row_of: "Array"
-    rows: "Array"
-    moves: "Array"
-    states: "Array"
-    parents: "Array"
-    slots: "Array"
+    row_of: Array
+    rows: Array
+    moves: Array
+    states: Array
+    parents: Array
+    slots: Array
 
 
 def jit(function: _Function) -> _Function:
@@ -112,7 +114,7 @@ def _unpack(key: int, shape: Shape) -> tuple[int, int, int, int]:
 
 
 @jit
-def _slot(key: int, slots: "Array", states: "Array") -> "np.int64":
+def _slot(key: int, slots: Array, states: Array) -> np.int64:
     """Return where a state is in the hash table, or where it belongs."""
     mask = np.int64(len(slots) - 1)
     mixed = ((np.uint64(key) ^ np.uint64(key >> 29)) * _MIX) >> np.uint64(24)
@@ -123,7 +125,7 @@ def _slot(key: int, slots: "Array", states: "Array") -> "np.int64":
 
 
 @jit
-def enter(count: int, states: "Array", slots: "Array") -> None:
+def enter(count: int, states: Array, slots: Array) -> None:
     """Enter the first states into an empty hash table."""
     for index in range(count):
         slots[_slot(states[index], slots, states)] = index
@@ -138,7 +140,7 @@ def _rows_of(key: int, arrays: Arrays, shape: Shape) -> tuple[int, int]:
 
 
 @jit
-def _successor(key: int, mover: int, move: "Array", others: int, shape: Shape) -> int:
+def _successor(key: int, mover: int, move: Array, others: int, shape: Shape) -> int:
     """Return the state that one thread's move leads to; `others` is what the other thread brings in at once again."""
     contents, _, first, second = _unpack(key, shape)
     contents = (contents & ~move[CLEARS]) | others
@@ -152,7 +154,7 @@ def _successor(key: int, mover: int, move: "Array", others: int, shape: Shape) -
 
 
 @jit
-def _ask(key: int, arrays: Arrays, shape: Shape, wanted: "Array", asked: int) -> int:
+def _ask(key: int, arrays: Arrays, shape: Shape, wanted: Array, asked: int) -> int:
     """Note which rows of a state are wanted, once each, and return how many are noted."""
     _, shared, first, second = _unpack(key, shape)
     for who in range(shape.threads):
@@ -166,7 +168,7 @@ def _ask(key: int, arrays: Arrays, shape: Shape, wanted: "Array", asked: int) ->
 
 @jit
 def expand(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
-    todo: "Array", arrays: Arrays, counters: "Array", wanted: "Array", put_off: "Array", shape: Shape
+    todo: Array, arrays: Arrays, counters: Array, wanted: Array, put_off: Array, shape: Shape
 ) -> tuple[int, int, int]:
     """Visit the states of `todo` and enter what they lead to.
 
@@ -207,7 +209,7 @@ def expand(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
 
 
 @jit
-def settle_stuck(stuck: "Array", arrays: Arrays, shape: Shape) -> int:
+def settle_stuck(stuck: Array, arrays: Arrays, shape: Shape) -> int:
     """Set `stuck` (one flag a state, zero on entry) where a thread waits and no owed moves end that; say how many stay.
 
     A thread that broke a rule has stopped the machine, and holds up nobody.
@@ -232,7 +234,7 @@ def settle_stuck(stuck: "Array", arrays: Arrays, shape: Shape) -> int:
 
 
 @jit
-def _escapes(index: int, stuck: "Array", arrays: Arrays, shape: Shape) -> bool:
+def _escapes(index: int, stuck: Array, arrays: Arrays, shape: Shape) -> bool:
     """Whether an owed move leads out of the stuck states."""
     key = arrays.states[index]
     rows = _rows_of(key, arrays, shape)

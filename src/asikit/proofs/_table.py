@@ -5,6 +5,8 @@ protocol's own, not a second one written beside it. The compiled exploration ask
 that it may come to are there before it begins (`Table.close`).
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -42,9 +44,9 @@ class Model(Protocol):
     def threads(self) -> int: ...
     @property
     def layout(self) -> Contents: ...
-    def start(self) -> "tuple[Any, int]": ...
-    def moves(self, thread: Any, shared: int) -> "Iterator[Move]": ...  # noqa: ANN401  (the model's own thread)
-    def view(self, thread: Any, shared: int) -> "View": ...  # noqa: ANN401
+    def start(self) -> tuple[Any, int]: ...
+    def moves(self, thread: Any, shared: int) -> Iterator[Move]: ...  # noqa: ANN401  (the model's own thread)
+    def view(self, thread: Any, shared: int) -> View: ...  # noqa: ANN401
     def spins(self, thread: Any, shared: int) -> bool: ...  # noqa: ANN401
 
 
@@ -86,11 +88,11 @@ class Table:
         return len(self.threads)
 
     @property
-    def arrays(self) -> "tuple[Array, Array, Array]":
+    def arrays(self) -> tuple[Array, Array, Array]:
         """By thread number and shared bits the row, -1 if there is none; the rows; the moves."""
         return self.row_of, self.rows.values, self.moves.values
 
-    def number(self, thread: "Hashable") -> int:
+    def number(self, thread: Hashable) -> int:
         """Return the number of what a thread is."""
         known = self._numbers.get(thread)
         if known is not None:

@@ -6,6 +6,8 @@ when it writes CR3. Each flush that ASI asks for is drawn. Whenever untrusted co
 It is cut off at its upper end, which only makes the claim harder.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +39,7 @@ class Counted(NamedTuple):
 class CostWorld:
     """The model with the account; for one thread."""
 
-    world: "World"
+    world: World
 
     @property
     def threads(self) -> int:
@@ -45,7 +47,7 @@ class CostWorld:
         return self.world.threads
 
     @property
-    def layout(self) -> "Layout":
+    def layout(self) -> Layout:
         """The structures."""
         return self.world.layout
 
@@ -54,7 +56,7 @@ class CostWorld:
         thread, shared = self.world.start()
         return Counted(thread), shared
 
-    def moves(self, counted: Counted, shared: int) -> "Iterator[Move]":
+    def moves(self, counted: Counted, shared: int) -> Iterator[Move]:
         """Yield the model's moves, with what they mean for the account."""
         if counted.broken:
             return

@@ -3,6 +3,8 @@
 Both are explored in the same situations: each capability of the attacker alone, then each side condition.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ class Situation:
 
     name: str
     says: str
-    change: "Change"
+    change: Change
     outside: bool = False
 
 
@@ -67,16 +69,16 @@ class Comparison:
         }
 
 
-def _capability(capability: Capability) -> "Change":
+def _capability(capability: Capability) -> Change:
     return lambda world: replace(world, capabilities=capability)
 
 
-def _without_pti(world: "World") -> "World":
+def _without_pti(world: World) -> World:
     config = replace(world.config, pti=False)
     return replace(world, protocol=Protocol(config))
 
 
-def _all_bugs(world: "World") -> "World":
+def _all_bugs(world: World) -> World:
     return replace(world, protocol=Protocol(replace(world.config, bugs=ALL_BUGS)))
 
 
@@ -108,7 +110,7 @@ SITUATIONS: tuple[Situation, ...] = (
 )
 
 
-def compare(situations: "tuple[Situation, ...]" = SITUATIONS) -> "Iterator[Comparison]":
+def compare(situations: tuple[Situation, ...] = SITUATIONS) -> Iterator[Comparison]:
     """Yield what becomes of ASI and of the blanket mitigation in each situation, with one thread to a core."""
     for situation in situations:
         asi, blanket = (
@@ -118,7 +120,7 @@ def compare(situations: "tuple[Situation, ...]" = SITUATIONS) -> "Iterator[Compa
         yield Comparison(situation, asi, blanket)
 
 
-def equivalence_verdict(comparisons: "list[Comparison]") -> Verdict:
+def equivalence_verdict(comparisons: list[Comparison]) -> Verdict:
     """Return REFUTED if ASI leaks where the blanket mitigation does not, though the assumptions of both hold.
 
     UNKNOWN if some exploration did not come to its end.

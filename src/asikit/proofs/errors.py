@@ -1,5 +1,7 @@
 """What a user can do wrong with a proof, each as one line."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.errors import AsikitError, nearest
@@ -19,7 +21,7 @@ class VerifyError(AsikitError):
 class UnknownMutantError(VerifyError):
     """A mutant that is not in the catalogue; the message names the nearest that is."""
 
-    def __init__(self, name: str, known: "Iterable[str]") -> None:
+    def __init__(self, name: str, known: Iterable[str]) -> None:
         super().__init__(f"no mutant {name!r}{nearest(name, known)} (asi verify --list-mutants)")
 
 

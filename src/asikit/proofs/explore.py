@@ -7,6 +7,8 @@
 True
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +40,7 @@ class Happened(NamedTuple):
     """One step of a path: what a thread (0 or 1) did, and the core's structures before and after."""
 
     thread: int
-    move: "Move"
+    move: Move
     contents_before: int
     contents: int
 
@@ -88,7 +90,7 @@ def explore(
     *,
     reduced: bool | None = None,
     limit: int = STATE_LIMIT,
-    progress: "Callable[[int], None] | None" = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Explored:
     """Explore a model to its end, or to the first leak.
 
@@ -124,7 +126,7 @@ class _Exploration:
         self.counters: Array = np.zeros(_search.COUNTERS, dtype=np.int64)
         self.counters[[_search.LEAK, _search.FIRST_BROKEN]] = -1
 
-    def run(self, progress: "Callable[[int], None]") -> Explored:
+    def run(self, progress: Callable[[int], None]) -> Explored:
         """Explore level by level."""
         contents, shared, number = self.table.start()
         self.states[0] = self._pack(contents, shared, number, number if self.model.threads > 1 else 0)
@@ -146,7 +148,7 @@ class _Exploration:
     def leaks(self) -> bool:
         return bool(self.counters[_search.LEAK] >= 0)
 
-    def _expand(self, todo: "Array") -> None:
+    def _expand(self, todo: Array) -> None:
         wanted = np.empty((_WANTED_AT_ONCE, 2), dtype=np.int64)
         while len(todo):
             put_off = np.empty(len(todo), dtype=np.int64)
@@ -218,7 +220,7 @@ class _Exploration:
     def _pack(self, contents: int, shared: int, first: int, second: int) -> int:
         return contents | (shared | (first | second << self.shape.id_bits) << SHARED_BITS) << self.shape.bits
 
-    def _step(self, before: int, after: int, threads: list[Any]) -> "tuple[int, Move, int]":
+    def _step(self, before: int, after: int, threads: list[Any]) -> tuple[int, Move, int]:
         """Return who moved, how, and whether the state after it calls the threads the other way round.
 
         :param threads: What the threads are before it, in the order in which that state calls them.

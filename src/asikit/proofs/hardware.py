@@ -12,6 +12,8 @@ A datum is named by whose it is (`Party`), seen from the mm that the core runs; 
 was the own user's and guest's into another mm's, and why one other mm stands for any number of them.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import Flag, IntFlag, auto
 from typing import TYPE_CHECKING
@@ -144,13 +146,13 @@ class Layout:
         }
 
 
-def layout_for(config: "ProtocolConfig") -> Layout:
+def layout_for(config: ProtocolConfig) -> Layout:
     """Return the structures that a configuration's flushes are for."""
     cleared = {*config.control_flush, *config.data_flush}
     return Layout(tuple(structure for structure in STRUCTURES if structure.cleared_by in cleared))
 
 
-def may_not_learn(party: Party, config: "ProtocolConfig") -> Party:
+def may_not_learn(party: Party, config: ProtocolConfig) -> Party:
     """Return whose data must stay hidden from untrusted code: the threat model (RFC v2, patch 3).
 
     The guest trusts its VMM, so the process may see its guest's data; whether the guest may see the process' own is the

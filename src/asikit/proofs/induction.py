@@ -4,6 +4,8 @@ For schedules of any length: nothing is unrolled. Each command of the relation i
 the invariant can hold before it and not after it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -83,7 +85,7 @@ class Obligation:
 class Induction:
     """The obligations of a relation and its invariant."""
 
-    def __init__(self, relation: "Relation") -> None:
+    def __init__(self, relation: Relation) -> None:
         self.relation, self.world = relation, relation.world
         self.invariant = Invariant(relation)
         written = {assign.field for command in relation.commands for assign in command.sets}
@@ -111,7 +113,7 @@ class Induction:
 
     # The relation.
 
-    def env(self, who: int) -> "Mapping[Field, Any]":
+    def env(self, who: int) -> Mapping[Field, Any]:
         """Return the environment of a thread's expressions."""
         own, sibling = self.state.boxes[who], self.state.boxes[1 - who]
         values: dict[Field, Any] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
@@ -122,7 +124,7 @@ class Induction:
                 values[one] = (own if one.scope is Scope.OWN else sibling)[one.name]
         return values
 
-    def possible(self, command: "Command", who: int) -> Any:  # noqa: ANN401
+    def possible(self, command: Command, who: int) -> Any:  # noqa: ANN401
         """Return when a command may happen to a thread."""
         base, handler = self.state.places[who]
         here = (base, handler)[command.at.level] == self.invariant.regions.number(command.at)
@@ -136,7 +138,7 @@ class Induction:
             here = z3.And(here, calm)
         return z3.And(here, truth(command.guard, self.env(who)))
 
-    def after(self, command: "Command", who: int) -> Symbolic:
+    def after(self, command: Command, who: int) -> Symbolic:
         """Return the state after a command of a thread."""
         state, env = self.state, self.env(who)
         fields = [dict(one) for one in state.fields]
@@ -184,7 +186,7 @@ class Induction:
                     found = this if found is None else z3.If(z3.And(here), this, found)
         return found
 
-    def _view(self, mode: Mode, space: Space, behind: int) -> "View":
+    def _view(self, mode: Mode, space: Space, behind: int) -> View:
         thread, shared = self.world.start()
         cpu = thread.state.cpu._replace(cr3=int(space))
         return self.world.view(Thread(thread.state._replace(cpu=cpu), mode), shared | BEHIND_BIT * behind)
@@ -196,7 +198,7 @@ class Induction:
         thread, shared = self.world.start()
         core, _ = core_of(shared)
 
-        def constants(values: "Mapping[str, int]") -> dict[str, Any]:
+        def constants(values: Mapping[str, int]) -> dict[str, Any]:
             return {name: z3.BitVecVal(value, WIDTH) for name, value in values.items()}
 
         fields = constants({**thread.state.cpu._asdict(), **thread.state.task._asdict()})
@@ -220,7 +222,7 @@ class Induction:
             found.append(self._viewed(self.state, who, lambda view: z3.BoolVal(bool(view.leak))))
         return z3.Or(found)
 
-    def obligations(self) -> "Iterator[Obligation]":
+    def obligations(self) -> Iterator[Obligation]:
         """Yield all that must be asked."""
         yield Obligation(
             "the start satisfies the invariant", (), tuple(self.invariant.clauses(self.start())), assumes=False
@@ -235,7 +237,7 @@ class Induction:
             given = (self.possible(command, 0),)
             yield Obligation(f"{command.name} at {_text(command.at)}", given, tuple(self._wanted(command)))
 
-    def _wanted(self, command: "Command") -> "Iterator[Clause]":
+    def _wanted(self, command: Command) -> Iterator[Clause]:
         """Yield the clauses after a command that are not the same as before it, and what it must not break."""
         after = self.after(command, 0)
         changed = [(old, new) for old, new in zip(_terms(self.state), _terms(after), strict=True) if not old.eq(new)]
@@ -249,7 +251,7 @@ class Induction:
         for requirement in command.requires:
             yield Clause("rule", str(requirement.guard), truth(requirement.guard, self.env(0)))
 
-    def _interesting(self) -> "Iterator[tuple[str, Any]]":
+    def _interesting(self) -> Iterator[tuple[str, Any]]:
         """Yield states that must be possible, else the invariant says nothing."""
         base, handler = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
@@ -270,7 +272,7 @@ class Induction:
         clauses = tuple(dict.fromkeys((clause.name, clause.says) for clause in self.clauses))
         return Induced(clauses, count, tuple(failures), len(self.relation.commands))
 
-    def smtlib(self) -> "Iterator[str]":
+    def smtlib(self) -> Iterator[str]:
         """Yield all questions as one SMT-LIB 2 script, in pieces; each says which answer is hoped for."""
         start, *others = self.obligations()
         yield from ("(set-logic QF_BV)\n", *self._script(start))
@@ -281,7 +283,7 @@ class Induction:
         for obligation in others:
             yield from self._script(obligation)
 
-    def _script(self, obligation: Obligation) -> "Iterator[str]":
+    def _script(self, obligation: Obligation) -> Iterator[str]:
         hoped = "sat" if obligation.wanted is None else "unsat"
         question = self._question(obligation).sexpr()
         yield f"; {obligation.name}\n(push 1)\n(assert {question})\n(set-info :status {hoped})\n(check-sat)\n(pop 1)\n"

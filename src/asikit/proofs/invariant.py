@@ -4,6 +4,8 @@ Written over one hardware thread `h` and its sibling `k`; it holds for both ways
 and `handler`; which micro-operations a name stands for is taken from the programs, by path.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,7 @@ class Clause:
 class Side:
     """One thread of a symbolic state, in the words of the clauses."""
 
-    def __init__(self, invariant: "Invariant", state: "Symbolic", who: int) -> None:
+    def __init__(self, invariant: Invariant, state: Symbolic, who: int) -> None:
         fields, self.box = state.fields[who], state.boxes[who]
         self.invariant, self.who = invariant, who
         self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
@@ -79,15 +81,15 @@ class Side:
         """No taint of a mask is set."""
         return self.taints & mask == 0
 
-    def base_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+    def base_in(self, places: list[Place]) -> Any:  # noqa: ANN401
         """The base place is one of some."""
         return self.invariant.one_of(self.base, places, 0)
 
-    def handler_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+    def handler_in(self, places: list[Place]) -> Any:  # noqa: ANN401
         """The handler's place is one of some."""
         return self.invariant.one_of(self.handler, places, 1)
 
-    def either_in(self, places: "list[Place]") -> Any:  # noqa: ANN401
+    def either_in(self, places: list[Place]) -> Any:  # noqa: ANN401
         """One of the two places is one of some."""
         return z3.Or(self.handler_in(places), self.base_in(places))
 
@@ -97,7 +99,7 @@ class Side:
         switching = self.handler_in(self.invariant.regions.exiting + self.invariant.regions.entering)
         return z3.Or(z3.Not(self.interrupted), z3.And(z3.Not(switching), self.curr == self.target))
 
-    def finds(self, places: "list[Place]") -> Any:  # noqa: ANN401
+    def finds(self, places: list[Place]) -> Any:  # noqa: ANN401
         """The thread is at one of some places, or will be when its handler returns, which has changed nothing."""
         return z3.Or(self.handler_in(places), z3.And(self.untouched, self.base_in(places)))
 
@@ -117,7 +119,7 @@ class Invariant:
         # Whether asi_exit flushes the predictors only if this thread's taints say so.
         self.asks_taints = bool(self.regions.before("maybe_flush_control_for_exit.clean"))
 
-    def one_of(self, variable: Any, places: "list[Place]", level: int) -> Any:  # noqa: ANN401
+    def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
         """Return the formula that a place variable is one of some places."""
         ranges = self.regions.ranges(places, level)
         within = [z3.And(variable >= first, variable <= last) for first, last in ranges]
@@ -133,7 +135,7 @@ class Invariant:
 
     # The clauses.
 
-    def clauses(self, state: "Symbolic") -> "list[Clause]":
+    def clauses(self, state: Symbolic) -> list[Clause]:
         """Return all clauses for a state."""
         sides = [Side(self, state, who) for who in range(self.world.threads)]
         found: list[Clause] = []
@@ -144,7 +146,7 @@ class Invariant:
                 found += self._siblings(h, k)
         return [*found, *self._secrets(sides)]
 
-    def _types(self, h: Side) -> "Iterator[Clause]":
+    def _types(self, h: Side) -> Iterator[Clause]:
         spaces = (0, *(int(space) for space in restricted_spaces(self.world.config)))
 
         def is_space(variable: Any) -> Any:  # noqa: ANN401
@@ -180,7 +182,7 @@ class Invariant:
             ),
         )
 
-    def _places(self, h: Side) -> "Iterator[Clause]":
+    def _places(self, h: Side) -> Iterator[Clause]:
         entry = [
             place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
         ]
@@ -275,7 +277,7 @@ class Invariant:
             z3.Implies(z3.And(h.curr != 0, z3.Not(h.either_in(switching))), h.settled),
         )
 
-    def _taints(self, h: Side) -> "Iterator[Clause]":
+    def _taints(self, h: Side) -> Iterator[Clause]:
         yield Clause("recorded", "curr_asi is set whenever CR3 is restricted", z3.Implies(h.restricted, h.curr != 0))
         yield Clause(
             "unrestricted",
@@ -315,7 +317,7 @@ class Invariant:
             ),
         )
 
-    def _contents(self, h: Side, k: "Side | None") -> "Iterator[Clause]":
+    def _contents(self, h: Side, k: Side | None) -> Iterator[Clause]:
         for place, structure in enumerate(self.regions.structures):
             if structure.holds == "training":
                 trained = self._training(h, place) if self.asks_taints else self._training_of_siblings(h, place)
@@ -336,7 +338,7 @@ class Invariant:
                     ),
                 )
 
-    def _own_taints(self, h: Side, secured: Any) -> "Iterator[Clause]":  # noqa: ANN401
+    def _own_taints(self, h: Side, secured: Any) -> Iterator[Clause]:  # noqa: ANN401
         """Yield why a thread's own taints say what its sibling trains: both run the same class."""
         yield Clause(
             "own-taints-set",
@@ -378,7 +380,7 @@ class Invariant:
             ),
         )
 
-    def _siblings(self, h: Side, k: Side) -> "Iterator[Clause]":
+    def _siblings(self, h: Side, k: Side) -> Iterator[Clause]:
         secured = z3.And(k.box["stunned"] != 0, k.box["untrusted"] == 0)
         yield Clause(
             "exclusion",
@@ -428,7 +430,7 @@ class Invariant:
             z3.Implies(k.behind, z3.And(z3.Not(h.behind), z3.Not(h.restricted), z3.Not(h.base_in(busy)))),
         )
 
-    def _secrets(self, sides: "list[Side]") -> "Iterator[Clause]":
+    def _secrets(self, sides: list[Side]) -> Iterator[Clause]:
         for place, structure in enumerate(self.regions.structures):
             if structure.holds == "data":
                 flushed = self.regions.flushed(place, ("maybe_flush_data",))

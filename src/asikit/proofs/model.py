@@ -14,6 +14,8 @@ once, and whatever untrusted code could train is trained. Less of either never l
 depend on it. For the same reason one run with tagged data stands for all pairs of runs that differ in a secret.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -124,7 +126,7 @@ class World:
         object.__setattr__(self, "layout", layout_for(self.config))
 
     @property
-    def config(self) -> "ProtocolConfig":
+    def config(self) -> ProtocolConfig:
         """The protocol's configuration."""
         return self.protocol.config
 
@@ -142,7 +144,7 @@ class World:
 
     # What may happen.
 
-    def moves(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def moves(self, thread: Thread, shared: int) -> Iterator[Move]:
         """Yield what may happen next to a thread, given the shared bits as it sees them."""
         if thread.broken:
             return
@@ -161,7 +163,7 @@ class World:
                 "turns sensitive", "a page whose translation this thread's TLB has", thread._replace(stale=True), shared
             )
 
-    def _from_untrusted(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def _from_untrusted(self, thread: Thread, shared: int) -> Iterator[Move]:
         asked = bool(shared & OWN_IPI)
         if thread.mode is Mode.GUEST:  # the interrupt stays pending, for the host to take
             yield from self._begin(thread, shared, H.VM_EXIT, owed=asked)
@@ -171,7 +173,7 @@ class World:
             if asked and entry is not H.SYSCALL_ENTRY:
                 yield from self._begin(thread, shared & ~OWN_IPI, entry, owed=True)
 
-    def _in_transition(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def _in_transition(self, thread: Thread, shared: int) -> Iterator[Move]:
         core, behind = core_of(shared)
         before = thread.state
         try:
@@ -198,12 +200,12 @@ class World:
         ended = len(done.thread.frames) < len(before.frames)
         yield from self._ended(before.frames[-1].program, move) if ended else (move,)
 
-    def _in_handler(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def _in_handler(self, thread: Thread, shared: int) -> Iterator[Move]:
         left = thread._replace(state=self.protocol.leave(thread.state))
         yield Move("leaves", "its handler", left, shared, owed=True)
         yield from self._begin(thread, shared, H.UNMAPPED_TOUCH)
 
-    def _in_ordinary_code(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def _in_ordinary_code(self, thread: Thread, shared: int) -> Iterator[Move]:
         relaxed = not thread.state.task.target
         behind, other_behind = bool(shared & OWN_BEHIND), bool(shared & SIBLING_BEHIND)
         if not self.core_scheduling or not (behind or other_behind):
@@ -216,7 +218,7 @@ class World:
             for fault in self.faults:
                 yield self._interrupt(thread, shared, fault)
 
-    def _nested(self, thread: Thread, shared: int) -> "Iterator[Move]":
+    def _nested(self, thread: Thread, shared: int) -> Iterator[Move]:
         if self._may_nest(thread):
             pending = bool(shared & OWN_IPI) and self._takes_interrupts(thread, shared)
             for happening in self.nested_happenings:
@@ -230,7 +232,7 @@ class World:
     def _may_nest(self, thread: Thread) -> bool:
         return sum(frame.program in MASKED for frame in thread.state.frames) < self.nesting
 
-    def _begin(self, thread: Thread, shared: int, name: str, *, owed: bool = False) -> "Iterator[Move]":
+    def _begin(self, thread: Thread, shared: int, name: str, *, owed: bool = False) -> Iterator[Move]:
         begun = thread._replace(state=self.protocol.begin(thread.state, name), mode=Mode.KERNEL)
         move = Move("begins", name, begun, shared, owed=owed)
         empty = len(begun.state.frames) == len(thread.state.frames)
@@ -240,7 +242,7 @@ class World:
         entered = thread._replace(state=self.protocol.interrupt(thread.state, happening))
         return Move("interrupted by", happening, entered, shared)
 
-    def _ended(self, name: str, move: Move) -> "Iterator[Move]":
+    def _ended(self, name: str, move: Move) -> Iterator[Move]:
         """Yield what the end of a transition amounts to."""
         thread = move.after
         if name in RETURNS:
@@ -301,7 +303,7 @@ class World:
             return (TaskState(),)
         return (TaskState(), TaskState(target=int(Space.USERSPACE), intr_nest_depth=1))
 
-    def _distinct(self, names: "Iterable[_Name]") -> "Iterator[_Name]":
+    def _distinct(self, names: Iterable[_Name]) -> Iterator[_Name]:
         """Yield names of transitions, one of several that run the very same micro-operations and end alike."""
         seen = set()
         for name in names:

@@ -7,6 +7,8 @@ Some elements carry no weight in ASI as it is published, where each switch of mm
 would: they are there for an ASI that does not. Such a mutant is one of a variant that it matters to.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,10 +54,10 @@ class Mutant:
     name: str
     says: str
     family: str
-    edit: "Edit"
+    edit: Edit
     variant: str = ""
 
-    def base(self, world: "World") -> "World":
+    def base(self, world: World) -> World:
         """Return the model that it is a mutant of: the given one, or its variant.
 
         Raises VerifyError for a model of the blanket mitigation, which has no such elements.
@@ -74,7 +76,7 @@ def mutant(name: str) -> Mutant:
     raise UnknownMutantError(name, [candidate.name for candidate in known])
 
 
-def has_element(world: "World", candidate: Mutant) -> bool:
+def has_element(world: World, candidate: Mutant) -> bool:
     """Whether a mutant differs from the model: without SMT there is no stun to remove."""
     world = candidate.base(world)
     changed = candidate.edit(world)

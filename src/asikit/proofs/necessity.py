@@ -1,5 +1,7 @@
 """T4: every element of the mechanism removed, or moved, alone, and what becomes of it."""
 
+from __future__ import annotations
+
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -67,12 +69,12 @@ class MutantRow:
 
 
 def verify_mutants(
-    names: "Iterable[str] | None" = None,
+    names: Iterable[str] | None = None,
     *,
     threads: int | None = None,
     nesting: int = 1,
     on_machine: bool = False,
-) -> "Iterator[MutantRow]":
+) -> Iterator[MutantRow]:
     """Yield what becomes of mutants of ASI, in order: with one thread first, and if that refutes it not, with two.
 
     Several are explored at a time if there are several processors.

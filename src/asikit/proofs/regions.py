@@ -1,5 +1,7 @@
 """Places by what the micro-operations there are for: the regions that the invariant speaks of, found by path."""
 
+from __future__ import annotations
+
 from functools import cached_property
 
 from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, RESTING, USER, Place, Relation
@@ -22,7 +24,7 @@ class Regions:
         """Return the number of a place, on its level."""
         return self._numbers[place]
 
-    def ranges(self, places: "list[Place]", level: int) -> "list[tuple[int, int]]":
+    def ranges(self, places: list[Place], level: int) -> list[tuple[int, int]]:
         """Return the numbers of the places of a level that are reached at all, as ranges: first and last."""
         found: list[tuple[int, int]] = []
         for value in sorted(
@@ -40,7 +42,7 @@ class Regions:
 
     # Where a thread may be, by the paths of the micro-operations that come next.
 
-    def before(self, *paths: str) -> "list[Place]":
+    def before(self, *paths: str) -> list[Place]:
         """Return the places before micro-operations of some paths; a path may end in `.*`."""
 
         def named(path: str) -> bool:
@@ -48,39 +50,39 @@ class Regions:
 
         return [place for place in self.relation.places if place not in RESTING and named(self.path(place))]
 
-    def programs(self, *names: str) -> "list[Place]":
+    def programs(self, *names: str) -> list[Place]:
         """Return the places inside programs on the base level."""
         return [place for place in self.levels[0] if place.program in names]
 
     @cached_property
-    def enter_before_cr3(self) -> "list[Place]":
+    def enter_before_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, curr_asi set, CR3 not."""
         return self.before("maybe_flush_control_for_enter.*", "__asi_enter.write_cr3")
 
     @cached_property
-    def enter_after_cr3(self) -> "list[Place]":
+    def enter_after_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, CR3 written."""
         return self.before("maybe_flush_data.*", "__asi_enter.set_taints", "__asi_enter.release_sibling")
 
     @cached_property
-    def entering(self) -> "list[Place]":
+    def entering(self) -> list[Place]:
         """Inside `__asi_enter`, which has something to do."""
         return [*self.before("__asi_enter.set_curr_asi"), *self.enter_before_cr3, *self.enter_after_cr3]
 
     @cached_property
-    def exiting(self) -> "list[Place]":
+    def exiting(self) -> list[Place]:
         """Inside `asi_exit`, which has something to do."""
         everything = self.before("asi_exit.*", "maybe_flush_control_for_exit.*")
         first = self.before("asi_exit.already_there")
         return [place for place in everything if place not in first]
 
     @cached_property
-    def resuming(self) -> "list[Place]":
+    def resuming(self) -> list[Place]:
         """Before untrusted code, entered."""
         return self.before("return_user.resume", "vm_entry.resume", "vm_entry.refresh_host_cr3")
 
     @cached_property
-    def after_fault(self) -> "list[Place]":
+    def after_fault(self) -> list[Place]:
         """In an access that faulted, after the exit."""
         found: list[Place] = []
         for level in self.levels:
@@ -89,7 +91,7 @@ class Regions:
             found += [place for place in touch if walks and place.pc >= walks[0]]
         return found
 
-    def flushed(self, structure: int, programs: tuple[str, ...]) -> "list[Place]":
+    def flushed(self, structure: int, programs: tuple[str, ...]) -> list[Place]:
         """Return the places after a structure's flush, up to the step that clears the taints."""
         found = []
         for place in self.before(*(f"{name}.*" for name in programs)):
@@ -120,7 +122,7 @@ class Regions:
         """The programs that enter the kernel from untrusted code."""
         return (*self.relation.world.entries_from_user, H.VM_EXIT)
 
-    def after_in_exit(self, name: str) -> "list[Place]":
+    def after_in_exit(self, name: str) -> list[Place]:
         """Return the places in `asi_exit` after a micro-operation of it, up to its end."""
         ops = [op.name for op in self.relation.world.protocol.transitions["asi_exit"].ops]
         if name not in ops:

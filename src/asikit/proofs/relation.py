@@ -5,6 +5,8 @@ Guards and assignments are the protocol's own expressions (`asikit.protocol.expr
 A thread's place has two levels: what it does, and what the handler does that interrupted it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,7 +65,7 @@ class Command:
     goes: Place
     guard: Guard = ALWAYS
     sets: tuple[Assign, ...] = ()
-    requires: "tuple[Requirement, ...]" = ()
+    requires: tuple[Requirement, ...] = ()
     clears: int = 0
     folds: bool = False
     ends_touch: bool = False
@@ -112,7 +114,7 @@ class Relation:
         """Return the micro-operation at a place, None at a resting place."""
         return None if place in RESTING else self.world.protocol.programs[place.program].ops[place.pc]
 
-    def commands_at(self, place: Place) -> "Iterator[Command]":
+    def commands_at(self, place: Place) -> Iterator[Command]:
         """Yield what may happen at a place; interrupts of level 0 are commands at NO_HANDLER."""
         world = self.world
         if place == KERNEL:
@@ -134,7 +136,7 @@ class Relation:
         else:
             yield from self._steps(place)
 
-    def _from_ordinary_code(self) -> "Iterator[Command]":
+    def _from_ordinary_code(self) -> Iterator[Command]:
         world = self.world
         scheduled = OWN_BEHIND.equals(0) & SIBLING_BEHIND.equals(0) if world.core_scheduling else ALWAYS
         yield from self._begins(KERNEL, H.RETURN_USER, scheduled)
@@ -146,14 +148,14 @@ class Relation:
             for command in self._begins(NO_HANDLER, fault):
                 yield replace(command, at=KERNEL)
 
-    def _begins(self, place: Place, name: str, guard: Guard = ALWAYS) -> "Iterator[Command]":
+    def _begins(self, place: Place, name: str, guard: Guard = ALWAYS) -> Iterator[Command]:
         command = Command(f"begins {name}", place, Place(place.level, str(name)), guard)
         if self.world.protocol.programs[name].ops:
             yield command
         else:
             yield from self._ends(command)
 
-    def _steps(self, place: Place) -> "Iterator[Command]":
+    def _steps(self, place: Place) -> Iterator[Command]:
         op = self.op(place)
         assert op is not None  # noqa: S101  (a resting place has none)
         program = self.world.protocol.programs[place.program]
@@ -169,7 +171,7 @@ class Relation:
             stops = Command("stops waiting", place, Place(0, STOP_WAITING), op.when & ~op.waits)
             yield from (stops,) if self.world.protocol.programs[STOP_WAITING].ops else self._ends(stops)
 
-    def _ends(self, command: Command) -> "Iterator[Command]":
+    def _ends(self, command: Command) -> Iterator[Command]:
         """Yield what the end of a program amounts to."""
         level, name = command.goes.level, command.goes.program
         touch = name == H.UNMAPPED_TOUCH
@@ -185,7 +187,7 @@ class Relation:
         else:
             yield replace(command, goes=KERNEL, ends_touch=touch)
 
-    def _other_mm(self, command: Command) -> "Iterator[Command]":
+    def _other_mm(self, command: Command) -> Iterator[Command]:
         behind = ((SIBLING_BEHIND, Const(1)),) if self.world.threads > 1 else ()
         sets = (*command.sets, *(Assign(field, value) for field, value in behind))
         yield replace(command, guard=command.guard & OWN_BEHIND.equals(0), sets=sets, folds=True)
@@ -194,7 +196,7 @@ class Relation:
             yield replace(command, guard=command.guard & OWN_BEHIND.differs(0), sets=caught_up)
 
 
-def _loads(task: "TaskState") -> tuple[Assign, ...]:
+def _loads(task: TaskState) -> tuple[Assign, ...]:
     return (Assign(TARGET, Const(task.target)), Assign(DEPTH, Const(task.intr_nest_depth)))
 
 

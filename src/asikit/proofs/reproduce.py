@@ -12,6 +12,8 @@ differ only in a secret that it must not learn: non-interference. The same story
 is must show nothing: the control.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +73,7 @@ class _Run:
     missed: int
 
 
-def reproduce(world: "World", candidate: "Mutant | None", found: "Counterexample") -> Reproduction:
+def reproduce(world: World, candidate: Mutant | None, found: Counterexample) -> Reproduction:
     """Run a counterexample on the machine.
 
     :param world: The model as it is, without the mutant.
@@ -87,7 +89,7 @@ def reproduce(world: "World", candidate: "Mutant | None", found: "Counterexample
     return Reproduction(leaks=True, kind=kind, says=says, missed=missed)
 
 
-def _outcome(world: "World", found: "Counterexample") -> tuple[str, str, int]:
+def _outcome(world: World, found: Counterexample) -> tuple[str, str, int]:
     """Return how a story ends on the machine: kind, sentence, and steps that could not be followed."""
     plain = _Stage(world, found).run("")
     guests = AsiClass.KVM in world.config.classes
@@ -101,7 +103,7 @@ def _outcome(world: "World", found: "Counterexample") -> tuple[str, str, int]:
     return "", "what untrusted code comes by does not depend on a secret, and nothing else goes wrong", plain.missed
 
 
-def _difference(world: "World", owner: str, one: tuple[Learnt, ...], other: tuple[Learnt, ...]) -> str:
+def _difference(world: World, owner: str, one: tuple[Learnt, ...], other: tuple[Learnt, ...]) -> str:
     """Return who learns a secret, from two runs that differ in it; empty if nobody does who must not."""
     mine, theirs = ([each for each in learnt if must_not_learn(world, each.who, owner)] for learnt in (one, other))
     for place in range(max(len(mine), len(theirs))):
@@ -117,7 +119,7 @@ def _difference(world: "World", owner: str, one: tuple[Learnt, ...], other: tupl
 class _Stage:
     """One machine with what a story needs."""
 
-    def __init__(self, world: "World", found: "Counterexample") -> None:
+    def __init__(self, world: World, found: Counterexample) -> None:
         self._world = world
         smt = world.threads > 1
         self._flips = any(step.verb == "turns sensitive" for step in found.steps)
@@ -168,7 +170,7 @@ class _Stage:
 
     # What the machine has.
 
-    def _secrets(self, mms: "dict[str, MmStruct]", changed: str) -> "Iterator[Secret]":
+    def _secrets(self, mms: dict[str, MmStruct], changed: str) -> Iterator[Secret]:
         kernel = self._kernel
         content = {owner: (_CHANGED if owner == changed else byte) * LINE for owner, byte in _CONTENT.items()}
         address = self._machine.allocate(content[KERNEL])
@@ -191,7 +193,7 @@ class _Stage:
                 kernel.physical.write(paddr, content[owner])
                 yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))
 
-    def _connect(self, attacker: Attacker, mms: "dict[str, MmStruct]") -> None:
+    def _connect(self, attacker: Attacker, mms: dict[str, MmStruct]) -> None:
         """Let the director have the machine, and each hardware thread of the story a task."""
         kernel, director = self._kernel, self._director
         director.kernel, director.attacker = kernel, attacker
@@ -210,15 +212,15 @@ class _Stage:
         if self._flips:
             self._start(self._flipper, "flipper", None, 1)
 
-    def _start(self, run: "Callable[[], None]", name: str, mm: "MmStruct | None", cpu: int) -> None:
+    def _start(self, run: Callable[[], None], name: str, mm: MmStruct | None, cpu: int) -> None:
         # One cookie for all: which mm runs beside which is the story's to say.
         self._kernel.start(self._kernel.new_task(run, comm=name, mm=mm, cpu=cpu, pinned=True, cookie=1))
 
-    def _other_mm(self, mms: "dict[str, MmStruct]") -> "Callable[[Task], None]":
+    def _other_mm(self, mms: dict[str, MmStruct]) -> Callable[[Task], None]:
         """Return how a task comes to run another process' code, as in `exec_mmap()`: without a switch of tasks."""
         kernel = self._kernel
 
-        def switch(task: "Task") -> None:
+        def switch(task: Task) -> None:
             if self._world.threads > 1 and self._world.core_scheduling:
                 return  # the scheduler does not let the siblings run different processes
             mm = mms[VICTIM if task.mm is mms[ATTACKER] else ATTACKER]
@@ -229,7 +231,7 @@ class _Stage:
 
     # Memory that turns sensitive: another core does that.
 
-    def _turn_sensitive(self, cpu: "CpuContext") -> bool:
+    def _turn_sensitive(self, cpu: CpuContext) -> bool:
         cpu.hw.load(self._turning, LINE)  # so the TLB has its translation
         self._page_turned = True
         return True

@@ -1,5 +1,7 @@
 """The protocol's expressions, and the model's states, for the solver."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import z3  # type: ignore[import-untyped]  # ships none
@@ -15,7 +17,7 @@ WIDTH = 8
 """Bits of a field: more than the largest value has."""
 
 
-def number(term: e.Term, env: "Environment") -> Any:  # noqa: ANN401, PLR0911  (z3 has no types; one case a class)
+def number(term: e.Term, env: Environment) -> Any:  # noqa: ANN401, PLR0911  (z3 has no types; one case a class)
     """Return a term as a bit vector."""
     match term:
         case e.Field():
@@ -40,7 +42,7 @@ def number(term: e.Term, env: "Environment") -> Any:  # noqa: ANN401, PLR0911  (
     raise TypeError(f"no case for {type(term).__name__}")
 
 
-def truth(guard: e.Guard, env: "Environment") -> Any:  # noqa: ANN401, PLR0911
+def truth(guard: e.Guard, env: Environment) -> Any:  # noqa: ANN401, PLR0911
     """Return a guard as a truth value."""
     match guard:
         case e.Always():

@@ -1,5 +1,7 @@
 """Counterexamples: the way to a leak as plain data, which a scheduler can follow, and as a story, which people can."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,7 @@ class StoryStep:
     verb: str
     name: str
     effect: str = ""
-    loads: "TaskState | None" = None
+    loads: TaskState | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the step as JSON values."""
@@ -96,20 +98,20 @@ class Counterexample:
         }
 
 
-def tell(world: "World", kind: str, path: "Path") -> Counterexample:
+def tell(world: World, kind: str, path: Path) -> Counterexample:
     """Return a path through a model as a counterexample."""
     steps = tuple(_step(happened) for happened in path.steps)
     story = tuple(line for line in _lines(world, path) if line)
     return Counterexample(kind, steps, story, _conclusion(world, kind, path))
 
 
-def _step(happened: "Happened") -> StoryStep:
+def _step(happened: Happened) -> StoryStep:
     move = happened.move
     effect = "" if move.effect is None else str(move.effect)
     return StoryStep(happened.thread, move.verb, str(move.name), effect, move.loads)
 
 
-def _lines(world: "World", path: "Path") -> "Iterator[str]":
+def _lines(world: World, path: Path) -> Iterator[str]:
     """Yield a line for each run of steps that one thread makes without a break."""
     group: list[Happened] = []
     for step in path.steps:
@@ -122,7 +124,7 @@ def _lines(world: "World", path: "Path") -> "Iterator[str]":
         yield _line(world, group)
 
 
-def _line(world: "World", group: "list[Happened]") -> str:
+def _line(world: World, group: list[Happened]) -> str:
     first, last = group[0].move, group[-1]
     text = _opening(first) if first.verb not in {"runs", "skips"} else "goes on"
     did = [words for step in group for words in _deed(step)]
@@ -136,7 +138,7 @@ def _line(world: "World", group: "list[Happened]") -> str:
     return f"thread {last.thread} {text}" if world.threads > 1 else text
 
 
-def _opening(move: "Move") -> str:
+def _opening(move: Move) -> str:
     if move.verb in {"begins", "interrupted by"}:
         return _WORDS.get(move.name, f"begins {move.name}")
     if move.verb == "stops waiting":
@@ -146,7 +148,7 @@ def _opening(move: "Move") -> str:
     return f"{move.verb} {move.name}"
 
 
-def _deed(step: "Happened") -> "Iterator[str]":
+def _deed(step: Happened) -> Iterator[str]:
     """Yield what a micro-operation is called, if it did anything."""
     move = step.move
     if move.verb != "runs" or (not move.changes and move.effect is None):
@@ -154,7 +156,7 @@ def _deed(step: "Happened") -> "Iterator[str]":
     yield str(move.effect) if move.effect is not None else move.name.partition(".")[2]
 
 
-def _news(world: "World", before: int, after: int) -> str:
+def _news(world: World, before: int, after: int) -> str:
     """Return what the structures hold now that they did not: victims' data, attackers' training."""
     old, new = world.layout.unpack(before), world.layout.unpack(after)
     holds = {structure.name: structure.holds for structure in world.layout.structures}
@@ -168,7 +170,7 @@ def _news(world: "World", before: int, after: int) -> str:
     return "; ".join(f"{', '.join(names)}: {what}" for what, names in gained.items())
 
 
-def _who(world: "World", parties: Party, holds: str) -> str:
+def _who(world: World, parties: Party, holds: str) -> str:
     # Where parties are merged, another process' tag is the kernel's too, and the process' its guest's.
     if holds == "data" and parties & (Party.KERNEL | (Party.OTHER if world.trusting else NOBODY)):
         return "the kernel"
@@ -177,7 +179,7 @@ def _who(world: "World", parties: Party, holds: str) -> str:
     return " and ".join(party.label for party in Party if party & parties)
 
 
-def _conclusion(world: "World", kind: str, path: "Path") -> str:
+def _conclusion(world: World, kind: str, path: Path) -> str:
     shared = (path.shared, swapped(path.shared))
     if kind == "broken rule":
         return str(next(thread.broken for thread in path.threads if thread.broken))
@@ -193,7 +195,7 @@ def _conclusion(world: "World", kind: str, path: "Path") -> str:
     raise AssertionError("a path to a leak ends where nothing leaks")
 
 
-def _leak(world: "World", who: int, thread: "Thread", found: int, *, behind: bool) -> str:
+def _leak(world: World, who: int, thread: Thread, found: int, *, behind: bool) -> str:
     parties = {name: value for name, value in world.layout.unpack(found).items() if value}
     holds = {structure.name: structure.holds for structure in world.layout.structures}
     name = next(iter(parties))

@@ -1,5 +1,7 @@
 """What the model is made of: hardware threads, the bits that two of them share, and what may happen to one."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +61,7 @@ class Thread(NamedTuple):
         broken: why it cannot go on: a rule of the API was broken, or a page fault's retry faults again.
     """
 
-    state: "ThreadState"
+    state: ThreadState
     mode: Mode = Mode.KERNEL
     stale: bool = False
     broken: str = ""
@@ -85,12 +87,12 @@ class Move(NamedTuple):
     name: str
     after: Thread
     shared: int
-    effect: "Effect | None" = None
+    effect: Effect | None = None
     clears: int = 0
     folds: bool = False
     owed: bool = False
     changes: bool = False
-    loads: "TaskState | None" = None
+    loads: TaskState | None = None
 
 
 class View(NamedTuple):

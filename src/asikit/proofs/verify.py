@@ -1,5 +1,7 @@
 """Verdicts: a mitigation, or a mutant of it, put through exploration."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -157,7 +159,7 @@ def world_for(
     *,
     threads: int = 2,
     nesting: int = 1,
-    classes: "Iterable[AsiClass] | None" = None,
+    classes: Iterable[AsiClass] | None = None,
     capabilities: Capability = ALL_CAPABILITIES,
 ) -> World:
     """Return the model of a mitigation.
@@ -185,11 +187,11 @@ def world_for(
 
 def verify(
     world: World,
-    mutant: "Mutant | None" = None,
+    mutant: Mutant | None = None,
     *,
     costs: bool = False,
     on_machine: bool = False,
-    progress: "Progress | None" = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Explore a model, or a mutant of it, and return the verdict.
 
@@ -230,7 +232,7 @@ def _costs_hold(world: World) -> bool | None:
     return explore(CostWorld(world)).broken is None if world.nesting <= 1 else None
 
 
-def prove(world: World, mutant: "Mutant | None" = None, *, smtlib: "TextIO | None" = None) -> Verification:
+def prove(world: World, mutant: Mutant | None = None, *, smtlib: TextIO | None = None) -> Verification:
     """Prove a model, or a mutant of it, by induction: for schedules of any length, with handlers one deep.
 
     What cannot be proved so is UNKNOWN, not refuted: the invariant may be too weak for it.
@@ -264,7 +266,7 @@ def prove(world: World, mutant: "Mutant | None" = None, *, smtlib: "TextIO | Non
     )
 
 
-def _blank(world: World, mutant: "Mutant | None", method: str) -> Verification:
+def _blank(world: World, mutant: Mutant | None, method: str) -> Verification:
     asi = world.config.asi
     kernel = ASSUMED_OF_THE_KERNEL if asi else ()
     return Verification(
@@ -282,7 +284,7 @@ def _blank(world: World, mutant: "Mutant | None", method: str) -> Verification:
     )
 
 
-def _findings(world: World, explored: "Explored") -> "Iterator[Counterexample]":
+def _findings(world: World, explored: Explored) -> Iterator[Counterexample]:
     """Yield what was found, the worst first."""
     from asikit.proofs._ordering import with_fewest_switches  # noqa: PLC0415  (imports numba)
 
@@ -291,7 +293,7 @@ def _findings(world: World, explored: "Explored") -> "Iterator[Counterexample]":
             yield tell(world, kind, with_fewest_switches(world, path) if world.threads > 1 else path)
 
 
-def _properties(explored: "Explored") -> "Iterator[Property]":
+def _properties(explored: Explored) -> Iterator[Property]:
     whole = explored.complete
     yield Property("T1", T1, explored.leak is None)
     yield Property("no deadlock", NO_DEADLOCK, explored.stuck is None if whole else None)

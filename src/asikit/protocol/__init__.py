@@ -8,6 +8,8 @@ them: whole (`Protocol.happen`), or step by step in any interleaving (`Protocol.
 holds, `edits` makes mutants. `taints`, `pcid`, `tlb` and `domains` are the values that go with it.
 """
 
+from __future__ import annotations
+
 from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
 from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config
 from asikit.protocol.domains import Domain, Domains

@@ -1,5 +1,7 @@
 """The mitigations that ASI is compared with, in the same micro-operations: blanket flushing, and nothing at all."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.protocol.entries import (
@@ -31,7 +33,7 @@ NESTED_ENTRIES = (
 )
 
 
-def blanket_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def blanket_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
     """Return the transition of each happening without ASI: with the blanket mitigation if it is on."""
     # Predictors before PTI's CR3 write, so that nothing runs mistrained with more than the user half mapped; data after
     # it, the last place before untrusted code. Between that flush and the return an NMI can still touch a secret: the

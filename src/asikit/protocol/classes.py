@@ -1,5 +1,7 @@
 """Classes of untrusted domains, and the address spaces that they give a task."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 

@@ -1,5 +1,7 @@
 """What decides the protocol: the CPU, the kernel's configuration and the policies of the classes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 

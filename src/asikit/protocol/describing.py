@@ -1,5 +1,7 @@
 """Transitions as text, for documents and for people."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.protocol.errors import UnknownNameError
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def describe(transitions: Transitions, names: "Iterable[str]") -> str:
+def describe(transitions: Transitions, names: Iterable[str]) -> str:
     """Return the named transitions as text, one micro-operation a line. Raises UnknownNameError."""
     return "\n\n".join(_transition(transitions, name) for name in names)
 

@@ -3,6 +3,8 @@
 A value; the kernel that keeps it holds `mm->asi_init_lock` while it replaces it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class Domain:
     """`struct asi`: whose it is, its page tables' root (a frame or an address, as the kernel likes), and its users."""
 
-    id: "DomainId"
+    id: DomainId
     pgd: int
     ref_count: int = 1
 
@@ -28,15 +30,15 @@ class Domain:
 class Domains:
     """All domains of all mm's."""
 
-    registry: "ClassRegistry"
+    registry: ClassRegistry
     asi: bool = True
     table: tuple[Domain, ...] = ()
 
-    def find(self, domain_id: "DomainId") -> Domain | None:
+    def find(self, domain_id: DomainId) -> Domain | None:
         """Return a domain, None if it was not made."""
         return next((domain for domain in self.table if domain.id == domain_id), None)
 
-    def init(self, domain_id: "DomainId", pgd: int | None) -> "Domains":
+    def init(self, domain_id: DomainId, pgd: int | None) -> Domains:
         """Make a domain, or count one more user of it: `asi_init()`. With ASI off nothing is made.
 
         `pgd` is the root of new page tables, None if the allocation failed; not used when the domain exists.
@@ -53,7 +55,7 @@ class Domains:
             raise DomainOutOfMemoryError(f"no memory for page tables of {_name(domain_id)}")
         return self._with(Domain(domain_id, pgd))
 
-    def destroy(self, domain_id: "DomainId", entered: "Collection[DomainId]") -> "Domains":
+    def destroy(self, domain_id: DomainId, entered: Collection[DomainId]) -> Domains:
         """Count one user less, and remove the domain with the last one: `asi_destroy()`, once for each `init`.
 
         `entered` are the domains that some CPU's `curr_asi` names. Raises DomainInUseError if the last user goes while
@@ -70,10 +72,10 @@ class Domains:
             raise DomainInUseError(f"{_name(domain_id)} is still some CPU's curr_asi; exit it there first")
         return replace(self, table=tuple(other for other in self.table if other.id != domain_id))
 
-    def _with(self, domain: Domain) -> "Domains":
+    def _with(self, domain: Domain) -> Domains:
         rest = tuple(other for other in self.table if other.id != domain.id)
         return replace(self, table=tuple(sorted((*rest, domain), key=lambda entry: entry.id)))
 
 
-def _name(domain_id: "DomainId") -> str:
+def _name(domain_id: DomainId) -> str:
     return f"domain {domain_id.asi_class.name.lower()} of mm {domain_id.mm}"

@@ -3,6 +3,8 @@
 All are pure: they take transitions and give others. A micro-operation is named by its path, `asi_exit.write_cr3`.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -60,7 +62,7 @@ def reordered(transitions: Transitions, path: str, *, before: str = "", after: s
     return inserting(without(transitions, path), moved, before=before, after=after)
 
 
-def rewriting(transitions: Transitions, change: "Callable[[str, MicroOp], MicroOp]") -> Transitions:
+def rewriting(transitions: Transitions, change: Callable[[str, MicroOp], MicroOp]) -> Transitions:
     """Change every micro-operation by a function of its path and itself."""
     return MappingProxyType(
         {

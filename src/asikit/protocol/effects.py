@@ -1,5 +1,7 @@
 """What a micro-operation asks of the hardware, and why the restricted address space is left."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -64,7 +66,7 @@ class Effect:
     """
 
     kind: EffectKind
-    space: "Space | None" = None
+    space: Space | None = None
     noflush: bool = False
     user_half: bool = False
 

@@ -1,5 +1,7 @@
 """What each happening runs: the entry code, the page-fault handler, the scheduler's and the TLB's hooks with ASI on."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,7 +91,7 @@ _FLUSHES_OF_THE_KERNEL = (
 """The flushes of a kernel whose CR3 writes keep no entries, and what makes each of them right."""
 
 
-def resume(config: "ProtocolConfig") -> MicroOp:
+def resume(config: ProtocolConfig) -> MicroOp:
     """Return the last step before untrusted code: the check of the stun and the going are one."""
     return MicroOp(
         name="resume",
@@ -99,7 +101,7 @@ def resume(config: "ProtocolConfig") -> MicroOp:
     )
 
 
-def entry_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def entry_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
     """Return the transition of each happening, ASI on."""
     return (
         *_from_untrusted(config),
@@ -118,7 +120,7 @@ def entry_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
     )
 
 
-def _from_untrusted(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def _from_untrusted(config: ProtocolConfig) -> tuple[Transition, ...]:
     pti = (LEAVE_USER_HALF,) if config.pti else ()
     relax = MicroOp(
         name="relax",
@@ -138,7 +140,7 @@ def _from_untrusted(config: "ProtocolConfig") -> tuple[Transition, ...]:
     )
 
 
-def _nested(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def _nested(config: ProtocolConfig) -> tuple[Transition, ...]:
     pti = (LEAVE_USER_HALF,) if config.pti else ()
     intr_enter = MicroOp(name="intr_enter", call="asi_intr_enter")
     intr_exit = MicroOp(name="intr_exit", call="asi_intr_exit")
@@ -201,7 +203,7 @@ def _unmapped_touch() -> Transition:
     )
 
 
-def _return_user(config: "ProtocolConfig") -> Transition:
+def _return_user(config: ProtocolConfig) -> Transition:
     pti = (ENTER_USER_HALF,) if config.pti else ()
     if AsiClass.USERSPACE not in config.classes:
         exit_ = MicroOp(
@@ -241,7 +243,7 @@ def _return_user(config: "ProtocolConfig") -> Transition:
     )
 
 
-def _vm_entry(config: "ProtocolConfig") -> Transition:
+def _vm_entry(config: ProtocolConfig) -> Transition:
     if AsiClass.KVM not in config.classes:
         return Transition(Happening.VM_ENTRY, "Into a guest, which no class covers.", ())
     return Transition(
@@ -259,7 +261,7 @@ def _vm_entry(config: "ProtocolConfig") -> Transition:
     )
 
 
-def _stop_waiting(config: "ProtocolConfig") -> Transition:
+def _stop_waiting(config: ProtocolConfig) -> Transition:
     return Transition(
         STOP_WAITING,
         "Stunned, and another task wants the CPU, or a signal came: relax, do that, and enter again afterwards.",
@@ -270,7 +272,7 @@ def _stop_waiting(config: "ProtocolConfig") -> Transition:
     )
 
 
-def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def _scheduler(config: ProtocolConfig) -> tuple[Transition, ...]:
     exit_ = MicroOp(name="exit", why="stabilises CR3", call="asi_exit")
     outdate = outdate_tlb(
         _bits(restricted_spaces(config), "all domains"),
@@ -298,7 +300,7 @@ def _scheduler(config: "ProtocolConfig") -> tuple[Transition, ...]:
     )
 
 
-def _tlb(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def _tlb(config: ProtocolConfig) -> tuple[Transition, ...]:
     if not config.noflush:
         exit_ = MicroOp(name="exit", call="asi_exit", reason=ExitReason.TLB_FLUSH)
         return tuple(

@@ -3,6 +3,8 @@
 This room imports nothing of asikit, so its errors have a base of their own.
 """
 
+from __future__ import annotations
+
 import difflib
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ class ConfigError(ProtocolError):
 class UnknownNameError(ProtocolError):
     """A transition or a micro-operation that does not exist; the message names the nearest that does."""
 
-    def __init__(self, what: str, name: str, known: "Iterable[str]") -> None:
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, list(known), n=1)
         super().__init__(f"no {what} called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 

@@ -5,6 +5,8 @@ evaluated here (`compiled`), printed in tables (`str`), and translated to SMT by
 case for each of the classes below. There are no loops, no functions and nothing hidden.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -33,33 +35,33 @@ class Term:
         """Return the function that computes it."""
         raise NotImplementedError
 
-    def __and__(self, mask: "Term | int") -> "Term":
+    def __and__(self, mask: Term | int) -> Term:
         return BitAnd(self, term(mask))
 
-    def __or__(self, mask: "Term | int") -> "Term":
+    def __or__(self, mask: Term | int) -> Term:
         return BitOr(self, term(mask))
 
-    def clear(self, mask: "Term | int") -> "Term":
+    def clear(self, mask: Term | int) -> Term:
         """Return the term without the bits of a mask."""
         return BitClear(self, term(mask))
 
-    def plus(self, number: int) -> "Term":
+    def plus(self, number: int) -> Term:
         """Return the term with a (possibly negative) number added."""
         return Plus(self, number)
 
-    def equals(self, other: "Term | int") -> "Guard":
+    def equals(self, other: Term | int) -> Guard:
         """Return the guard that both are the same number."""
         return Equal(self, term(other))
 
-    def differs(self, other: "Term | int") -> "Guard":
+    def differs(self, other: Term | int) -> Guard:
         """Return the guard that they are different numbers."""
         return Not(Equal(self, term(other)))
 
-    def has(self, mask: "Term | int") -> "Guard":
+    def has(self, mask: Term | int) -> Guard:
         """Return the guard that any bit of a mask is set."""
         return AnyBit(self, term(mask))
 
-    def below(self, number: int) -> "Guard":
+    def below(self, number: int) -> Guard:
         """Return the guard that the term is less than a number."""
         return Below(self, number)
 
@@ -80,7 +82,7 @@ class Const(Term):
         return self.label or str(self.value)
 
 
-def term(value: "Term | int") -> Term:
+def term(value: Term | int) -> Term:
     """Return a term as it is, and a number as a constant."""
     return value if isinstance(value, Term) else Const(int(value))
 
@@ -205,13 +207,13 @@ class Guard:
         """Return the function that decides it."""
         raise NotImplementedError
 
-    def __and__(self, other: "Guard") -> "Guard":
+    def __and__(self, other: Guard) -> Guard:
         return And((self, other))
 
-    def __or__(self, other: "Guard") -> "Guard":
+    def __or__(self, other: Guard) -> Guard:
         return Or((self, other))
 
-    def __invert__(self) -> "Guard":
+    def __invert__(self) -> Guard:
         return Not(self)
 
 

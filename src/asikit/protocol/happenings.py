@@ -1,5 +1,7 @@
 """What can happen to a CPU, as far as ASI is concerned, and what comes of it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -76,6 +78,6 @@ class Outcome:
         exit_reason: why the restricted address space was left, None if it was not.
     """
 
-    state: "State"
-    effects: tuple["Effect", ...] = ()
-    exit_reason: "ExitReason | None" = None
+    state: State
+    effects: tuple[Effect, ...] = ()
+    exit_reason: ExitReason | None = None

@@ -1,5 +1,7 @@
 """What always holds, as data: named guards that tests, checkers, machines in debug mode and proofs share."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +43,7 @@ def implies(condition: Guard, consequence: Guard) -> Guard:
     return ~condition | consequence
 
 
-def taint_invariants(config: "ProtocolConfig") -> tuple[Invariant, ...]:
+def taint_invariants(config: ProtocolConfig) -> tuple[Invariant, ...]:
     """Return the invariants of the kernel's KUnit test `asi_test.c`, true after every transition."""
     secret = Const(Taint.KERNEL_DATA | Taint.OTHER_MM_DATA, "KERNEL_DATA|OTHER_MM_DATA")
     own = Const(Taint.USER_CONTROL | Taint.GUEST_CONTROL, "USER_CONTROL|GUEST_CONTROL")
@@ -67,7 +69,7 @@ def taint_invariants(config: "ProtocolConfig") -> tuple[Invariant, ...]:
     )
 
 
-def step_invariants(config: "ProtocolConfig") -> tuple[Invariant, ...]:
+def step_invariants(config: ProtocolConfig) -> tuple[Invariant, ...]:
     """Return the invariants that hold between any two micro-operations, for the thread whose fields are looked at."""
     data, control = policy_table(config, "protect_data"), policy_table(config, "prevent_control")
     return (

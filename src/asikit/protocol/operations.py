@@ -4,6 +4,8 @@ A micro-operation is what no interrupt can divide. Transitions call one another;
 that a place in a running transition is one number, the whole of what code would keep in local variables.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

@@ -3,6 +3,8 @@
 A PCID is `kern_pcid(asid)` with the domain's class above it and PTI's user bit on top; 12 bits in all (SDM 3A 4.10.1).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +44,7 @@ class PcidLayout:
         """The largest ASID that leaves the class bits alone."""
         return (1 << self.class_shift) - 2
 
-    def check(self, classes: "Iterable[AsiClass]") -> None:
+    def check(self, classes: Iterable[AsiClass]) -> None:
         """Raise ConfigError if a class does not fit.
 
         The prototype asserts `order_base_2(X86_CR3_ASI_PCID_BITS) <= ASI_MAX_NUM_CLASSES`, which is the wrong way round
@@ -52,7 +54,7 @@ class PcidLayout:
             if asi_class + 1 >= 1 << self.class_bits:
                 raise ConfigError(f"class {asi_class.name} does not fit into {self.class_bits} PCID bits; give it more")
 
-    def pcid(self, asid: int, space: "Space", *, user_half: bool = False) -> int:
+    def pcid(self, asid: int, space: Space, *, user_half: bool = False) -> int:
         """Return `asi_pcid()`: `kern_pcid(asid) | (class + 1) << shift`. Raises ConfigError if it does not fit."""
         if not 0 <= asid <= self.max_asid:
             raise ConfigError(f"ASID {asid} does not fit; this layout has 0 to {self.max_asid}")

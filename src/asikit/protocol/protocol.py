@@ -1,5 +1,7 @@
 """The protocol of one configuration: its transitions, and three ways to run them."""
 
+from __future__ import annotations
+
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ class Protocol:
     what looks like an edit gives another.
     """
 
-    def __init__(self, config: "ProtocolConfig", transitions: Transitions | None = None) -> None:
+    def __init__(self, config: ProtocolConfig, transitions: Transitions | None = None) -> None:
         if transitions is None:
             built = (
                 (*switching_transitions(config), *entry_transitions(config))
@@ -174,25 +176,25 @@ class Protocol:
         """Return readable text of the transitions' micro-operations in order; of all, or of those named."""
         return describe(self.transitions, names or tuple(self.transitions))
 
-    def without(self, path: str) -> "Protocol":
+    def without(self, path: str) -> Protocol:
         """Return the protocol without a micro-operation, as `asi_exit.flush_control`. Raises UnknownNameError."""
         return Protocol(self.config, edits.without(self.transitions, path))
 
-    def replacing(self, path: str, *ops: MicroOp) -> "Protocol":
+    def replacing(self, path: str, *ops: MicroOp) -> Protocol:
         """Return the protocol with others in the place of a micro-operation. Raises UnknownNameError."""
         return Protocol(self.config, edits.replacing(self.transitions, path, *ops))
 
-    def inserting(self, *ops: MicroOp, before: str = "", after: str = "") -> "Protocol":
+    def inserting(self, *ops: MicroOp, before: str = "", after: str = "") -> Protocol:
         """Return the protocol with micro-operations added. Raises UnknownNameError."""
         return Protocol(self.config, edits.inserting(self.transitions, *ops, before=before, after=after))
 
-    def reordered(self, path: str, *, before: str = "", after: str = "") -> "Protocol":
+    def reordered(self, path: str, *, before: str = "", after: str = "") -> Protocol:
         """Return the protocol with a micro-operation moved inside its transition.
 
         Raises UnknownNameError, or EditError if the two are not of one transition.
         """
         return Protocol(self.config, edits.reordered(self.transitions, path, before=before, after=after))
 
-    def rewriting(self, change: "Callable[[str, MicroOp], MicroOp]") -> "Protocol":
+    def rewriting(self, change: Callable[[str, MicroOp], MicroOp]) -> Protocol:
         """Return the protocol with every micro-operation changed by a function of its path and itself."""
         return Protocol(self.config, edits.rewriting(self.transitions, change))

@@ -3,6 +3,8 @@
 States are named tuples of small integers, because checkers hash them by the million.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from asikit.protocol.classes import NO_DOMAIN, Space

@@ -3,6 +3,8 @@
 Everything is in the arguments and in the result; a checker may keep, compare and repeat any of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,8 +46,8 @@ class Step(NamedTuple):
     core: CoreState
     thread: ThreadState
     ran: str = ""
-    effect: "Effect | None" = None
-    exit_reason: "ExitReason | None" = None
+    effect: Effect | None = None
+    exit_reason: ExitReason | None = None
 
 
 def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> Step:

@@ -4,6 +4,8 @@ The order of the steps is the whole point. Any interrupt or NMI may come between
 and so run a complete exit, and on its return a complete enter; the sibling hyperthread runs beside them all the time.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.protocol.classes import AsiClass, Space, space_of
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from asikit.protocol.config import ProtocolConfig
 
 
-def switching_transitions(config: "ProtocolConfig") -> tuple[Transition, ...]:
+def switching_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
     """Return the transitions of the ASI API and their parts."""
     return (
         # With SMT this thread's taints say too little: the sibling's untrusted code trains until it is stunned,
@@ -72,7 +74,7 @@ def enter_name(asi_class: AsiClass) -> str:
     return f"asi_enter_{asi_class.name.lower()}"
 
 
-def restricted_spaces(config: "ProtocolConfig") -> tuple[Space, ...]:
+def restricted_spaces(config: ProtocolConfig) -> tuple[Space, ...]:
     """Return the restricted address spaces that exist."""
     return tuple(space_of(asi_class) for asi_class in sorted(config.classes))
 
@@ -82,7 +84,7 @@ def flush_ops(kinds: tuple[EffectKind, ...]) -> tuple[MicroOp, ...]:
     return tuple(MicroOp(name=str(kind), asks=Request(kind)) for kind in kinds)
 
 
-def policy_table(config: "ProtocolConfig", attribute: str) -> Lookup:
+def policy_table(config: ProtocolConfig, attribute: str) -> Lookup:
     """Return the target's taint policy: `prevent_control`, `protect_data` or `set`."""
     table = tuple(
         (int(space_of(asi_class)), int(getattr(policy, attribute))) for asi_class, policy in config.registry.entries
@@ -90,7 +92,7 @@ def policy_table(config: "ProtocolConfig", attribute: str) -> Lookup:
     return Lookup(f"policy.{attribute}", table, TARGET)
 
 
-def _flush_control(name: str, tainted: Guard, config: "ProtocolConfig") -> Transition:
+def _flush_control(name: str, tainted: Guard, config: ProtocolConfig) -> Transition:
     return Transition(
         name,
         "Flush the branch predictors if an attacker may have trained them (backward-looking).",
@@ -106,7 +108,7 @@ def _flush_control(name: str, tainted: Guard, config: "ProtocolConfig") -> Trans
     )
 
 
-def _flush_data(config: "ProtocolConfig") -> Transition:
+def _flush_data(config: ProtocolConfig) -> Transition:
     return Transition(
         "maybe_flush_data",
         "Flush the data side channels if they may hold what the domain must not see (forward-looking).",
@@ -148,7 +150,7 @@ def _enter_class(asi_class: AsiClass) -> Transition:
     )
 
 
-def _enter(config: "ProtocolConfig") -> Transition:
+def _enter(config: ProtocolConfig) -> Transition:
     return Transition(
         "__asi_enter",
         "Go to the restricted address space of the target, from the unrestricted or another restricted one.",
@@ -180,7 +182,7 @@ def _enter(config: "ProtocolConfig") -> Transition:
     )
 
 
-def _exit(config: "ProtocolConfig") -> Transition:
+def _exit(config: ProtocolConfig) -> Transition:
     return Transition(
         "asi_exit",
         "Go to the unrestricted address space, now. Nothing to do when there already.",
@@ -213,7 +215,7 @@ def _exit(config: "ProtocolConfig") -> Transition:
     )
 
 
-def _write_cr3(config: "ProtocolConfig", space: Term, *, then: str, leaves: bool = False) -> tuple[MicroOp, ...]:
+def _write_cr3(config: ProtocolConfig, space: Term, *, then: str, leaves: bool = False) -> tuple[MicroOp, ...]:
     """Load an address space, keeping its TLB entries if no generation went by since this CPU last saw them.
 
     `then` is the name of the step that follows.
@@ -284,7 +286,7 @@ def outdate_tlb(spaces: Const, why: str) -> MicroOp:
     )
 
 
-def _stun_sibling(config: "ProtocolConfig") -> tuple[MicroOp, ...]:
+def _stun_sibling(config: ProtocolConfig) -> tuple[MicroOp, ...]:
     if not config.smt:
         return ()
     return (
@@ -307,7 +309,7 @@ def _stun_sibling(config: "ProtocolConfig") -> tuple[MicroOp, ...]:
     )
 
 
-def _release_sibling(config: "ProtocolConfig") -> tuple[MicroOp, ...]:
+def _release_sibling(config: ProtocolConfig) -> tuple[MicroOp, ...]:
     if not config.smt:
         return ()
     return (
@@ -338,7 +340,7 @@ def _relax() -> Transition:
     )
 
 
-def _intr_enter(config: "ProtocolConfig") -> Transition:
+def _intr_enter(config: ProtocolConfig) -> Transition:
     return Transition(
         "asi_intr_enter",
         "First in every handler: the critical section is interrupted, not ended.",

@@ -5,6 +5,8 @@ is in the future). A *control* taint says that an attacker's training may remain
 (backward-looking: the attacker is in the past). Source: RFC v2 of January 2025, `arch/x86/include/asm/asi.h`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
@@ -72,14 +74,14 @@ class TaintPolicy:
 class ClassRegistry:
     """The registered classes and their policies; a value, so registering gives a new one."""
 
-    entries: tuple[tuple["AsiClass", TaintPolicy], ...] = ()
+    entries: tuple[tuple[AsiClass, TaintPolicy], ...] = ()
 
     @property
-    def classes(self) -> frozenset["AsiClass"]:
+    def classes(self) -> frozenset[AsiClass]:
         """The classes that are registered."""
         return frozenset(asi_class for asi_class, _ in self.entries)
 
-    def register(self, asi_class: "AsiClass", policy: TaintPolicy) -> "ClassRegistry":
+    def register(self, asi_class: AsiClass, policy: TaintPolicy) -> ClassRegistry:
         """Add a class, `asi_init_class()`.
 
         Raises ClassRegisteredError (-EEXIST) if it is there, InvalidPolicyError if the policy could never act.
@@ -89,12 +91,12 @@ class ClassRegistry:
         policy.check()
         return ClassRegistry(tuple(sorted((*self.entries, (asi_class, policy)), key=lambda entry: entry[0])))
 
-    def unregister(self, asi_class: "AsiClass") -> "ClassRegistry":
+    def unregister(self, asi_class: AsiClass) -> ClassRegistry:
         """Remove a class, `asi_uninit_class()`. Raises ClassNotRegisteredError if it is not there."""
         gone = (asi_class, self.policy(asi_class))
         return ClassRegistry(tuple(entry for entry in self.entries if entry != gone))
 
-    def policy(self, asi_class: "AsiClass") -> TaintPolicy:
+    def policy(self, asi_class: AsiClass) -> TaintPolicy:
         """Return a class' policy. Raises ClassNotRegisteredError (-EINVAL)."""
         for registered, policy in self.entries:
             if registered is asi_class:

@@ -6,6 +6,8 @@ TLB entries only if it has seen them before. So either the flusher sees the CPU 
 All types here are values: an operation returns a changed copy.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,13 +66,13 @@ class Generations:
         """Return the current generation of a domain."""
         return Generation(dict(self.domains).get(domain, 0), self.everywhere)
 
-    def flush(self, domain: DomainId) -> "Generations":
+    def flush(self, domain: DomainId) -> Generations:
         """Count a flush of addresses in one domain."""
         counts = dict(self.domains)
         counts[domain] = counts.get(domain, 0) + 1
         return Generations(self.everywhere, tuple(sorted(counts.items())))
 
-    def flush_everywhere(self) -> "Generations":
+    def flush_everywhere(self) -> Generations:
         """Count a flush of globally mapped addresses."""
         return Generations(self.everywhere + 1, self.domains)
 
@@ -92,17 +94,17 @@ class SeenGenerations:
         """Whether the PCID's TLB entries are the domain's and outdated by no flush: NOFLUSH may be used."""
         return dict(self.records).get((asid, domain.asi_class)) == Seen(domain, generations.of(domain))
 
-    def record(self, asid: int, domain: DomainId, generation: Generation) -> "SeenGenerations":
+    def record(self, asid: int, domain: DomainId, generation: Generation) -> SeenGenerations:
         """Note that the PCID's entries are the domain's, as of a generation read *before* they were flushed."""
         records = dict(self.records)
         records[asid, domain.asi_class] = Seen(domain, generation)
         return SeenGenerations(tuple(sorted(records.items())))
 
-    def forget(self, asid: int) -> "SeenGenerations":
+    def forget(self, asid: int) -> SeenGenerations:
         """Forget an ASID that is given to another mm."""
         return SeenGenerations(tuple(entry for entry in self.records if entry[0][0] != asid))
 
-    def stale(self, asid: int, mm: int, classes: "Iterable[AsiClass]", generations: Generations) -> int:
+    def stale(self, asid: int, mm: int, classes: Iterable[AsiClass], generations: Generations) -> int:
         """Return the restricted spaces' bits of `CpuState.tlb_stale`, for the mm loaded under an ASID."""
         return sum(
             1 << space_of(asi_class)
@@ -112,7 +114,7 @@ class SeenGenerations:
 
 
 def cpus_to_interrupt(
-    curr_asi: "Mapping[int, int]", loaded_mm: "Mapping[int, int]", mm: int | None = None
+    curr_asi: Mapping[int, int], loaded_mm: Mapping[int, int], mm: int | None = None
 ) -> frozenset[int]:
     """Return the CPUs that a flusher interrupts after it incremented a generation and passed a barrier.
 

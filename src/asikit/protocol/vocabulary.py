@@ -1,5 +1,7 @@
 """The words that transitions are written in: the fields of the state, and predicates with the kernel's names."""
 
+from __future__ import annotations
+
 from asikit.protocol.classes import NO_DOMAIN, Space
 from asikit.protocol.expressions import Const, Field, Guard, Named, Scope
 from asikit.protocol.state import CpuState, Mailbox, TaskState

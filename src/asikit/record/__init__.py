@@ -1,5 +1,7 @@
 """Recording a real Linux kernel: QEMU with our TCG plugin, the guest's files, symbols, what each page is."""
 
+from __future__ import annotations
+
 from asikit.record._build import MARK_HEADER, mark_command, mark_header
 from asikit.record._streams import Output, Streams
 from asikit.record.errors import RecordError, WorkloadError

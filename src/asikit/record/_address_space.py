@@ -1,5 +1,7 @@
 """Where the regions of the kernel's address space begin, and what the first per-CPU chunk takes of the direct map."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.record._memory import KERNEL_MAP
@@ -17,7 +19,7 @@ _LARGE_PAGE = 2 << 20
 _FIVE_LEVELS = 5
 
 
-def regions(symbols: "Symbols", memory: "Memory") -> tuple[tuple[int, Region], ...]:
+def regions(symbols: Symbols, memory: Memory) -> tuple[tuple[int, Region], ...]:
     """Give the regions in the order of their first addresses; each ends where the next begins.
 
     Documentation/arch/x86/x86_64/mm.rst; what KASLR moves is in variables of the kernel.
@@ -41,7 +43,7 @@ def regions(symbols: "Symbols", memory: "Memory") -> tuple[tuple[int, Region], .
     )
 
 
-def first_chunk(symbols: "Symbols", btf: "Btf", memory: "Memory", cpus: int) -> tuple[tuple[int, int], ...]:
+def first_chunk(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> tuple[tuple[int, int], ...]:
     """Give for each CPU the range of its unit of the first per-CPU chunk, without what the unit leaves over.
 
     mm/percpu.c: a unit is as large as a large page, and the rest goes back to memblock (``pcpu_embed_first_chunk()``).

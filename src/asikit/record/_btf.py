@@ -3,6 +3,8 @@
 The format: Documentation/bpf/btf.rst in the kernel's source.
 """
 
+from __future__ import annotations
+
 import struct
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,7 @@ _FIXED_WORDS = tuple(_TYPE.size // 4 + _TRAILING.get(kind, (0, 0))[0] for kind i
 _WORDS_EACH = tuple(_TRAILING.get(kind, (0, 0))[1] for kind in range(32))
 
 
-def _starts(words: "npt.NDArray[np.uint32]") -> list[int]:
+def _starts(words: npt.NDArray[np.uint32]) -> list[int]:
     """Give the word that each type begins at: a hundred thousand, each where the one before ends."""
     word = words.data
     starts, at, end = [], 0, len(word)
@@ -75,7 +77,7 @@ class Btf:
             self._named.setdefault(self._string(name), row + 1)
 
     @classmethod
-    def read(cls, path: "Path") -> "Btf":
+    def read(cls, path: Path) -> Btf:
         """Read a saved ``/sys/kernel/btf/vmlinux``."""
         return cls(path.read_bytes() if path.exists() else b"")
 
@@ -144,7 +146,7 @@ class Btf:
     def _kind(self, type_id: int) -> int:
         return int(_TYPE.unpack_from(self._data, self._at[type_id])[1]) >> 24 & 0x1F
 
-    def _enumerators(self, type_id: int) -> "Iterator[tuple[str, int]]":
+    def _enumerators(self, type_id: int) -> Iterator[tuple[str, int]]:
         at = self._at[type_id]
         for i in range(_TYPE.unpack_from(self._data, at)[1] & 0xFFFF):
             string, value = struct.unpack_from("<Ii", self._data, at + _TYPE.size + 8 * i)
@@ -154,7 +156,7 @@ class Btf:
         start = self._strings + offset
         return self._data[start : self._data.index(b"\0", start)].decode("ascii", "replace")
 
-    def _members(self, type_id: int) -> "Iterator[tuple[str, int, int]]":
+    def _members(self, type_id: int) -> Iterator[tuple[str, int, int]]:
         at = self._at[type_id]
         _, info, _ = _TYPE.unpack_from(self._data, at)
         for i in range(info & 0xFFFF):

@@ -1,5 +1,7 @@
 """Compiling the plugin and the guest's programs, once for each version of their sources."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
@@ -97,6 +99,6 @@ def _compile(target: Path, sources: list[Path], options: list[str]) -> None:
         made.replace(target)
 
 
-def _complaint(done: "subprocess.CompletedProcess[str]") -> str:
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
     return next((line for line in lines if "error" in line), lines[0])

@@ -1,5 +1,7 @@
 """What an ELF file asks the dynamic loader for, read from the file itself: nothing of it is run."""
 
+from __future__ import annotations
+
 import os
 import struct
 from dataclasses import dataclass

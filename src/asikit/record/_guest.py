@@ -1,5 +1,7 @@
 """The guest's files: an initramfs with init, busybox, the workload and the libraries that it needs."""
 
+from __future__ import annotations
+
 import errno
 import os
 import stat
@@ -49,7 +51,7 @@ class _Entry:
 
     mode: int
     content: bytes = b""
-    inode: "_Inode | None" = None
+    inode: _Inode | None = None
 
 
 class Initramfs:
@@ -303,7 +305,7 @@ def _is_guests_own(path: Path) -> bool:
     return any(path == own or own in path.parents for own in _GUESTS_OWN)
 
 
-def _some(things: "Sequence[str]") -> str:
+def _some(things: Sequence[str]) -> str:
     return things[0] if len(things) == 1 else f"{things[0]} and {len(things) - 1:,} more"
 
 

@@ -4,6 +4,8 @@ From the guest's symbols, BTF, trace event formats, and its memory, which the ho
 kernel does not have is refused by its name; what is only useful is left out, and the trace says so.
 """
 
+from __future__ import annotations
+
 import itertools
 import mmap
 import re
@@ -87,7 +89,7 @@ class Layout:
 
     symbols: Symbols
     lines: str
-    regions: "tuple[tuple[int, Region], ...]"
+    regions: tuple[tuple[int, Region], ...]
     percpu: tuple[tuple[int, int], ...]
     gfp_flags: dict[str, int]
     syscalls: dict[int, str]
@@ -97,7 +99,7 @@ class Layout:
     missing: dict[str, str]
 
 
-def read_layout(folder: "Path", memory_file: "Path", cpus: int) -> Layout:
+def read_layout(folder: Path, memory_file: Path, cpus: int) -> Layout:
     """Work out the layout from what the guest handed over into ``folder`` and from its memory.
 
     :raises RecordError: The kernel lacks something that recording needs.
@@ -161,7 +163,7 @@ class _Found:
     missing: dict[str, str]
 
 
-def _text(path: "Path") -> str:
+def _text(path: Path) -> str:
     """Read a saved trace event format.
 
     :raises RecordError: The guest's kernel has none.
@@ -171,7 +173,7 @@ def _text(path: "Path") -> str:
     return path.read_text(encoding="ascii", errors="replace")
 
 
-def _per_cpu_lines(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> "Iterator[tuple[str, int, int]]":
+def _per_cpu_lines(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> Iterator[tuple[str, int, int]]:
     """Give each CPU's per-CPU offset, and the top of its interrupt stack."""
     irq_stack = _irq_stack_symbol(symbols, btf)
     for cpu, offset in enumerate(memory.words(symbols["__per_cpu_offset"], cpus)):
@@ -287,7 +289,7 @@ def _areas(symbols: Symbols, btf: Btf, memory: Memory) -> _Found:
     return _Found(trees | {key: btf.offset(path) for key, path in members.items()}, {"vmalloc areas": form}, {})
 
 
-def _flushers(symbols: Symbols) -> "Iterator[tuple[str, int, int]]":
+def _flushers(symbols: Symbols) -> Iterator[tuple[str, int, int]]:
     """List the functions of :data:`_FLUSHERS` that there are.
 
     :raises RecordError: None flushes user addresses: flushes, and their exits, would be missing.
@@ -306,7 +308,7 @@ def _flushers(symbols: Symbols) -> "Iterator[tuple[str, int, int]]":
             )
 
 
-def _gates(symbols: Symbols, memory: Memory) -> "Iterator[tuple[int, int]]":
+def _gates(symbols: Symbols, memory: Memory) -> Iterator[tuple[int, int]]:
     """Read the interrupt descriptor table (SDM volume 3, figure 6-8)."""
     words = memory.words(symbols["idt_table"], _GATES * 2)
     for vector in range(_GATES):

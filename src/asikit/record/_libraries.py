@@ -1,5 +1,7 @@
 """Finding shared libraries as the dynamic loader does, without running what asks for them."""
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
@@ -107,7 +109,7 @@ def _absolute(text: str, asker: Path) -> str:
     return ":".join(str(folder) for folder in _folders(text, asker))
 
 
-def _expanded(folder: str, asker: Path) -> "Iterator[str]":
+def _expanded(folder: str, asker: Path) -> Iterator[str]:
     for lib in _LIBS if re.search(r"\$(LIB\b|\{LIB\})", folder) else ("",):
         text = folder
         for word, meaning in (("ORIGIN", str(asker.parent)), ("LIB", lib), ("PLATFORM", "x86_64")):

@@ -1,5 +1,7 @@
 """Symbolic links, followed as the kernel follows them but in a tree of our choice."""
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import TYPE_CHECKING, Final
@@ -13,7 +15,7 @@ _MOST_LINKS: Final = 40
 """The kernel follows no more symbolic links than this in one path (``MAXSYMLINKS``, include/linux/namei.h)."""
 
 
-def follow(path: str, target_of: "Callable[[str], str | None]") -> str:
+def follow(path: str, target_of: Callable[[str], str | None]) -> str:
     """Give where an absolute path leads.
 
     :param target_of: Gives what the link at a path, which has no link before its end, leads to; None if it is none.

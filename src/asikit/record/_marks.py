@@ -1,5 +1,7 @@
 """The workload's own marks: which phases of a recording they make."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -45,7 +47,7 @@ class MarkReader:
         self.marks: list[Mark] = []
         self._half = b""
 
-    def take(self, records: "Records", events: "Numbers") -> None:
+    def take(self, records: Records, events: Numbers) -> None:
         """Take records of marks.
 
         :param events: How many events came before each.
@@ -60,7 +62,7 @@ class MarkReader:
             self.marks.append(Mark(text, event, bool(record["arg"]), None if task == _NO_TASK else task))
 
 
-def phases_of(marks: "Iterable[Mark]", events: int) -> tuple[pl.DataFrame, dict[str, int]]:
+def phases_of(marks: Iterable[Mark], events: int) -> tuple[pl.DataFrame, dict[str, int]]:
     """Give the table of phases, and by name how many ends had no beginning.
 
     An end is that of the phase of its name that began last. What nobody ends lasts to the end of the recording.

@@ -1,5 +1,7 @@
 """The guest's memory, read at the kernel's addresses through the kernel's own page tables."""
 
+from __future__ import annotations
+
 import re
 import struct
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ _P4D_ENTRIES = 512
 class Memory:
     """The guest's memory."""
 
-    def __init__(self, view: "mmap.mmap", symbols: "Symbols", iomem: str) -> None:
+    def __init__(self, view: mmap.mmap, symbols: Symbols, iomem: str) -> None:
         """Find the kernel in it.
 
         :param iomem: The text of ``/proc/iomem``.
@@ -119,7 +121,7 @@ def physical_base(text: int, iomem: str) -> int:
     return int(found[1], 16) - (text - KERNEL_MAP)
 
 
-def paging_levels(memory: Memory, symbols: "Symbols") -> int:
+def paging_levels(memory: Memory, symbols: Symbols) -> int:
     """Tell whether the page tables have five levels (``ptrs_per_p4d``, arch/x86/include/asm/pgtable_64_types.h).
 
     The variable is there in a kernel that can do either (CONFIG_X86_5LEVEL; since 6.17 every one can).

@@ -1,5 +1,7 @@
 """A kernel's modules: where they lie, what they depend on, their content."""
 
+from __future__ import annotations
+
 import gzip
 import importlib
 import lzma
@@ -46,7 +48,7 @@ def with_index(folder: Path, *, may_write: bool) -> Path | None:
     return None
 
 
-def modules_in_order(folder: Path, names: "Iterable[str]", release: str) -> list[tuple[str, bytes]]:
+def modules_in_order(folder: Path, names: Iterable[str], release: str) -> list[tuple[str, bytes]]:
     """Give the modules with all that they depend on, in the order of loading: (name, content).
 
     What is built into the kernel is left out.
@@ -99,7 +101,7 @@ class _Collected:
             )
 
 
-def _files(folder: Path) -> "Iterator[Path]":
+def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*.ko*") if _MODULE.fullmatch(path.name))
 
 
@@ -147,7 +149,7 @@ def _content(path: Path) -> bytes:
     return data
 
 
-def _zstd() -> "Callable[[Path], bytes]":
+def _zstd() -> Callable[[Path], bytes]:
     """Give what decompresses zstd: Python's own (since 3.14), else the program.
 
     :raises RecordError: There is neither.

@@ -1,5 +1,7 @@
 """Debian's kernel packages: a kernel for a machine that has none of its own."""
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
@@ -32,7 +34,7 @@ _IMAGES = ("boot/vmlinuz-*", "lib/modules/*/vmlinuz", "usr/lib/modules/*/vmlinuz
 _ADVICE = "run apt-get update, or give a kernel with --kernel VMLINUZ"
 
 
-def images_below(root: "Path") -> "Iterator[Path]":
+def images_below(root: Path) -> Iterator[Path]:
     """Find all kernel images below a root, in each layout of distributions."""
     return (image for pattern in _IMAGES for image in root.glob(pattern))
 
@@ -42,7 +44,7 @@ def can_download() -> bool:
     return bool(shutil.which("apt-get") and shutil.which("apt-cache") and shutil.which("dpkg-deb"))
 
 
-def download(kernels: "Path", say: "Callable[[str], None]") -> bool:
+def download(kernels: Path, say: Callable[[str], None]) -> bool:
     """Download the cloud kernel's packages and unpack them into a folder of their own below ``kernels``.
 
     Another recording may do so at the same time: each has a temporary folder, and the first one's stays.
@@ -99,7 +101,7 @@ def _field(text: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def _run(command: list[str], folder: "Path") -> None:
+def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]

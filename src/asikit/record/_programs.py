@@ -1,5 +1,7 @@
 """The workload's program and busybox: finding them on this machine, with what they need to run."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil

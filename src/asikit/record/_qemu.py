@@ -1,5 +1,7 @@
 """One run of the guest: QEMU with its pipes and files, and what it left behind."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import re
@@ -58,11 +60,11 @@ class Machine:
     :param clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
     """
 
-    kernel: "Path"
+    kernel: Path
     memory_bytes: int
     cpus: int
     append: str = ""
-    disk: "NbdServer | None" = None
+    disk: NbdServer | None = None
     cpu: str = DEFAULT_CPU
     network: bool = False
     clock: float | None = None
@@ -84,7 +86,7 @@ class Plugin:
         instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
     """
 
-    path: "Path"
+    path: Path
     options: tuple[str, ...] = ()
 
 
@@ -94,7 +96,7 @@ class Guest:
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: "Plugin | None", streams: Streams) -> None:
+    def __init__(self, machine: Machine, initramfs: bytes, plugin: Plugin | None, streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
@@ -119,13 +121,13 @@ class Guest:
         return self
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End QEMU if it still runs, and remove its files."""
         self._stack.close()
 
     @property
-    def memory(self) -> "Path":
+    def memory(self) -> Path:
         """The file that is the guest's memory."""
         return self.folder / "memory"
 
@@ -282,14 +284,14 @@ class Guest:
                 os.killpg(self._process.pid, signal.SIGKILL)  # its session is its own
             self._process.wait()
 
-    def _pipe(self) -> tuple["BufferedReader", int]:
+    def _pipe(self) -> tuple[BufferedReader, int]:
         """Make a pipe from QEMU."""
         read, write = os.pipe()
         with suppress(OSError):  # this user may have too many large ones already
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return self._stack.enter_context(os.fdopen(read, "rb")), write
 
-    def _pipe_to(self) -> tuple[int, "TextIOWrapper"]:
+    def _pipe_to(self) -> tuple[int, TextIOWrapper]:
         """Make a pipe to QEMU."""
         read, write = os.pipe()
         return read, self._stack.enter_context(os.fdopen(write, "w", encoding="ascii"))
@@ -335,6 +337,6 @@ def _dying_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _option(path: "Path") -> str:
+def _option(path: Path) -> str:
     """Write a path as part of a QEMU option, where a comma stands twice."""
     return str(path).replace(",", ",,")

@@ -1,5 +1,7 @@
 """What the guest sees of this machine, or of a folder that becomes its root file system."""
 
+from __future__ import annotations
+
 import os
 import pwd
 import re
@@ -66,7 +68,7 @@ def kernel_mounts() -> list[Path]:
     return sorted(path for path in found if not any(parent in found for parent in path.parents))
 
 
-def hidden_paths(shown: "tuple[Path, ...]" = ()) -> list[Path]:
+def hidden_paths(shown: tuple[Path, ...] = ()) -> list[Path]:
     """Give the files and folders with credentials in the usual places, of all users, but for what is asked for."""
     homes = {Path.home(), *(Path(user.pw_dir) for user in pwd.getpwall())}
     paths = [home / name for home in sorted(homes) for name in _CREDENTIALS]

@@ -1,5 +1,7 @@
 """The plugin's stream of records: events go into the trace as they come, rows of the side tables are kept."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -76,7 +78,7 @@ class StreamReader:
     :ivar instructions: By CPU: instructions since the recording began, and those of them in the kernel.
     """
 
-    def __init__(self, read: "Callable[[int], bytes]", writer: "TraceWriter", configure: "Callable[[], None]") -> None:
+    def __init__(self, read: Callable[[int], bytes], writer: TraceWriter, configure: Callable[[], None]) -> None:
         self._read = read
         self._writer = writer
         self._configure = configure
@@ -102,7 +104,7 @@ class StreamReader:
             self._take(np.frombuffer(data[:whole], RECORD))
         self._write_phases()
 
-    def rows(self, kind: RecordType) -> "Records":
+    def rows(self, kind: RecordType) -> Records:
         """Give all rows of one type, in the order of the stream."""
         parts = self._rows[kind]
         return np.concatenate(parts) if parts else np.empty(0, RECORD)
@@ -112,7 +114,7 @@ class StreamReader:
         self._writer.append("phases", phases)
         self._writer.meta["marks"] = {"ends_without_begin": strays}
 
-    def _take(self, records: "Records") -> None:
+    def _take(self, records: Records) -> None:
         is_event = records["type"] < _FIRST_ROW
         self._take_marks(records, is_event)
         events, others = (records, records[:0]) if is_event.all() else (records[is_event], records[~is_event])
@@ -134,7 +136,7 @@ class StreamReader:
         for record in others[kinds > _LAST_ROW]:
             self._control(record)
 
-    def _take_marks(self, records: "Records", is_event: "npt.NDArray[np.bool_]") -> None:
+    def _take_marks(self, records: Records, is_event: npt.NDArray[np.bool_]) -> None:
         at = np.flatnonzero(records["type"] == RecordType.MARK)
         if at.size:
             self._marks.take(records[at], self.events + np.cumsum(is_event, dtype=np.int64)[at])

@@ -1,5 +1,7 @@
 """The workload's standard streams: of what kind the user's are, and passing on what goes through them."""
 
+from __future__ import annotations
+
 import io
 import os
 import select
@@ -64,7 +66,7 @@ class Streams:
         out, err = _kind(self.out), _kind(self.err)
         return _kind(self.stdin), out, "out" if err == "pipe" and _are_one(self.out, self.err) else err
 
-    def words(self) -> "Iterator[str]":
+    def words(self) -> Iterator[str]:
         """Give the words for init."""
         for name, kind in zip(("stdin", "stdout", "stderr"), self.kinds(), strict=True):
             yield from (name, kind)
@@ -74,7 +76,7 @@ class Streams:
             yield from ("window", f"{size.lines} {size.columns}")
 
 
-def _status(stream: "BinaryIO | Output | None") -> os.stat_result | None:
+def _status(stream: BinaryIO | Output | None) -> os.stat_result | None:
     """Give what the file behind a stream is; None: there is none."""
     try:
         return os.fstat(stream.fileno()) if stream else None
@@ -82,7 +84,7 @@ def _status(stream: "BinaryIO | Output | None") -> os.stat_result | None:
         return None
 
 
-def _kind(stream: "BinaryIO | Output | None") -> str:
+def _kind(stream: BinaryIO | Output | None) -> str:
     status = _status(stream)
     if stream is None:
         return "closed"
@@ -106,7 +108,7 @@ class Forwarder(threading.Thread):
     When nobody takes it any more it is still read, or the guest would wait for that for ever.
     """
 
-    def __init__(self, source: "BufferedReader", target: Output | None) -> None:
+    def __init__(self, source: BufferedReader, target: Output | None) -> None:
         """Prepare to read from ``source``; None drops all."""
         super().__init__(daemon=True)
         self._source = source
@@ -132,7 +134,7 @@ class Forwarder(threading.Thread):
 class Feeder(threading.Thread):
     """Passes what the user sends to the recorder's pipe, and rings the guest's bell for it."""
 
-    def __init__(self, source: BinaryIO, pipe: int, bell: "socket.socket") -> None:
+    def __init__(self, source: BinaryIO, pipe: int, bell: socket.socket) -> None:
         """Prepare to read from ``source``. The thread closes ``pipe`` at the end of the input."""
         super().__init__(daemon=True)
         self._source = source

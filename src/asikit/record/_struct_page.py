@@ -4,6 +4,8 @@ Each fact has had several forms. They are looked for by member and enumerator, t
 that brought it. What is decided is checked in memory afterwards, on pages of which it is known what they are.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +52,7 @@ class _Mark:
     second_value: int = 0
 
 
-def page_forms(btf: "Btf") -> PageForms:
+def page_forms(btf: Btf) -> PageForms:
     """Find the forms by the kernel's types.
 
     :raises RecordError: Something is in no form that is known here.
@@ -89,7 +91,7 @@ def page_forms(btf: "Btf") -> PageForms:
     return PageForms(values, forms, {"mark of hugetlb pages": lost})
 
 
-def _flag(btf: "Btf", name: str) -> int:
+def _flag(btf: Btf, name: str) -> int:
     bit = btf.enumerator("pageflags", name)
     if bit is None:
         raise RecordError(
@@ -98,7 +100,7 @@ def _flag(btf: "Btf", name: str) -> int:
     return 1 << bit
 
 
-def _typed(btf: "Btf", name: str, macro: int) -> _Mark:
+def _typed(btf: Btf, name: str, macro: int) -> _Mark:
     """Find a page type.
 
     :param macro: Its bit before page types were an enum, when BTF did not have it.
@@ -113,19 +115,19 @@ def _typed(btf: "Btf", name: str, macro: int) -> _Mark:
     return _Mark(f"page type {macro:#x}", 0xF000_0000 | macro, 0xF000_0000)  # a cleared bit: 6e292b9be7f4 (4.18)
 
 
-def _table(btf: "Btf") -> _Mark:
+def _table(btf: Btf) -> _Mark:
     older = btf.has("page.mem_cgroup")  # PG_kmemcg had that bit until 18b2db3b0385 (5.11)
     return _typed(btf, "table", 0x400 if older else 0x200)
 
 
-def _slab(btf: "Btf") -> _Mark:
+def _slab(btf: Btf) -> _Mark:
     bit = btf.enumerator("pageflags", "PG_slab")
     if bit is not None:
         return _Mark("page flag PG_slab", flag=1 << bit)
     return _typed(btf, "slab", 0x1000)  # a page type: 46df8e73a4a3 (6.10)
 
 
-def _hugetlb(btf: "Btf") -> _Mark:
+def _hugetlb(btf: Btf) -> _Mark:
     if btf.has_enum("pagetype"):
         return _typed(btf, "hugetlb", 0)
     size = btf.size("page")
@@ -141,7 +143,7 @@ def _hugetlb(btf: "Btf") -> _Mark:
     return _typed(btf, "hugetlb", 0x800) if number is None else _Mark("")  # d99e3140a4d3 (6.9)
 
 
-def check_slab(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[str, int]) -> None:
+def check_slab(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, int]) -> None:
     """Look whether the forms describe this kernel: descriptions of slab caches lie in slab pages of ``kmem_cache``.
 
     :raises RecordError: They do not: ``struct page`` would be misread.
@@ -164,7 +166,7 @@ def check_slab(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[st
     )
 
 
-def check_table(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[str, int], mm: int) -> None:
+def check_table(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, int], mm: int) -> None:
     """Look whether page tables are marked as the forms say.
 
     :param mm: Address of the ``mm_struct`` of a process.
@@ -182,7 +184,7 @@ def check_table(memory: "Memory", symbols: "Symbols", btf: "Btf", values: dict[s
         )
 
 
-def _cache_of(memory: "Memory", vmemmap: int, frame: int, btf: "Btf", values: dict[str, int]) -> bytes | None:
+def _cache_of(memory: Memory, vmemmap: int, frame: int, btf: Btf, values: dict[str, int]) -> bytes | None:
     """Give the name of the slab cache that a frame belongs to, None if it is not marked as a slab page."""
     page = vmemmap + frame * values["page_size"]
     tail = memory.word(page + values["page_compound"])

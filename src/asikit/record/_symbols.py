@@ -1,5 +1,7 @@
 """The kernel's symbols, as ``/proc/kallsyms`` prints them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ _LINE = {"address": pl.String, "type": pl.String, "name": pl.String}
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    address: "npt.NDArray[np.uint64]"
+    address: npt.NDArray[np.uint64]
     name: list[str]
     module: list[str | None]
 
@@ -62,7 +64,7 @@ class Symbols:
         )
 
     @classmethod
-    def read(cls, path: "Path", known: "Symbols | None" = None) -> "Symbols":
+    def read(cls, path: Path, known: Symbols | None = None) -> Symbols:
         """Read a saved ``/proc/kallsyms``.
 
         :param known: What an earlier one said: seldom anything else.
@@ -141,7 +143,7 @@ class Symbols:
     def _of_modules(self) -> _Rows:
         return _rows(self._lines.filter(pl.col("module").is_not_null()))
 
-    def find(self, addresses: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.int64]":
+    def find(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Give for each address the row of :attr:`text` whose function it lies in, -1 for none."""
         rows = np.searchsorted(self.text.address, addresses, side="right").astype(np.int64) - 1
         distance = addresses - self.text.address[np.maximum(rows, 0)]

@@ -1,5 +1,7 @@
 """The side tables of a trace, from the rows that the recorder has sent."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -67,11 +69,11 @@ class Attribution:
     :ivar symbols: As they were at the end, with the modules and BPF programs that the workload loaded.
     """
 
-    layout: "Layout"
-    symbols: "Symbols"
+    layout: Layout
+    symbols: Symbols
 
 
-def write_tables(writer: "TraceWriter", rows: "Callable[[RecordType], Records]", known: Attribution) -> None:
+def write_tables(writer: TraceWriter, rows: Callable[[RecordType], Records], known: Attribution) -> None:
     """Append the side tables to a trace.
 
     :param rows: Gives the recorder's rows of a type, in the order in which they were sent.
@@ -93,7 +95,7 @@ def write_tables(writer: "TraceWriter", rows: "Callable[[RecordType], Records]",
     writer.append("tasks", _tasks(_last_of_each(rows(RecordType.TASK)), _last_of_each(rows(RecordType.TASK_MM))))
 
 
-def _last_of_each(rows: "Records") -> "Records":
+def _last_of_each(rows: Records) -> Records:
     """Order rows by their id; a later row of the same id replaces an earlier one.
 
     :raises RecordError: An id is missing.
@@ -107,13 +109,13 @@ def _last_of_each(rows: "Records") -> "Records":
     return chosen
 
 
-def _regions(address: "npt.NDArray[np.uint64]", regions: "tuple[tuple[int, Region], ...]") -> "npt.NDArray[Any]":
+def _regions(address: npt.NDArray[np.uint64], regions: tuple[tuple[int, Region], ...]) -> npt.NDArray[Any]:
     starts = np.array([start for start, _ in regions], dtype=np.uint64)
     names = np.array([region.value for _, region in regions], dtype=object)
     return names[np.searchsorted(starts, address, side="right") - 1]
 
 
-def _pages(rows: "Records", cache_names: dict[int, str], known: Attribution) -> pl.DataFrame:
+def _pages(rows: Records, cache_names: dict[int, str], known: Attribution) -> pl.DataFrame:
     pointers, index = np.unique(rows["addr"], return_inverse=True)
     names = {**known.symbols.file_systems, **cache_names}
     named = np.array([names.get(int(pointer)) for pointer in pointers], dtype=object)[index]
@@ -130,7 +132,7 @@ def _pages(rows: "Records", cache_names: dict[int, str], known: Attribution) -> 
     )
 
 
-def _cache_names(rows: "Records") -> dict[int, str]:
+def _cache_names(rows: Records) -> dict[int, str]:
     """Put the names of slab caches together: 16 bytes come in each row."""
     text: dict[int, bytes] = {}
     for row in rows:  # a few dozen
@@ -142,7 +144,7 @@ def _cache_names(rows: "Records") -> dict[int, str]:
 class _Makers:
     """Who made the area of the vmalloc or the modules region that each place lies in."""
 
-    def __init__(self, rows: "Records", places: "Records", symbols: "Symbols") -> None:
+    def __init__(self, rows: Records, places: Records, symbols: Symbols) -> None:
         """Name the makers of the areas.
 
         :param rows: Areas, in the order of their ids, which begin at 1; a place has the id of its area, or 0.
@@ -163,12 +165,12 @@ class _Makers:
             ]
         )
 
-    def among(self, names: frozenset[str]) -> "Mask":
+    def among(self, names: frozenset[str]) -> Mask:
         """Tell which places lie in an area that one of the functions made."""
         chosen: Mask = np.isin(self._names, list(names))[self._area]
         return chosen
 
-    def of_bpf(self) -> "Mask":
+    def of_bpf(self) -> Mask:
         """Tell which places lie in an area that holds BPF programs.
 
         BPF programs have symbols only if they are not classic ones and for as long as they are loaded. So an area of
@@ -179,8 +181,8 @@ class _Makers:
 
 
 def _refined(
-    places: "Records", region: "npt.NDArray[Any]", kinds: pl.Series, makers: _Makers, known: Attribution
-) -> tuple["npt.NDArray[Any]", pl.Series]:
+    places: Records, region: npt.NDArray[Any], kinds: pl.Series, makers: _Makers, known: Attribution
+) -> tuple[npt.NDArray[Any], pl.Series]:
     """Say which places are per-CPU or BPF's, and what the pages are that the kernel uses through another mapping.
 
     The first per-CPU chunk lies in the direct map; what its units leave over went back to memblock, so only what is
@@ -201,14 +203,14 @@ def _refined(
     return np.where(percpu, Region.PERCPU.value, region), _words(kind)
 
 
-def _inside(address: "npt.NDArray[np.uint64]", ranges: tuple[tuple[int, int], ...]) -> "Mask":
+def _inside(address: npt.NDArray[np.uint64], ranges: tuple[tuple[int, int], ...]) -> Mask:
     inside: Mask = np.zeros(len(address), np.bool_)
     for start, end in ranges:  # one for each CPU
         inside |= (address >= start) & (address < end)
     return inside
 
 
-def _allocations(rows: "Records") -> pl.DataFrame:
+def _allocations(rows: Records) -> pl.DataFrame:
     unknown = rows["addr"] == _NO_GFP
     return pl.DataFrame(
         {
@@ -221,7 +223,7 @@ def _allocations(rows: "Records") -> pl.DataFrame:
     )
 
 
-def _stacks(rows: "Records", symbols: "Symbols") -> tuple[pl.DataFrame, pl.DataFrame]:
+def _stacks(rows: Records, symbols: Symbols) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Make the tables of stacks and of those symbols that are in one."""
     used, index = np.unique(symbols.find(rows["addr"]), return_inverse=True)
     known = used >= 0  # -1 is no function
@@ -245,7 +247,7 @@ def _stacks(rows: "Records", symbols: "Symbols") -> tuple[pl.DataFrame, pl.DataF
     return stacks, names
 
 
-def _tasks(rows: "Records", mms: "Records") -> pl.DataFrame:
+def _tasks(rows: Records, mms: Records) -> pl.DataFrame:
     comm = [_c_string(row["clock"].tobytes() + row["addr"].tobytes()) for row in rows]
     return pl.DataFrame(
         {"pid": rows["x"], "tgid": rows["stack"], "comm": pl.Series(comm, dtype=pl.String), "mm": mms["x"]}
@@ -256,9 +258,9 @@ def _c_string(text: bytes) -> str:
     return text.split(b"\0")[0].decode("utf-8", "replace")
 
 
-def _words(values: "npt.NDArray[Any]") -> pl.Series:
+def _words(values: npt.NDArray[Any]) -> pl.Series:
     return pl.Series(values.tolist(), dtype=pl.String)
 
 
-def _with_nulls(values: pl.Series, null: "Mask") -> pl.Series:
+def _with_nulls(values: pl.Series, null: Mask) -> pl.Series:
     return values.to_frame("v").select(pl.when(pl.Series(~null)).then("v")).to_series()

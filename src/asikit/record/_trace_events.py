@@ -1,5 +1,7 @@
 """What the recorder must know of the trace events ``kmem:mm_page_alloc`` and ``mm_page_free``: their tracefs format."""
 
+from __future__ import annotations
+
 import ast
 import re
 from types import MappingProxyType
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["event_fields", "gfp_flags"]
 
-_FIELDS: "Mapping[str, Mapping[str, str]]" = MappingProxyType(
+_FIELDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "alloc": MappingProxyType({"pfn": "pfn", "order": "order", "gfp": "gfp_flags", "migratetype": "migratetype"}),
         "free": MappingProxyType({"pfn": "pfn", "order": "order"}),

@@ -1,5 +1,7 @@
 """What the guest is given: files, the workload's command, and as whom and where it runs."""
 
+from __future__ import annotations
+
 import os
 import pwd
 import resource
@@ -45,7 +47,7 @@ class Workload:
     disk: HostDisk | None = None
 
 
-def prepare_workload(recording: "Recording", files: "Initramfs", own: "Iterable[Path]" = ()) -> Workload:
+def prepare_workload(recording: Recording, files: Initramfs, own: Iterable[Path] = ()) -> Workload:
     """Find the workload's program, add the files that it needs, and say how it is to be run.
 
     :param own: Files and folders of the recording itself, which the guest does not see.
@@ -65,7 +67,7 @@ def prepare_workload(recording: "Recording", files: "Initramfs", own: "Iterable[
     return Workload([*_as_here(recording), *_command(recording.command[0], recording)], disk)
 
 
-def _bare(recording: "Recording", files: "Initramfs") -> "Iterator[str]":
+def _bare(recording: Recording, files: Initramfs) -> Iterator[str]:
     found, needed = workload_files(recording.command[0])
     for path in needed:
         files.add_host_file(path)
@@ -78,21 +80,21 @@ def _bare(recording: "Recording", files: "Initramfs") -> "Iterator[str]":
     yield from _command(str(found) if found else f"/bin/{recording.command[0]}", recording)
 
 
-def _command(program: str, recording: "Recording") -> "Iterator[str]":
+def _command(program: str, recording: Recording) -> Iterator[str]:
     for argument in (program, *recording.command[1:]):
         yield from ("arg", argument)
 
 
-def _clean_environment(recording: "Recording", home: str = "/root") -> "Iterator[str]":
+def _clean_environment(recording: Recording, home: str = "/root") -> Iterator[str]:
     yield from _environment({"PATH": ":".join(GUEST_PATH), "HOME": home, **dict(recording.environment)})
 
 
-def _environment(variables: dict[str, str]) -> "Iterator[str]":
+def _environment(variables: dict[str, str]) -> Iterator[str]:
     for name, value in variables.items():
         yield from ("env", f"{name}={value}")
 
 
-def _as_here(recording: "Recording") -> "Iterator[str]":
+def _as_here(recording: Recording) -> Iterator[str]:
     """Run it as this user, here, with this environment and these limits."""
     yield from ("host-name", socket.gethostname())
     yield from ("uid", str(os.getuid()), "gid", str(os.getgid()))
@@ -109,7 +111,7 @@ def _as_here(recording: "Recording") -> "Iterator[str]":
         yield from _environment(_inherited(recording) | dict(recording.environment))
 
 
-def _inherited(recording: "Recording") -> dict[str, str]:
+def _inherited(recording: Recording) -> dict[str, str]:
     return dict(os.environ if recording.inherited is None else recording.inherited)
 
 
@@ -126,7 +128,7 @@ def _umask() -> int:
     return mask
 
 
-def _check_here(recording: "Recording") -> None:
+def _check_here(recording: Recording) -> None:
     """Look for the workload's program as a shell would, before anything boots; init will find it in the same way.
 
     :raises RecordError: There is none, or it cannot be executed.

@@ -1,5 +1,7 @@
 """Errors of recording."""
 
+from __future__ import annotations
+
 from asikit.errors import AsikitError
 
 __all__ = ["RecordError", "WorkloadError"]

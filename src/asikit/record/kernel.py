@@ -1,5 +1,7 @@
 """Which kernel is recorded, and its modules."""
 
+from __future__ import annotations
+
 import os
 import re
 import struct
@@ -38,7 +40,7 @@ class Kernel:
     release: str
     modules: Path | None
 
-    def module_files(self, names: "Iterable[str]") -> list[tuple[str, bytes]]:
+    def module_files(self, names: Iterable[str]) -> list[tuple[str, bytes]]:
         """Give the modules with all that they depend on, in the order of loading: (name, content).
 
         What is built into the kernel is left out.
@@ -59,7 +61,7 @@ class Kernel:
         return with_index(self.modules, may_write=self.modules.is_relative_to(cache_folder()))
 
 
-def find_kernel(image: Path | None, say: "Callable[[str], None]", *, modules: Path | None = None) -> Kernel:
+def find_kernel(image: Path | None, say: Callable[[str], None], *, modules: Path | None = None) -> Kernel:
     """Find the kernel to record: the given one, else the newest on this machine, else Debian's cloud kernel.
 
     Of the kernels on this machine only those count that can be read, and those that have their modules come first.
@@ -100,7 +102,7 @@ def _system() -> Path:
     return Path("/")
 
 
-def _newest(images: "Iterable[Path]", modules: Path | None) -> Kernel | None:
+def _newest(images: Iterable[Path], modules: Path | None) -> Kernel | None:
     releases: dict[Path, str] = {}
     for image in images:
         with suppress(RecordError):  # only root can read it, or it is something else
@@ -146,7 +148,7 @@ def _version_key(release: str) -> list[tuple[int, str]]:
     return [*((int(part), "") if part.isdigit() else (-2 if part == "rc" else -1, part) for part in parts), end]
 
 
-def _downloaded(say: "Callable[[str], None]", modules: Path | None) -> Kernel:
+def _downloaded(say: Callable[[str], None], modules: Path | None) -> Kernel:
     """Give Debian's cloud kernel, from the cache if it is there.
 
     :raises RecordError: There is none, and none could be downloaded.

@@ -1,5 +1,7 @@
 """Recording a workload on a real Linux kernel: boot it in QEMU with the recorder, run the workload, write the trace."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +130,7 @@ class Status:
     events: int = 0
     guest_ns: int = 0
     bytes: int = 0
-    told: "Callable[[str], None] | None" = None
+    told: Callable[[str], None] | None = None
 
     def begin(self, stage: str) -> None:
         """Begin a stage."""
@@ -141,7 +143,7 @@ def record(  # noqa: PLR0913  (each named at the call)
     recording: Recording,
     trace: Path,
     *,
-    say: "Callable[[str], None]",
+    say: Callable[[str], None],
     overwrite: bool = False,
     streams: Streams | None = None,
     status: Status | None = None,
@@ -195,7 +197,7 @@ def record(  # noqa: PLR0913  (each named at the call)
         )
 
 
-def run_unrecorded(recording: Recording, *, say: "Callable[[str], None]", streams: Streams) -> None:
+def run_unrecorded(recording: Recording, *, say: Callable[[str], None], streams: Streams) -> None:
     """Run the very same guest without the recorder, which passes the streams on, to compare with.
 
     :raises RecordError: QEMU failed, or the guest's kernel panicked.
@@ -213,7 +215,7 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     stack: ExitStack,
     streams: Streams,
     *,
-    say: "Callable[[str], None]",
+    say: Callable[[str], None],
     recorded: bool = True,
     own: tuple[Path, ...] = (),
 ) -> Guest:
@@ -257,7 +259,7 @@ def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: Exit
     return stack.enter_context(NbdServer(stack.enter_context(workload.disk)))
 
 
-def _around(recording: Recording, workload: Workload) -> "Iterator[str]":
+def _around(recording: Recording, workload: Workload) -> Iterator[str]:
     """Give the words that have init prepare the guest."""
     yield from ("kernel", "")
     if workload.disk is not None:
@@ -281,7 +283,7 @@ def _check_room(archive_bytes: int, memory_bytes: int) -> None:
         )
 
 
-def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> "Iterator[str]":
+def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> Iterator[str]:
     """Add the modules, and give the words that have init load them."""
     names = [*(() if recording.bare else MODULES), *(NETWORK_MODULES if recording.network else ()), *recording.modules]
     for name, content in kernel.module_files(names) if names else ():

@@ -11,6 +11,8 @@ policy's address space lacks what it touches. :class:`ReferenceReplay` does just
 transition table that is filled from the same protocol, compiled.
 """
 
+from __future__ import annotations
+
 from asikit.replay._policy_file import load_policy, shipped_policies
 from asikit.replay.errors import PolicyError, ReplayError, SelectionError
 from asikit.replay.policy import (

@@ -4,6 +4,8 @@ It looks transitions up in a table that :class:`asikit.replay._table.TransitionT
 where the table has no answer yet; the caller fills it in and lets the loop go on at the same event.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -83,34 +85,34 @@ def jit(function: _Function) -> _Function:
 @jit
 def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one loop, compiled as one function
     start: int,
-    cpu: "Array",
-    kind: "Array",
-    arg: "Array",
-    stack: "Array",
-    group: "Array",
-    places: "Array",
-    ephmap_stacks: "Array",
-    event_class: "Array",
+    cpu: Array,
+    kind: Array,
+    arg: Array,
+    stack: Array,
+    group: Array,
+    places: Array,
+    ephmap_stacks: Array,
+    event_class: Array,
     # the table
-    next_state: "Array",
-    is_exit: "Array",
-    touch_mask: "Array",
-    saved: "Array",
-    loaded: "Array",
+    next_state: Array,
+    is_exit: Array,
+    touch_mask: Array,
+    saved: Array,
+    loaded: Array,
     # what changes
-    cpu_state: "Array",
-    cpu_mask: "Array",
-    cpu_task: "Array",
-    cpu_entry: "Array",
-    cpu_group: "Array",
-    cpu_exited: "Array",
-    entry_number: "Array",
-    task_state: "Array",
-    hits: "Array",
-    entry_counts: "Array",
-    ephmap_counts: "Array",
-    exit_event: "Array",
-    exit_transition: "Array",
+    cpu_state: Array,
+    cpu_mask: Array,
+    cpu_task: Array,
+    cpu_entry: Array,
+    cpu_group: Array,
+    cpu_exited: Array,
+    entry_number: Array,
+    task_state: Array,
+    hits: Array,
+    entry_counts: Array,
+    ephmap_counts: Array,
+    exit_event: Array,
+    exit_transition: Array,
     exits: int,
 ) -> tuple[int, int, int, int, int]:
     """Run events from ``start`` on.

@@ -1,5 +1,7 @@
 """What the events of a trace mean to the protocol, and to which kind of entry a round trip belongs."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -55,7 +57,7 @@ class EventClass(IntEnum):
         return Happening[self.name]
 
 
-EVENT_CLASS: "Mapping[EventKind, EventClass]" = MappingProxyType(
+EVENT_CLASS: Mapping[EventKind, EventClass] = MappingProxyType(
     {
         EventKind.ENTRY_SYSCALL: EventClass.SYSCALL_ENTRY,
         EventKind.ENTRY_EXCEPTION: EventClass.EXCEPTION_ENTRY,
@@ -144,7 +146,7 @@ _EXCEPTIONS = MappingProxyType(
 
 
 # AMD manual volume 2, appendix C, with the kernel's abbreviations (arch/x86/include/uapi/asm/svm.h).
-SVM_EXITS: "Mapping[int, str]" = MappingProxyType(
+SVM_EXITS: Mapping[int, str] = MappingProxyType(
     {
         0x60: "intr",
         0x61: "nmi",
@@ -163,9 +165,7 @@ SVM_EXITS: "Mapping[int, str]" = MappingProxyType(
 """Names of SVM's exit codes."""
 
 
-def entry_label(
-    slot: int, syscalls: "Mapping[str, str]", vectors: "Mapping[str, str]", vm_exits: "Mapping[int, str]"
-) -> str:
+def entry_label(slot: int, syscalls: Mapping[str, str], vectors: Mapping[str, str], vm_exits: Mapping[int, str]) -> str:
     """Return the name of a slot: ``syscall pread64``, ``exception 14 page fault``, ``interrupt 236``, ``vm exit 120``.
 
     :param syscalls: The trace's names of system calls, by their number as text.

@@ -1,5 +1,7 @@
 """Which frame of a kernel stack names what happened."""
 
+from __future__ import annotations
+
 import re
 from typing import TYPE_CHECKING
 
@@ -91,7 +93,7 @@ ALLOCATOR_FRAMES = {
 """Globs over function names that do not say for what memory was allocated, each with the allocator it belongs to."""
 
 
-def any_of(globs: "Iterable[str]") -> str:
+def any_of(globs: Iterable[str]) -> str:
     """Return a regular expression that matches a whole name if one of the globs (``*``, ``?``) does.
 
     It uses only what Python's and Rust's (polars') engines have in common; for no globs it matches nothing.

@@ -1,5 +1,7 @@
 """The loop that says which group each event counts in, compiled. Imported only where counts are divided."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 from asikit.replay._compiled import jit
@@ -18,16 +20,16 @@ _TASK_SWITCH, _MM_SWITCH = int(EventKind.TASK_SWITCH), int(EventKind.MM_SWITCH)
 @jit
 def label_events(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
     first: int,
-    cpu: "Array",
-    kind: "Array",
-    arg: "Array",
-    task_key: "Array",
-    cpu_key: "Array",
-    bounds: "Array",
-    segment_key: "Array",
-    cpu_task: "Array",
-    cpu_leaving: "Array",
-    groups: "Array",
+    cpu: Array,
+    kind: Array,
+    arg: Array,
+    task_key: Array,
+    cpu_key: Array,
+    bounds: Array,
+    segment_key: Array,
+    cpu_task: Array,
+    cpu_leaving: Array,
+    groups: Array,
 ) -> None:
     """Fill in ``groups``.
 

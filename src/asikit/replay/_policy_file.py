@@ -1,5 +1,7 @@
 """Policies from TOML files: the shipped ones by name, a user's by path, with inheritance."""
 
+from __future__ import annotations
+
 import tomllib
 from dataclasses import replace
 from importlib.resources import files
@@ -55,11 +57,11 @@ def load_policy(name_or_file: str | Path) -> Policy:
     return replace(policy, shipped_names=frozenset(policy.names()) - given)
 
 
-def _folder() -> "Traversable":
+def _folder() -> Traversable:
     return files("asikit") / "data" / "policies"
 
 
-def _shipped(name: str) -> "Traversable":
+def _shipped(name: str) -> Traversable:
     known = shipped_policies()
     if name not in known:
         near = nearest(name, known)
@@ -69,7 +71,7 @@ def _shipped(name: str) -> "Traversable":
     return _folder() / f"{name}{_SUFFIX}"
 
 
-def _read(source: "Traversable") -> dict[str, Any]:
+def _read(source: Traversable) -> dict[str, Any]:
     shown = _shown(source)
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
@@ -82,15 +84,15 @@ def _read(source: "Traversable") -> dict[str, Any]:
     return check(document, shown)
 
 
-def _is_shipped(source: "Traversable") -> bool:
+def _is_shipped(source: Traversable) -> bool:
     return str(source).startswith(str(_folder()))
 
 
-def _shown(source: "Traversable") -> str:
+def _shown(source: Traversable) -> str:
     return source.name if _is_shipped(source) else str(source)
 
 
-def _inherited(source: "Traversable", given: set[tuple[str, str]], *, seen: tuple[str, ...]) -> dict[str, Any]:
+def _inherited(source: Traversable, given: set[tuple[str, str]], *, seen: tuple[str, ...]) -> dict[str, Any]:
     """Read a file and lay it over the file that it inherits from.
 
     :param given: Gets what the user's own files have in lists: key and name.
@@ -116,7 +118,7 @@ def _inherited(source: "Traversable", given: set[tuple[str, str]], *, seen: tupl
     return _merge(_inherited(parent, given, seen=(*seen, identity)), document)
 
 
-def _listed(document: "Mapping[str, Any]", prefix: str = "") -> "Iterator[tuple[str, str]]":
+def _listed(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Give the elements of all lists, each with its list's key."""
     for key, value in document.items():
         if isinstance(value, dict):
@@ -125,7 +127,7 @@ def _listed(document: "Mapping[str, Any]", prefix: str = "") -> "Iterator[tuple[
             yield from ((f"{prefix}{key}", item) for item in value)
 
 
-def _merge(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Lay one document over another: tables key by key, lists whole but for ``"..."``, the rest replaced."""
     merged = dict(below)
     for key, value in above.items():
@@ -140,7 +142,7 @@ def _merge(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> dict[str, 
     return merged
 
 
-def _build(source: "Traversable", document: "Mapping[str, Any]") -> Policy:
+def _build(source: Traversable, document: Mapping[str, Any]) -> Policy:
     memory = document.get("memory", {})
     ephmap = document.get("ephmap", {})
     return Policy(
@@ -163,7 +165,7 @@ def _build(source: "Traversable", document: "Mapping[str, Any]") -> Policy:
     )
 
 
-def _mechanism(table: "Mapping[str, Any]") -> Mechanism:
+def _mechanism(table: Mapping[str, Any]) -> Mechanism:
     named: dict[str, Any] = {
         "kind": MechanismKind,
         "exit_on": ExitOn,
@@ -172,7 +174,7 @@ def _mechanism(table: "Mapping[str, Any]") -> Mechanism:
     return Mechanism(**{key: named[key](value) if key in named else value for key, value in table.items()})
 
 
-def _cpu(table: "Mapping[str, Any]") -> CpuModel:
+def _cpu(table: Mapping[str, Any]) -> CpuModel:
     base = CpuModel()
     return CpuModel(
         features=tuple(CpuFeature(name) for name in table.get("features", base.features)),
@@ -181,11 +183,11 @@ def _cpu(table: "Mapping[str, Any]") -> CpuModel:
     )
 
 
-def _rules(table: "Mapping[str, list[str]]") -> Rules:
+def _rules(table: Mapping[str, list[str]]) -> Rules:
     return Rules(**{key: tuple(names) for key, names in table.items()})
 
 
-def _regions(table: "Mapping[str, Mapping[str, str]]") -> "Mapping[Region, Mapping[Access, Mapped]]":
+def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[Access, Mapped]]:
     # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
     table = {Region.BPF: table.get(Region.MODULES, {}), **table}
     return MappingProxyType(

@@ -1,5 +1,7 @@
 """The keys of a policy file, and a checker that names the file, the key and the nearest right one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ class Place:
     file: str
     key: str = ""
 
-    def inside(self, key: str) -> "Place":
+    def inside(self, key: str) -> Place:
         """Return the place of a key of this table."""
         return Place(self.file, f"{self.key}.{key}" if self.key else key)
 
@@ -62,7 +64,7 @@ def _text(value: object, place: Place) -> object:
     return value
 
 
-def _one_of(names: "Iterable[str]") -> Checker:
+def _one_of(names: Iterable[str]) -> Checker:
     known = [str(name) for name in names]
 
     def checker(value: object, place: Place) -> object:

@@ -1,5 +1,7 @@
 """Names of tasks, processes, CPUs and phases, and times: which rows of a trace they mean."""
 
+from __future__ import annotations
+
 import re
 from fnmatch import translate
 from typing import TYPE_CHECKING, Final
@@ -32,7 +34,7 @@ _SHOWN: Final = 6
 _UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
-def chosen_tasks(tasks: "pl.DataFrame", selection: "Selection") -> "Flags":
+def chosen_tasks(tasks: pl.DataFrame, selection: Selection) -> Flags:
     """Tell which rows of tasks are selected.
 
     :raises SelectionError: A name or number is no task's.
@@ -46,14 +48,14 @@ def chosen_tasks(tasks: "pl.DataFrame", selection: "Selection") -> "Flags":
     return chosen
 
 
-def _short(names: "Iterable[str]") -> "list[str]":
+def _short(names: Iterable[str]) -> list[str]:
     return [
         name if any(char in name for char in "*?[") else name.encode()[:_COMM_BYTES].decode(errors="replace")
         for name in names
     ]
 
 
-def _of_processes(tasks: "pl.DataFrame", pids: "Iterable[int]") -> "Flags":
+def _of_processes(tasks: pl.DataFrame, pids: Iterable[int]) -> Flags:
     # A thread's number is no process' but its first one's, so there is one meaning only.
     chosen = np.zeros(tasks.height, np.bool_)
     for pid in pids:
@@ -65,7 +67,7 @@ def _of_processes(tasks: "pl.DataFrame", pids: "Iterable[int]") -> "Flags":
     return chosen
 
 
-def chosen_phases(phases: "pl.DataFrame", names: "Sequence[str]") -> set[str]:
+def chosen_phases(phases: pl.DataFrame, names: Sequence[str]) -> set[str]:
     """Give the names of the phases that are meant.
 
     :raises SelectionError: A name is no phase's.
@@ -80,7 +82,7 @@ def chosen_phases(phases: "pl.DataFrame", names: "Sequence[str]") -> set[str]:
     return _matching("--phase", "phase", patterns, known) | (none & set(names))
 
 
-def chosen_cpus(cpus: "Sequence[int]", known: int) -> None:
+def chosen_cpus(cpus: Sequence[int], known: int) -> None:
     """Check the numbers of CPUs.
 
     :param known: How many the machine has.
@@ -92,7 +94,7 @@ def chosen_cpus(cpus: "Sequence[int]", known: int) -> None:
             raise SelectionError(f"no CPU {cpu} in the recording: it has {there}")
 
 
-def between_rows(trace: "Trace", between: str) -> tuple[int, int]:
+def between_rows(trace: Trace, between: str) -> tuple[int, int]:
     """Give the first row of the events that is meant, and the one after the last.
 
     :raises SelectionError: It is not ``A:B``, or ends before it begins.
@@ -127,7 +129,7 @@ def _not_a_time(between: str) -> SelectionError:
     )
 
 
-def _matching(option: str, what: str, patterns: "Iterable[str]", known: "Iterable[str]") -> set[str]:
+def _matching(option: str, what: str, patterns: Iterable[str], known: Iterable[str]) -> set[str]:
     names = sorted(set(known))
     chosen: set[str] = set()
     for pattern in patterns:
@@ -140,6 +142,6 @@ def _matching(option: str, what: str, patterns: "Iterable[str]", known: "Iterabl
     return chosen
 
 
-def _listed(names: "Sequence[object]") -> str:
+def _listed(names: Sequence[object]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(map(str, names[:_SHOWN])) + more

@@ -3,6 +3,8 @@
 Counting is a loop of its own, as the loop over the events runs at half the speed with a hash table inside it.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +64,7 @@ class SiteTable:
             _move(self._table, larger)
             self._table = larger
 
-    def frame(self, reasons: Bytes, groups: "Iterable[int] | None" = None) -> pl.DataFrame:
+    def frame(self, reasons: Bytes, groups: Iterable[int] | None = None) -> pl.DataFrame:
         """Return the sites as :class:`asikit.replay._tally.Tally` has them.
 
         :param reasons: The number of the exit reason of each transition.

@@ -1,5 +1,7 @@
 """The stacks behind causes, as far as other kernels need them to find the same cause under another name."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -55,12 +57,12 @@ class CauseStacks:
 
     sites: pl.DataFrame
     labels: tuple[str, ...]
-    access: "Rows"
-    allocation: "Rows"
-    tables: "SideTables"
+    access: Rows
+    allocation: Rows
+    tables: SideTables
 
     @cached_property
-    def by_cause(self) -> "Mapping[tuple[str, ...], tuple[CauseStack, ...]]":
+    def by_cause(self) -> Mapping[tuple[str, ...], tuple[CauseStack, ...]]:
         """The stacks of each cause, most exits first."""
         found: dict[tuple[str, ...], list[CauseStack]] = {}
         for *names, functions, allocation, exits in self._counted().iter_rows():
@@ -83,7 +85,7 @@ class CauseStacks:
         )
         return spelt.sort("exits", *self.labels, *_LISTS, descending=[True, *[False] * (len(self.labels) + 2)])
 
-    def _chains(self, frames: "Rows", depth: int) -> "tuple[Rows, Iterator[list[str]]]":
+    def _chains(self, frames: Rows, depth: int) -> tuple[Rows, Iterator[list[str]]]:
         """Return a number for each frame, and for each number the names from that frame outwards."""
         starts, start_of_frame = np.unique(frames, return_inverse=True)
         parent = self.tables.stacks["parent"].to_numpy()
@@ -102,6 +104,6 @@ class CauseStacks:
         return ["", *self.tables.symbols["name"].unique(maintain_order=True)]
 
     @cached_property
-    def _name_of_symbol(self) -> "Rows":
+    def _name_of_symbol(self) -> Rows:
         numbers = {name: number for number, name in enumerate(self._names)}
         return np.array([numbers[name] for name in self.tables.symbols["name"]], np.uint32)

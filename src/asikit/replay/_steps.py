@@ -10,6 +10,8 @@ sequences that cannot happen. What is done about those is decided here, once, fo
 * If the protocol refuses even that, nothing happens.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "Stepper", "check_policy", "protocol_config"]
 
-_RETURN_BEFORE: "Mapping[Happening, tuple[AsiClass, Happening]]" = MappingProxyType(
+_RETURN_BEFORE: Mapping[Happening, tuple[AsiClass, Happening]] = MappingProxyType(
     {
         Happening.SYSCALL_ENTRY: (AsiClass.USERSPACE, Happening.RETURN_USER),
         Happening.EXCEPTION_ENTRY: (AsiClass.USERSPACE, Happening.RETURN_USER),
@@ -116,15 +118,15 @@ class Stepper:
         """Return the state of a CPU before its first event: in the kernel, unrestricted, relaxed."""
         return self._protocol.initial()
 
-    def initial_task(self) -> "TaskState":
+    def initial_task(self) -> TaskState:
         """Return the state of a task not seen before: relaxed."""
         return self._protocol.initial_task()
 
-    def save_task(self, state: State) -> "TaskState":
+    def save_task(self, state: State) -> TaskState:
         """Return what a task takes with it when it leaves the CPU."""
         return self._protocol.save_task(state)
 
-    def load_task(self, state: State, task: "TaskState") -> State:
+    def load_task(self, state: State, task: TaskState) -> State:
         """Return the state with another task on the CPU."""
         return self._protocol.load_task(state, task)
 

@@ -4,6 +4,8 @@ The entries are the answers of :class:`asikit.replay._steps.Stepper`, so the tab
 protocol. They are found when first needed: a recording meets a few hundred of the entries that exist.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -43,7 +45,7 @@ class TransitionTable:
     :ivar steps: The step behind each known entry of ``next_state``.
     """
 
-    def __init__(self, stepper: "Stepper") -> None:
+    def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._numbers: dict[State, int] = {}
         self._states: list[State] = []
@@ -94,7 +96,7 @@ class TransitionTable:
                     if self.loaded[state, task] == UNKNOWN_ENTRY:
                         self.find_load(state, task)
 
-    def _state_number(self, state: "State") -> int:
+    def _state_number(self, state: State) -> int:
         number = self._numbers.get(state)
         if number is not None:
             return number
@@ -106,7 +108,7 @@ class TransitionTable:
         self.touch_mask[number] = [self._mask(state, access) for access in ACCESSES]
         return number
 
-    def _task_number(self, task: "TaskState") -> int:
+    def _task_number(self, task: TaskState) -> int:
         number = self._task_numbers.setdefault(task, len(self._tasks))
         if number == len(self._tasks):
             self._tasks.append(task)
@@ -122,14 +124,14 @@ class TransitionTable:
         self.saved = _padded(self.saved, (rows,), 0)
         self.loaded = _padded(self.loaded, (rows, self.loaded.shape[1]), UNKNOWN_ENTRY)
 
-    def _mask(self, state: "State", access: Access) -> int:
+    def _mask(self, state: State, access: Access) -> int:
         space = self._stepper.space(state)
         if space not in {Space.USERSPACE, Space.KVM}:
             return 0
         return missing_bit(userspace=space is Space.USERSPACE, access=access) | _EPHMAP_BIT[access]
 
 
-def _padded(array: "npt.NDArray[_Number]", shape: tuple[int, ...], fill: int) -> "npt.NDArray[_Number]":
+def _padded(array: npt.NDArray[_Number], shape: tuple[int, ...], fill: int) -> npt.NDArray[_Number]:
     """Return a larger array with the old one in its first corner."""
     larger = np.full(shape, fill, array.dtype)
     larger[tuple(slice(0, length) for length in array.shape)] = array

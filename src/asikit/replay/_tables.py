@@ -1,5 +1,7 @@
 """A trace's side tables as arrays, with the names that policies and causes go by."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -45,10 +47,10 @@ class SideTables:
     symbols: pl.DataFrame
     tasks: pl.DataFrame
     phases: pl.DataFrame
-    meta: "Mapping[str, Any]"
+    meta: Mapping[str, Any]
 
     @classmethod
-    def of(cls, trace: Trace) -> "SideTables":
+    def of(cls, trace: Trace) -> SideTables:
         """Read the side tables.
 
         :raises ReplayError: A row refers to a row that is not there.
@@ -79,28 +81,28 @@ class SideTables:
                 )
 
     @cached_property
-    def page_of_place(self) -> "Rows":
+    def page_of_place(self) -> Rows:
         """The row of pages behind each place; the number of pages for a place that is not memory."""
         rows: Rows = np.minimum(self.places["page"].to_numpy(), np.uint32(self.pages.height))
         return rows
 
     @cached_property
-    def allocation_of_page(self) -> "Rows":
+    def allocation_of_page(self) -> Rows:
         """The row of allocations of each page; the number of allocations if it is unknown."""
         return self.pages["allocation"].fill_null(self.allocations.height).cast(pl.UInt32).to_numpy()
 
     @cached_property
-    def region_of_place(self) -> "npt.NDArray[np.uint8]":
+    def region_of_place(self) -> npt.NDArray[np.uint8]:
         """The number of each place's region, in the order of :class:`Region`."""
         return _numbers(self.places["region"], Region)
 
     @cached_property
-    def kind_of_page(self) -> "npt.NDArray[np.uint8]":
+    def kind_of_page(self) -> npt.NDArray[np.uint8]:
         """The number of each page's kind, in the order of :class:`PageKind`; one more, MMIO, for no page."""
         return np.append(_numbers(self.pages["kind"], PageKind), np.uint8(list(PageKind).index(PageKind.MMIO)))
 
     @cached_property
-    def gfp_of_page(self) -> "npt.NDArray[np.int64]":
+    def gfp_of_page(self) -> npt.NDArray[np.int64]:
         """The gfp flags of each page's allocation, :data:`NO_GFP` if unknown; one more row for no page."""
         gfp = np.append(self.allocations["gfp"].cast(pl.Int64).fill_null(NO_GFP).to_numpy(), NO_GFP)
         # No page counts as one whose allocation is known, so that no rule about unknown ones is about it.
@@ -112,14 +114,14 @@ class SideTables:
         return pl.concat([pl.Series("cache", [""]), self.pages["cache"].drop_nulls()]).unique().sort()
 
     @cached_property
-    def cache_of_page(self) -> "Rows":
+    def cache_of_page(self) -> Rows:
         """The number of each page's cache; one more row, none, for no page."""
         numbers = (
             self.pages["cache"].cast(pl.Enum(self.cache_names)).to_physical().cast(pl.UInt32).fill_null(0).to_numpy()
         )
         return np.append(numbers, np.uint32(0))
 
-    def caches_matching(self, globs: "Iterable[str]") -> "Flags":
+    def caches_matching(self, globs: Iterable[str]) -> Flags:
         """Return for each page whether it is slab and a glob matches its cache; one more row for no page."""
         slab = self.pages["kind"] == PageKind.SLAB
         return np.append((slab & self.pages["cache"].fill_null("").str.contains(any_of(globs))).to_numpy(), np.False_)
@@ -130,32 +132,32 @@ class SideTables:
         return pl.concat([self.symbols["name"], pl.Series([BPF_PROGRAM])])
 
     @cached_property
-    def symbol_of_stack(self) -> "Rows":
+    def symbol_of_stack(self) -> Rows:
         """The row of symbol names of each stack's innermost frame."""
         pages = self.places.filter(pl.col("region") == Region.BPF)["vaddr"].unique()
         nameless = (self.stacks["symbol"] == 0) & (self.stacks["address"] // PAGE_BYTES * PAGE_BYTES).is_in(pages)
         return np.where(nameless.to_numpy(), np.uint32(self.symbols.height), self.stacks["symbol"].to_numpy())
 
     @cached_property
-    def _parent(self) -> "Rows":
+    def _parent(self) -> Rows:
         return self.stacks["parent"].to_numpy()
 
-    def symbols_matching(self, globs: "Iterable[str]") -> "Flags":
+    def symbols_matching(self, globs: Iterable[str]) -> Flags:
         """Return for each symbol name whether a glob matches it; compiler suffixes (``.cold``) do not count."""
         base = self.symbol_names.str.replace(r"\..*$", "")
         return base.str.contains(any_of(globs)).to_numpy()
 
     @cached_property
-    def access_frame(self) -> "Rows":
+    def access_frame(self) -> Rows:
         """The row of stacks of the frame that names an access, for each stack."""
         return self._innermost(COPY_FRAMES)
 
     @cached_property
-    def allocation_frame(self) -> "Rows":
+    def allocation_frame(self) -> Rows:
         """The row of stacks of the frame that names an allocation, for each stack."""
         return self._innermost(ALLOCATOR_FRAMES)
 
-    def _innermost(self, skipped: "Iterable[str]") -> "Rows":
+    def _innermost(self, skipped: Iterable[str]) -> Rows:
         """Return for each stack its innermost frame that is not to be skipped; its leaf if all are."""
         skip = self.symbols_matching(skipped)[self.symbol_of_stack]
         frame = np.arange(self.stacks.height, dtype=np.uint32)
@@ -166,7 +168,7 @@ class SideTables:
             moving = moving[skip[frame[moving]] & (frame[moving] != 0)]
         return np.where(frame == 0, np.arange(frame.size, dtype=np.uint32), frame)
 
-    def check_stacks(self, stacks: "Rows") -> None:
+    def check_stacks(self, stacks: Rows) -> None:
         """Refuse stacks of events that are not there.
 
         :raises ReplayError: One is beyond the table's end.
@@ -177,23 +179,23 @@ class SideTables:
                 "check the trace with `asi info --verify`, or record it again"
             )
 
-    def functions(self, stacks: "Rows") -> "tuple[Rows, Rows]":
+    def functions(self, stacks: Rows) -> tuple[Rows, Rows]:
         """Return the symbols of the accessing function and of its caller for stacks."""
         frame = self.access_frame[stacks]
         return self.symbol_of_stack[frame], self.symbol_of_stack[self._parent[frame]]
 
     @cached_property
-    def allocation_frame_of_page(self) -> "Rows":
+    def allocation_frame_of_page(self) -> Rows:
         """The row of stacks of the frame that allocated each page; 0 if unknown. One more row, 0, for no page."""
         stacks = np.append(self.allocations["stack"].to_numpy(), np.uint32(0))
         return np.append(self.allocation_frame[stacks[self.allocation_of_page]], np.uint32(0))
 
     @cached_property
-    def allocator_of_page(self) -> "Rows":
+    def allocator_of_page(self) -> Rows:
         """The symbol of the function that allocated each page; 0 if it is unknown. One more row, 0, for no page."""
         return self.symbol_of_stack[self.allocation_frame_of_page]
 
 
-def _numbers(names: pl.Series, known: type["StrEnum"]) -> "npt.NDArray[np.uint8]":
+def _numbers(names: pl.Series, known: type[StrEnum]) -> npt.NDArray[np.uint8]:
     """Return a column of names as their numbers in a closed list."""
     return names.cast(pl.Enum([name.value for name in known])).to_physical().cast(pl.UInt8).to_numpy()

@@ -1,5 +1,7 @@
 """What a run of the protocol over a trace has counted."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,7 +33,7 @@ class EntryCounts:
     exits: int = 0
     without_exit: int = 0
 
-    def __add__(self, other: "EntryCounts") -> "EntryCounts":
+    def __add__(self, other: EntryCounts) -> EntryCounts:
         """Return the counts of both."""
         return EntryCounts(
             self.round_trips + other.round_trips, self.exits + other.exits, self.without_exit + other.without_exit
@@ -60,7 +62,7 @@ class Tally:
     ephmap_operations: int = 0
     sites: pl.DataFrame = field(default_factory=lambda: sites_frame([]))
 
-    def same_as(self, other: "Tally") -> bool:
+    def same_as(self, other: Tally) -> bool:
         """Tell whether two runs counted the same."""
         mine, others = (
             (t.events, t.amended, t.effects, t.reasons, t.entries, t.ephmap_operations) for t in (self, other)
@@ -68,7 +70,7 @@ class Tally:
         return mine == others and self.sites.sort(list(_SITE)).equals(other.sites.sort(list(_SITE)))
 
 
-def together(tallies: "Iterable[Tally]") -> Tally:
+def together(tallies: Iterable[Tally]) -> Tally:
     """Return the sums of counts that have no event in common."""
     whole = Tally()
     sites = []
@@ -85,7 +87,7 @@ def together(tallies: "Iterable[Tally]") -> Tally:
     return whole
 
 
-def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:
+def sites_frame(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Return frames of exit sites as one, each site once, in no order."""
     whole = pl.concat([pl.DataFrame(schema=_SCHEMA), *parts])
     # One number a site: grouping by one column is several times as fast as by four.
@@ -101,7 +103,7 @@ def sites_frame(parts: "Iterable[pl.DataFrame]") -> pl.DataFrame:
     )
 
 
-def counted(sites: "Mapping[tuple[int, int, int, ExitReason], int]") -> pl.DataFrame:
+def counted(sites: Mapping[tuple[int, int, int, ExitReason], int]) -> pl.DataFrame:
     """Return a frame of exit sites from a count of each."""
     rows = [(*site, REASONS.index(reason), exits) for (*site, reason), exits in sites.items()]
     return sites_frame([pl.DataFrame(rows, schema=_SCHEMA, orient="row")])

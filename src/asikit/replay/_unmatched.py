@@ -1,5 +1,7 @@
 """Names in a policy that match nothing in a recording: their author would believe that they cost nothing."""
 
+from __future__ import annotations
+
 import re
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ _CLOSED = {"kinds", "unrecorded_kinds", "gfp"}
 """Lists whose names are all right ones: another that the recording has is no likelier to be meant."""
 
 
-def unmatched_names(policy: Policy, tables: "SideTables") -> tuple[str, ...]:
+def unmatched_names(policy: Policy, tables: SideTables) -> tuple[str, ...]:
     """Return a line for each name that the policy's author gave and that nothing in the recording has.
 
     Those of a policy that comes with asikit are about all kernels and workloads: nothing is said of them.
@@ -50,44 +52,44 @@ def unmatched_names(policy: Policy, tables: "SideTables") -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _caches(tables: "SideTables") -> set[str]:
+def _caches(tables: SideTables) -> set[str]:
     return set(tables.pages.filter(pl.col("kind") == PageKind.SLAB)["cache"].drop_nulls())
 
 
-def _allocators(tables: "SideTables") -> set[str]:
+def _allocators(tables: SideTables) -> set[str]:
     return _names(tables.allocator_of_page, tables)
 
 
-def _functions(tables: "SideTables") -> set[str]:
+def _functions(tables: SideTables) -> set[str]:
     return _names(tables.functions(np.arange(tables.stacks.height, dtype=np.uint32))[0], tables)
 
 
-def _names(symbols: "npt.NDArray[np.uint32]", tables: "SideTables") -> set[str]:
+def _names(symbols: npt.NDArray[np.uint32], tables: SideTables) -> set[str]:
     """Return the names of symbols as rules see them, without a compiler's suffix; not the unknown symbol's."""
     rows = np.unique(symbols)
     return set(tables.symbol_names.gather(rows[rows != 0]).str.replace(r"\..*$", ""))
 
 
-def _kinds(tables: "SideTables") -> set[str]:
+def _kinds(tables: SideTables) -> set[str]:
     # The last row is for no page: it counts if a place has none.
     return _names_of_kinds(np.append(tables.kind_of_page[:-1], tables.kind_of_page[np.unique(tables.page_of_place)]))
 
 
-def _unrecorded_kinds(tables: "SideTables") -> set[str]:
+def _unrecorded_kinds(tables: SideTables) -> set[str]:
     return _names_of_kinds(tables.kind_of_page[tables.gfp_of_page == NO_GFP])
 
 
-def _names_of_kinds(numbers: "npt.NDArray[np.uint8]") -> set[str]:
+def _names_of_kinds(numbers: npt.NDArray[np.uint8]) -> set[str]:
     return {list(PageKind)[number].value for number in np.unique(numbers)}
 
 
-def _flags(tables: "SideTables") -> set[str]:
+def _flags(tables: SideTables) -> set[str]:
     recorded = np.unique(tables.gfp_of_page[tables.gfp_of_page != NO_GFP])
     known: dict[str, int] = tables.meta.get("gfp_flags", {})
     return {name for name, mask in known.items() if mask and bool(((recorded & mask) == mask).any())}
 
 
-_FOUND: "dict[str, Callable[[SideTables], set[str]]]" = {
+_FOUND: dict[str, Callable[[SideTables], set[str]]] = {
     "caches": _caches,
     "allocated_by": _allocators,
     "functions": _functions,

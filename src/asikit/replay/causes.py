@@ -1,5 +1,7 @@
 """Names for what a replay has counted."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +33,7 @@ _ACCESS_OF_KIND = [
 ]
 
 
-def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: frozenset[AsiClass]) -> ReplayResult:
+def name_result(tally: Tally, tables: SideTables, policy: Policy, classes: frozenset[AsiClass]) -> ReplayResult:
     """Return the result of a replay.
 
     :raises ReplayError: An exit refers to a stack that is not there.
@@ -68,7 +70,7 @@ def name_result(tally: "Tally", tables: "SideTables", policy: Policy, classes: f
     )
 
 
-def name_part(tally: "Tally", group: "Group", policy: Policy, classes: frozenset[AsiClass]) -> Part:
+def name_part(tally: Tally, group: Group, policy: Policy, classes: frozenset[AsiClass]) -> Part:
     """Return the counts of a group."""
     protected = _protected(tally, classes).values()
     cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
@@ -89,16 +91,16 @@ def name_part(tally: "Tally", group: "Group", policy: Policy, classes: frozenset
     )
 
 
-def _protected(tally: "Tally", classes: frozenset[AsiClass]) -> "dict[int, EntryCounts]":
+def _protected(tally: Tally, classes: frozenset[AsiClass]) -> dict[int, EntryCounts]:
     """Return the counts of the entries from domains that are protected from."""
     return {slot: counts for slot, counts in tally.entries.items() if class_of_entry(slot) in {*classes, None}}
 
 
-def _times(tally: "Tally", kind: EffectKind) -> int:
+def _times(tally: Tally, kind: EffectKind) -> int:
     return sum(times for effect, times in tally.effects.items() if effect.kind is kind)
 
 
-def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> dict[str, int]:
+def _flushes(tally: Tally, policy: Policy, classes: frozenset[AsiClass]) -> dict[str, int]:
     if policy.mechanism.kind is MechanismKind.OFF:
         kinds: tuple[EffectKind, ...] = ()
     else:
@@ -107,7 +109,7 @@ def _flushes(tally: "Tally", policy: Policy, classes: frozenset[AsiClass]) -> di
     return {kind.value: _times(tally, kind) for kind in kinds}
 
 
-def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables") -> tuple[EntryRow, ...]:
+def _by_entry(tally: Tally, protected: AbstractSet[int], tables: SideTables) -> tuple[EntryRow, ...]:
     syscalls = tables.meta.get("syscalls", {})
     # QEMU's own emulation (TCG) has nested virtualization for SVM only.
     emulator = str(tables.meta.get("machine", {}).get("emulator", ""))
@@ -125,7 +127,7 @@ def _by_entry(tally: "Tally", protected: "AbstractSet[int]", tables: "SideTables
     return tuple(sorted(rows, key=lambda row: (-row.round_trips, -row.exits, row.entry)))
 
 
-def _causes(tally: "Tally", tables: "SideTables") -> tuple[pl.DataFrame, CauseStacks]:
+def _causes(tally: Tally, tables: SideTables) -> tuple[pl.DataFrame, CauseStacks]:
     """Name each site, then count the sites of the same names together; and keep what names their stacks."""
     sites = tally.sites
     touched = (sites["place"] != NO_PLACE).to_numpy()
@@ -157,7 +159,7 @@ def _causes(tally: "Tally", tables: "SideTables") -> tuple[pl.DataFrame, CauseSt
     return ordered.with_columns(pl.col(_LABELS).cast(pl.String)), stacks
 
 
-def _words(names: "Iterable[str] | pl.Series") -> pl.Series:
+def _words(names: Iterable[str] | pl.Series) -> pl.Series:
     """Return names that group and sort as fast as numbers, in the order of the alphabet."""
     series = pl.Series(names, dtype=pl.String)
     return series.cast(pl.Enum(series.unique().sort()))

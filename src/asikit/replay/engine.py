@@ -1,5 +1,7 @@
 """The compiled replay: arrays of events through the transition table."""
 
+from __future__ import annotations
+
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -44,9 +46,9 @@ class CompiledReplay:
 
     def __init__(
         self,
-        policy: "Policy",
-        classes: "frozenset[AsiClass]",
-        sensitive: "Sensitive",
+        policy: Policy,
+        classes: frozenset[AsiClass],
+        sensitive: Sensitive,
         tasks: int,
         *,
         groups: int = 1,
@@ -80,8 +82,8 @@ class CompiledReplay:
         self._events = 0
 
     def feed(
-        self, cpu: "Bytes", kind: "Bytes", arg: "Words", stack: "Words", group: "Words | None" = None
-    ) -> "npt.NDArray[np.int64]":
+        self, cpu: Bytes, kind: Bytes, arg: Words, stack: Words, group: Words | None = None
+    ) -> npt.NDArray[np.int64]:
         """Run events: arrays of equal length.
 
         :param group: The group that each counts in; 0 when None.
@@ -108,7 +110,7 @@ class CompiledReplay:
             self._sites.add(columns, groups, self._exit_event[:exits], self._exit_transition[:exits])
         return self._exit_event[:exits]
 
-    def tally(self, groups: "Sequence[int] | None" = None, *, sites: bool = True) -> Tally:
+    def tally(self, groups: Sequence[int] | None = None, *, sites: bool = True) -> Tally:
         """Return the counts so far.
 
         :param groups: Of these groups together; of all when None.
@@ -132,12 +134,12 @@ class CompiledReplay:
             tally.sites = self._sites.frame(self._reasons(), groups)
         return tally
 
-    def _no_groups(self, size: int) -> "Words":
+    def _no_groups(self, size: int) -> Words:
         if self._one_group.size < size:
             self._one_group = _read_only(np.zeros(size, np.uint32))
         return self._one_group[:size]
 
-    def _run(self, start: int, columns: "Columns", groups: "Words", exits: int) -> tuple[int, int, int, int, int]:
+    def _run(self, start: int, columns: Columns, groups: Words, exits: int) -> tuple[int, int, int, int, int]:
         table = self._table
         return run_events(
             start,
@@ -193,7 +195,7 @@ class CompiledReplay:
         advice = "check the trace with `asi info --verify`, or record it again"
         raise ReplayError(f"table events: row {row} {what}; {advice}")
 
-    def _reasons(self) -> "Bytes":
+    def _reasons(self) -> Bytes:
         """The number of the exit reason of each transition that is an exit."""
         reasons = np.zeros(self._table.capacity * len(EventClass), np.uint8)
         for (state, event), step in self._table.steps.items():
@@ -202,7 +204,7 @@ class CompiledReplay:
         return reasons
 
 
-def _grown(array: "npt.NDArray[np.int64]", axis: int, wanted: int) -> "npt.NDArray[np.int64]":
+def _grown(array: npt.NDArray[np.int64], axis: int, wanted: int) -> npt.NDArray[np.int64]:
     """Return an array with room for so many along an axis: itself, or a larger one with its content."""
     if wanted <= array.shape[axis]:
         return array
@@ -211,7 +213,7 @@ def _grown(array: "npt.NDArray[np.int64]", axis: int, wanted: int) -> "npt.NDArr
     return np.concatenate((array, np.zeros(more, np.int64)), axis=axis)
 
 
-def _read_only(array: "npt.NDArray[_Number]") -> "npt.NDArray[_Number]":
+def _read_only(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     """Return a read-only view, as zero-copy columns are, so that the loop is compiled for one type only."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False

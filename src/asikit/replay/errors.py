@@ -1,5 +1,7 @@
 """What a user can do wrong with a replay, each as one line."""
 
+from __future__ import annotations
+
 from asikit.errors import AsikitError
 
 __all__ = ["PolicyError", "ReplayError", "SelectionError"]

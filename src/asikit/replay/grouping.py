@@ -4,6 +4,8 @@ Three things decide: the task that runs, the CPU, and which phases are open. An 
 task's, as the stack on which it happens is: TASK_SWITCH, and the MM_SWITCH right after it.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,10 +60,10 @@ class Grouping:
     selection: Selection
     by: By | None
     groups: tuple[Group, ...]
-    task_key: "Numbers"
-    cpu_key: "Numbers"
-    bounds: "Numbers"
-    segment_key: "Numbers"
+    task_key: Numbers
+    cpu_key: Numbers
+    bounds: Numbers
+    segment_key: Numbers
 
     @property
     def size(self) -> int:
@@ -74,7 +76,7 @@ class Grouping:
         return range(1, self.size)
 
     @classmethod
-    def of(cls, trace: "Trace", selection: Selection, by: By | None) -> "Grouping":
+    def of(cls, trace: Trace, selection: Selection, by: By | None) -> Grouping:
         """Find what a selection means in a trace.
 
         :raises SelectionError: The trace does not have what is selected.
@@ -123,9 +125,7 @@ class Labeller:
         self._cpu_leaving = np.full(CPUS, -1, np.int64)
         self._rows = 0
 
-    def label(
-        self, cpu: "npt.NDArray[np.uint8]", kind: "npt.NDArray[np.uint8]", arg: "npt.NDArray[np.uint32]"
-    ) -> "Groups":
+    def label(self, cpu: npt.NDArray[np.uint8], kind: npt.NDArray[np.uint8], arg: npt.NDArray[np.uint32]) -> Groups:
         """Return the number of each event's group."""
         # numba takes a while to import.
         from asikit.replay._labels import label_events  # noqa: PLC0415
@@ -149,7 +149,7 @@ class Labeller:
         return groups
 
 
-def _number(keys: "Numbers", groups: "list[Group]") -> tuple[Group, ...]:
+def _number(keys: Numbers, groups: list[Group]) -> tuple[Group, ...]:
     """Replace each key that is not 0 by its group's number, equal groups having one; return the groups in order."""
     numbers: dict[Group, int] = {}
     for row in np.flatnonzero(keys).tolist():
@@ -157,7 +157,7 @@ def _number(keys: "Numbers", groups: "list[Group]") -> tuple[Group, ...]:
     return tuple(numbers)
 
 
-def _task_groups(tasks: "pl.DataFrame", by: By) -> "list[Group]":
+def _task_groups(tasks: pl.DataFrame, by: By) -> list[Group]:
     """Return the group of each row of tasks, and of the unknown one."""
     rows = list(tasks.select("comm", "pid", "tgid").iter_rows())
     if by is By.PID:
@@ -169,7 +169,7 @@ def _task_groups(tasks: "pl.DataFrame", by: By) -> "list[Group]":
     return [Group(comm, tuple(sorted(pids[comm]))) for comm, _, _ in rows] + [Group(_UNKNOWN)]
 
 
-def _segments(trace: "Trace", selection: Selection) -> "tuple[Numbers, list[str], Numbers]":
+def _segments(trace: Trace, selection: Selection) -> tuple[Numbers, list[str], Numbers]:
     """Return the first row of each stretch, the names of its open phases, and whether it is selected."""
     phases = trace.table("phases")
     stretches = list(phases.select("begin", "end").iter_rows())
@@ -190,7 +190,7 @@ def _segments(trace: "Trace", selection: Selection) -> "tuple[Numbers, list[str]
     return np.array(bounds, np.int64), names, np.array(keys, np.int64)
 
 
-def _at(bounds: "list[int]", phases: "pl.DataFrame", column: str) -> "list[list[str]]":
+def _at(bounds: list[int], phases: pl.DataFrame, column: str) -> list[list[str]]:
     found: dict[int, list[str]] = {bound: [] for bound in bounds}
     for row, name in phases.select(column, "name").iter_rows():
         found[row].append(name)

@@ -1,5 +1,7 @@
 """A sensitivity policy on the model machine: the same memory is sensitive, the same mechanism guards the kernel."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -62,7 +64,7 @@ def machine_config(
     )
 
 
-def decide(policy: Policy) -> "Callable[[mm.Request], bool]":
+def decide(policy: Policy) -> Callable[[mm.Request], bool]:
     """Return the policy's decision about one allocation: whether it is sensitive.
 
     Strongest first, as :mod:`asikit.replay.sensitivity` lays the same rules over a trace's pages: slab cache,

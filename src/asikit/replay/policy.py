@@ -1,5 +1,7 @@
 """A sensitivity policy: which memory the restricted address space lacks, and which mechanism guards it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
@@ -144,7 +146,7 @@ class Mechanism:
     """The core has a sibling thread, which an exit must stun."""
 
 
-DEFAULT_REGIONS: "Mapping[Region, Mapping[Access, Mapped]]" = MappingProxyType(
+DEFAULT_REGIONS: Mapping[Region, Mapping[Access, Mapped]] = MappingProxyType(
     {
         region: MappingProxyType(
             dict.fromkeys(
@@ -170,13 +172,13 @@ class Policy:
     mechanism: Mechanism = field(default_factory=Mechanism)
     cpu: CpuModel = field(default_factory=CpuModel)
     memory: Memory = field(default_factory=Memory)
-    regions: "Mapping[Region, Mapping[Access, Mapped]]" = field(default_factory=lambda: DEFAULT_REGIONS)
+    regions: Mapping[Region, Mapping[Access, Mapped]] = field(default_factory=lambda: DEFAULT_REGIONS)
     ephmap: Ephmap = field(default_factory=Ephmap)
-    shipped_names: "frozenset[tuple[str, str]]" = field(default=frozenset(), compare=False)
+    shipped_names: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
     """Of :meth:`names`, those that a policy of ours gives: they are about all kernels and workloads, so that nobody is
     warned of one that a recording lacks."""
 
-    def names(self) -> "Iterator[tuple[str, str]]":
+    def names(self) -> Iterator[tuple[str, str]]:
         """Give the names that are looked up in a recording, each with the key of its list in a policy file."""
         for sensitivity in Sensitivity:
             rules: Rules = getattr(self.memory, sensitivity)

@@ -1,5 +1,7 @@
 """The reference: the protocol run event by event, without a table. What the compiled replay must agree with."""
 
+from __future__ import annotations
+
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ class _Cpu:
     :ivar left: The task that has left it in the event before, if one has: the task, or None if that was not known.
     """
 
-    def __init__(self, state: "State") -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
         self.task: int | None = None
         self.entry = NO_ENTRY
@@ -69,7 +71,7 @@ class ReferenceReplay:
         sensitive: Sensitive,
         tasks: int,
         *,
-        grouping: "Grouping | None" = None,
+        grouping: Grouping | None = None,
     ) -> None:
         """Prepare.
 
@@ -83,7 +85,7 @@ class ReferenceReplay:
         self._groups: dict[int, _Counts] = {}
         self._rows = 0
 
-    def feed(self, events: "Iterable[tuple[int, int, int, int]]") -> None:
+    def feed(self, events: Iterable[tuple[int, int, int, int]]) -> None:
         """Run events.
 
         :param events: ``cpu``, ``kind``, ``arg``, ``stack`` of each.
@@ -99,7 +101,7 @@ class ReferenceReplay:
             known.left = (leaving,) if event is EventKind.TASK_SWITCH else None
             self._rows += 1
 
-    def tally(self, groups: "Iterable[int] | None" = None) -> Tally:
+    def tally(self, groups: Iterable[int] | None = None) -> Tally:
         """Return the counts so far.
 
         :param groups: Of these groups together; of all when None.
@@ -135,7 +137,7 @@ class ReferenceReplay:
             counts[2] += not cpu.exited
             cpu.entry = NO_ENTRY
 
-    def _is_missing(self, state: "State", group: int, kind: EventKind, place: int, stack: int) -> bool:
+    def _is_missing(self, state: State, group: int, kind: EventKind, place: int, stack: int) -> bool:
         """Tell whether the CPU's address space lacks what is touched; count it if an ephemeral mapping helps."""
         space = self._stepper.space(state)
         if space not in {Space.USERSPACE, Space.KVM}:

@@ -1,5 +1,7 @@
 """The outcome of a replay: counts with names, and the causes of the exits."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -81,8 +83,8 @@ class Part:
     round_trips: int
     round_trips_without_exit: int
     exits: int
-    exits_by_reason: "Mapping[str, int]"
-    flushes: "Mapping[str, int]"
+    exits_by_reason: Mapping[str, int]
+    flushes: Mapping[str, int]
     cr3_writes: int
     tlb_flushes: int
     stuns: int
@@ -129,8 +131,8 @@ class ReplayResult:
     round_trips_without_exit: int
     unprotected_round_trips: int
     exits: int
-    exits_by_reason: "Mapping[str, int]"
-    flushes: "Mapping[str, int]"
+    exits_by_reason: Mapping[str, int]
+    flushes: Mapping[str, int]
     cr3_writes: int
     cr3_writes_noflush: int
     tlb_flushes: int
@@ -138,8 +140,8 @@ class ReplayResult:
     ephmap_operations: int
     amended_events: int
     by_entry: tuple[EntryRow, ...]
-    cause_table: "pl.DataFrame"
-    stacks: "CauseStacks"
+    cause_table: pl.DataFrame
+    stacks: CauseStacks
     warnings: tuple[str, ...] = ()
     selection: str = ""
     by: str = ""

@@ -1,5 +1,7 @@
 """A trace on disk through one or several policies, in one pass over its events."""
 
+from __future__ import annotations
+
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,13 +41,13 @@ _COLUMNS = ("cpu", "kind", "arg", "stack")
 
 
 def replay(
-    trace: "Trace",
-    policies: "Sequence[Policy]",
+    trace: Trace,
+    policies: Sequence[Policy],
     classes: frozenset[AsiClass] = ALL_CLASSES,
     *,
     selection: Selection | None = None,
-    by: "By | None" = None,
-) -> "list[ReplayResult]":
+    by: By | None = None,
+) -> list[ReplayResult]:
     """Run the ASI protocol over a recording, under each policy.
 
     Memory: the side tables, and three parts of the events at a time.
@@ -86,12 +88,12 @@ def replay(
 
 
 def _result(
-    run: "CompiledReplay",
+    run: CompiledReplay,
     tables: SideTables,
-    policy: "Policy",
+    policy: Policy,
     classes: frozenset[AsiClass],
     grouping: Grouping | None,
-) -> "ReplayResult":
+) -> ReplayResult:
     if grouping is None:
         return name_result(run.tally(), tables, policy, classes)
     result = name_result(run.tally(grouping.selected), tables, policy, classes)
@@ -107,7 +109,7 @@ def _result(
     return changed(result, by=grouping.by.value, parts=tuple(there))
 
 
-def event_columns(chunk: "pl.DataFrame") -> "list[Columns]":
+def event_columns(chunk: pl.DataFrame) -> list[Columns]:
     """Return a chunk's columns as the arrays that a run is fed with, without copying them.
 
     A chunk is in pieces, one for each row group of its file.
@@ -122,11 +124,11 @@ def event_columns(chunk: "pl.DataFrame") -> "list[Columns]":
 
 
 @contextmanager
-def _read_ahead(trace: "Trace") -> "Iterator[Iterator[Columns]]":
+def _read_ahead(trace: Trace) -> Iterator[Iterator[Columns]]:
     """Give the events piece by piece, decoding the next parts while the caller works on this one."""
     chunks = trace.events(columns=_COLUMNS)
 
-    def pieces() -> "Iterator[Columns]":
+    def pieces() -> Iterator[Columns]:
         while (chunk := coming.popleft().result()) is not None:
             coming.append(reader.submit(next, chunks, None))
             yield from event_columns(chunk)

@@ -1,5 +1,7 @@
 """What of a recording is counted, and into which parts the counts are divided."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -1,5 +1,7 @@
 """A policy applied to a trace's pages: what each touch means."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
@@ -50,12 +52,12 @@ class Sensitive:
     :ivar ephmap_stacks: One flag a stack: its function may use the ephemeral mapping.
     """
 
-    pages: "Flags"
-    places: "Bytes"
-    ephmap_stacks: "Flags"
+    pages: Flags
+    places: Bytes
+    ephmap_stacks: Flags
 
 
-def apply_policy(policy: Policy, tables: "SideTables") -> Sensitive:
+def apply_policy(policy: Policy, tables: SideTables) -> Sensitive:
     """Decide for every place of a trace what the policy's restricted address space has there.
 
     :raises PolicyError: The policy names a gfp flag that the recorded kernel does not have.
@@ -72,7 +74,7 @@ def apply_policy(policy: Policy, tables: "SideTables") -> Sensitive:
     return Sensitive(pages, bits, stacks)
 
 
-def _region_bits(policy: Policy) -> "Bytes":
+def _region_bits(policy: Policy) -> Bytes:
     """Return the bits of a place by its region's number and whether its page is sensitive."""
     bits = np.zeros((len(Region), 2), np.uint8)
     for number, region in enumerate(Region):
@@ -88,7 +90,7 @@ def _region_bits(policy: Policy) -> "Bytes":
     return bits
 
 
-def _mark_ephmap(bits: "Bytes", policy: Policy, tables: "SideTables") -> None:
+def _mark_ephmap(bits: Bytes, policy: Policy, tables: SideTables) -> None:
     if not policy.ephmap.kinds:
         return
     of_kind = _is_kind(policy.ephmap.kinds)[tables.kind_of_page][tables.page_of_place]
@@ -99,32 +101,32 @@ def _mark_ephmap(bits: "Bytes", policy: Policy, tables: "SideTables") -> None:
             bits[through & ((bits & np.uint8(missing)) != 0)] |= np.uint8(bit)
 
 
-def _is_kind(kinds: tuple[str, ...]) -> "Flags":
+def _is_kind(kinds: tuple[str, ...]) -> Flags:
     """Return for each kind of page, in the order of :class:`PageKind`, whether it is one of these."""
     return np.array([kind in kinds for kind in PageKind])
 
 
-def _sensitive_pages(policy: Policy, tables: "SideTables") -> "Flags":
+def _sensitive_pages(policy: Policy, tables: SideTables) -> Flags:
     """Lay the rules over the pages, weakest first, and within one strength the sensitive ones last."""
     _check_flags(policy, tables)
     memory = policy.memory
     gfp = tables.gfp_of_page
     kinds = tables.kind_of_page
 
-    def by_gfp(names: tuple[str, ...]) -> "Flags":
+    def by_gfp(names: tuple[str, ...]) -> Flags:
         return _has_flags(names, tables)
 
-    def by_unrecorded_kind(names: tuple[str, ...]) -> "Flags":
+    def by_unrecorded_kind(names: tuple[str, ...]) -> Flags:
         unrecorded: Flags = gfp == NO_GFP
         return unrecorded & _is_kind(names)[kinds]
 
-    def by_kind(names: tuple[str, ...]) -> "Flags":
+    def by_kind(names: tuple[str, ...]) -> Flags:
         return _is_kind(names)[kinds]
 
-    def by_allocator(names: tuple[str, ...]) -> "Flags":
+    def by_allocator(names: tuple[str, ...]) -> Flags:
         return tables.symbols_matching(names)[tables.allocator_of_page]
 
-    def by_cache(names: tuple[str, ...]) -> "Flags":
+    def by_cache(names: tuple[str, ...]) -> Flags:
         return tables.caches_matching(names)
 
     sensitive = np.full(kinds.size, memory.default is Sensitivity.SENSITIVE)
@@ -144,7 +146,7 @@ def _sensitive_pages(policy: Policy, tables: "SideTables") -> "Flags":
     return sensitive
 
 
-def _check_flags(policy: Policy, tables: "SideTables") -> None:
+def _check_flags(policy: Policy, tables: SideTables) -> None:
     """Refuse gfp flags that the recorded kernel does not have, where it recorded any."""
     if not (tables.gfp_of_page[:-1] != NO_GFP).any():
         return
@@ -158,7 +160,7 @@ def _check_flags(policy: Policy, tables: "SideTables") -> None:
                 )
 
 
-def _has_flags(names: tuple[str, ...], tables: "SideTables") -> "Flags":
+def _has_flags(names: tuple[str, ...], tables: SideTables) -> Flags:
     """Return for each page whether its allocation has all bits of one of the named flags."""
     known: dict[str, int] = tables.meta.get("gfp_flags", {})
     gfp = tables.gfp_of_page

@@ -1,5 +1,7 @@
 """Results as text for people: what the commands print."""
 
+from __future__ import annotations
+
 from asikit.report.calibrate import calibration_report
 from asikit.report.compare import compare_report
 from asikit.report.cost import cost_report, cost_sources

@@ -1,5 +1,7 @@
 """Tables as wide as their text, whatever the terminal: a pipe's 80 columns would cut figures off."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +14,7 @@ __all__ = ["fitted", "printable"]
 _WIDEST = 160
 
 
-def fitted(table: "Table") -> "Table":
+def fitted(table: Table) -> Table:
     """Return the table, set to the width that its text needs."""
     table.width = Console(width=_WIDEST).measure(table).maximum
     return table

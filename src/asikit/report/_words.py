@@ -1,5 +1,7 @@
 """Words for what ASI does, shared by all reports."""
 
+from __future__ import annotations
+
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH_WORDS", "REASON_WORDS", "REGION_WORDS"]
 
-FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
+FLUSH_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "ibpb": "branch predictor barriers (IBPB)",
         "bhb_clear": "branch history clears",
@@ -18,9 +20,9 @@ FLUSH_WORDS: "Mapping[str, str]" = MappingProxyType(
         "dummy_divide": "divider clears",
     }
 )
-REGION_WORDS: "Mapping[str, str]" = MappingProxyType({"bpf": "a BPF program"})
+REGION_WORDS: Mapping[str, str] = MappingProxyType({"bpf": "a BPF program"})
 """Where a touched page is mapped, if the region's own name does not say it."""
-REASON_WORDS: "Mapping[str, str]" = MappingProxyType(
+REASON_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "page_fault": "the kernel touched missing memory, or faulted",
         "context_switch": "the scheduler switched tasks",

@@ -1,5 +1,7 @@
 """The leak matrix as text, and one cell step by step."""
 
+from __future__ import annotations
+
 from itertools import groupby
 from string import ascii_lowercase
 from textwrap import fill, shorten
@@ -37,7 +39,7 @@ _MOST_LINES: Final = 30
 _WORDS: Final = {Verdict.LEAK: "LEAK", Verdict.NO_LEAK: "-", Verdict.UNKNOWN: "?"}
 
 
-def attack_report(findings: "Sequence[Finding]") -> "RenderableType":
+def attack_report(findings: Sequence[Finding]) -> RenderableType:
     """Return the matrix: a block for each vulnerability, a line for each vector, a column for each mitigation."""
     columns = list(dict.fromkeys(found.cell.mitigation for found in findings))
     wide = len(columns) <= _FEW_COLUMNS and all(len(name) < _WIDE for name in columns)
@@ -54,7 +56,7 @@ def attack_report(findings: "Sequence[Finding]") -> "RenderableType":
     return Group(*lines)
 
 
-def _block(name: str, cpu: str, block: "list[Finding]", room: int) -> list[Text]:
+def _block(name: str, cpu: str, block: list[Finding], room: int) -> list[Text]:
     if block[0].cell.vector == NO_VECTOR:
         return _wrapped(f"{name}: unknown, as ", block[0].reason)
     has_it = load_vulnerability(name).concerns(load_cpu(cpu))
@@ -65,7 +67,7 @@ def _block(name: str, cpu: str, block: "list[Finding]", room: int) -> list[Text]
     return lines
 
 
-def attack_reason(finding: "Finding") -> "RenderableType":
+def attack_reason(finding: Finding) -> RenderableType:
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
     title = f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
@@ -80,7 +82,7 @@ def attack_reason(finding: "Finding") -> "RenderableType":
     return Group(*lines)
 
 
-def _steps(finding: "Finding") -> list[Text]:
+def _steps(finding: Finding) -> list[Text]:
     """Return what happened: of a leak the last steps, which lead to it, else the first."""
     steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
     left_out = max(0, len(steps) - _MOST_LINES)
@@ -92,7 +94,7 @@ def _steps(finding: "Finding") -> list[Text]:
     return lines if skipped == left_out else [*lines, Text(f"     and {left_out} more")]
 
 
-def attack_names() -> "RenderableType":
+def attack_names() -> RenderableType:
     """Return what there is to choose from."""
     lines = [Text("Vulnerabilities", style="bold")]
     for name in vulnerability_names():
@@ -104,14 +106,14 @@ def attack_names() -> "RenderableType":
     return Group(*lines)
 
 
-def _bold(title: str) -> "list[Text]":
+def _bold(title: str) -> list[Text]:
     return [Text(line, style="bold") for line in _lines("", title)]
 
 
-def _wrapped(label: str, text: str) -> "list[Text]":
+def _wrapped(label: str, text: str) -> list[Text]:
     return [Text(line) for line in _lines(label, text)]
 
 
-def _lines(label: str, text: str) -> "Iterable[str]":
+def _lines(label: str, text: str) -> Iterable[str]:
     indent = " " * min(len(label), 26)
     return fill(text, WIDTH, initial_indent=label, subsequent_indent=indent).splitlines()

@@ -1,5 +1,7 @@
 """A calibration as text."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -19,7 +21,7 @@ __all__ = ["calibration_report"]
 _WIDTH = 100
 
 
-def calibration_report(calibration: "Calibration") -> "RenderableType":
+def calibration_report(calibration: Calibration) -> RenderableType:
     """Return what was measured, with 95 % intervals, and what was not and why."""
     frequency = next(one for one in calibration.measured if one.unit is Unit.GIGAHERTZ).figures.median
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
@@ -35,7 +37,7 @@ def calibration_report(calibration: "Calibration") -> "RenderableType":
     return Group(*parts)
 
 
-def _figures(one: "Measurement") -> tuple[str, str]:
+def _figures(one: Measurement) -> tuple[str, str]:
     figures, unit = one.figures, one.unit.value
     digits = 2 if one.unit is Unit.GIGAHERTZ else 1
     median = f"{figures.median:,.{digits}f} {unit}"
@@ -44,5 +46,5 @@ def _figures(one: "Measurement") -> tuple[str, str]:
     return median, f"{figures.low:,.{digits}f} to {figures.high:,.{digits}f}"
 
 
-def _cycles(one: "Measurement", frequency: float) -> str:
+def _cycles(one: Measurement, frequency: float) -> str:
     return "-" if one.unit is Unit.GIGAHERTZ else f"{one.figures.median * frequency:,.0f}"

@@ -1,5 +1,7 @@
 """A comparison as text: figures of both sides, the difference with its interval, and the most changed causes."""
 
+from __future__ import annotations
+
 from math import isinf
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ _SHARES = frozenset({"overhead"})
 _LABELS = ("mitigation", "policy", "cpu", "classes")
 
 
-def compare_report(comparison: "Comparison", *, top: int = 10) -> "RenderableType":
+def compare_report(comparison: Comparison, *, top: int = 10) -> RenderableType:
     """Return the sides' difference, and a section for each pair.
 
     :param top: The most causes to show of each pair.
@@ -42,11 +44,11 @@ def compare_report(comparison: "Comparison", *, top: int = 10) -> "RenderableTyp
     return Group(*parts)
 
 
-def _title(pair: "Pair") -> str:
+def _title(pair: Pair) -> str:
     return ", ".join(pair.what[facet] for facet in _LABELS if facet in pair.what) or "Both"
 
 
-def _metrics(pair: "Pair") -> Table:
+def _metrics(pair: Pair) -> Table:
     shown = [change for change in pair.metrics if change.first.median or change.second.median]
     rows = [_row(change) for change in shown]
     headings = ["", "A", "B", "change", "", "interval"]
@@ -60,7 +62,7 @@ def _metrics(pair: "Pair") -> Table:
     return fitted(table)
 
 
-def _row(change: "Change") -> tuple[str, ...]:
+def _row(change: Change) -> tuple[str, ...]:
     share = change.name in _SHARES
     return (
         change.name.replace("_", " "),
@@ -72,7 +74,7 @@ def _row(change: "Change") -> tuple[str, ...]:
     )
 
 
-def _causes(pair: "Pair", top: int) -> "list[RenderableType]":
+def _causes(pair: Pair, top: int) -> list[RenderableType]:
     changed = [change for change in pair.causes if change.by.shift][:top]
     if not changed:
         return []
@@ -95,20 +97,20 @@ def _causes(pair: "Pair", top: int) -> "list[RenderableType]":
     return lines
 
 
-def _shift(change: "Change", *, share: bool) -> str:
+def _shift(change: Change, *, share: bool) -> str:
     if not change.by.is_real:
         return "~"
     sign = "+" if change.by.shift > 0 else "-"
     return f"{sign}{_figure(abs(change.by.shift), share=share)}"
 
 
-def _percent(change: "Change") -> str:
+def _percent(change: Change) -> str:
     if not change.by.is_real or change.percent is None:
         return ""
     return f"{change.percent:+.1f}%"
 
 
-def _interval(change: "Change", *, share: bool) -> str:
+def _interval(change: Change, *, share: bool) -> str:
     low, high = change.by.low, change.by.high
     if low is None or high is None or (low == high == change.by.shift):
         return ""

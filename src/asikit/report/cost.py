@@ -1,5 +1,7 @@
 """Costs as text: what each mitigation adds, where it comes from, and where every figure comes from."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -39,7 +41,7 @@ SOURCE_WORDS = {
 }
 
 
-def cost_report(result: "CostResult", *, top: int = 5) -> "RenderableType":
+def cost_report(result: CostResult, *, top: int = 5) -> RenderableType:
     """Return a section for each processor.
 
     :param top: The most parameters to show of those that move the answer, and the most parts.
@@ -61,7 +63,7 @@ def cost_report(result: "CostResult", *, top: int = 5) -> "RenderableType":
     return Group(*parts)
 
 
-def cost_sources(result: "CostResult") -> "RenderableType":
+def cost_sources(result: CostResult) -> RenderableType:
     """Return every term of every row, and the source of every figure."""
     parts: list[RenderableType] = []
     for row in result.rows:
@@ -85,13 +87,13 @@ def percent(share: float) -> str:
     return f"{hundredths:.{digits}f}%"
 
 
-def interval(figures: "Range") -> str:
+def interval(figures: Range) -> str:
     """Return a range of shares: ``12.5% (3.10% to 40.2%)``, or one figure when it is exact."""
     middle = percent(figures.mid)
     return middle if figures.is_exact else f"{middle} ({percent(figures.low)} to {percent(figures.high)})"
 
 
-def _base_line(result: "CostResult") -> str:
+def _base_line(result: CostResult) -> str:
     kernel = result.kernel_instructions / max(1, result.instructions)
     workload = " ".join(" ".join(map(str, result.trace.get("workload", ()))).split())
     shown = workload if len(workload) <= 60 else f"{workload[:57]}..."  # noqa: PLR2004
@@ -99,7 +101,7 @@ def _base_line(result: "CostResult") -> str:
     return f"{shown}: {result.instructions:,} instructions, {kernel:.0%} of them in the kernel{time}"
 
 
-def _overheads(rows: "Sequence[CostRow]") -> Table:
+def _overheads(rows: Sequence[CostRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("mitigation", no_wrap=True, vertical="bottom")
     for heading in ("overhead", "low", "high", "cycles per\nround trip", "low", "high"):
@@ -114,7 +116,7 @@ def _overheads(rows: "Sequence[CostRow]") -> Table:
     return fitted(table)
 
 
-def _by_source(rows: "Sequence[CostRow]") -> Table:
+def _by_source(rows: Sequence[CostRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     shown = [row for row in rows if row.by_source]
@@ -127,7 +129,7 @@ def _by_source(rows: "Sequence[CostRow]") -> Table:
     return fitted(table)
 
 
-def _by_part(result: "CostResult", rows: "Sequence[CostRow]", top: int) -> Table:
+def _by_part(result: CostResult, rows: Sequence[CostRow], top: int) -> Table:
     """Return a row for each part; the last is for those that have none of their own, so that the columns add up."""
     shown = [number for number, row in enumerate(result.rows) if row in rows and row.by_source]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
@@ -147,7 +149,7 @@ def _by_part(result: "CostResult", rows: "Sequence[CostRow]", top: int) -> Table
     return fitted(table)
 
 
-def _asi_lines(row: "CostRow") -> "list[str]":
+def _asi_lines(row: CostRow) -> list[str]:
     if row.per_exit is None or row.per_exit_ns is None:
         return []
     cycles, time = row.per_exit, row.per_exit_ns
@@ -167,7 +169,7 @@ def _asi_lines(row: "CostRow") -> "list[str]":
     return lines
 
 
-def _even_text(name: str, even: "BreakEven") -> str:
+def _even_text(name: str, even: BreakEven) -> str:
     figures = even.fraction
     here = f"here {percent(even.observed)} do"
     if figures.mid <= 0:
@@ -176,7 +178,7 @@ def _even_text(name: str, even: "BreakEven") -> str:
     return f"Less than {name} while under {interval(figures)} of the round trips exit; {here}."
 
 
-def _sensitivities(rows: "Sequence[CostRow]", top: int) -> "list[RenderableType]":
+def _sensitivities(rows: Sequence[CostRow], top: int) -> list[RenderableType]:
     lines = []
     for row in rows:
         shown = row.sensitivity[:top]
@@ -191,7 +193,7 @@ def _sensitivities(rows: "Sequence[CostRow]", top: int) -> "list[RenderableType]
     return [Text(), *map(Text, lines)] if lines else []
 
 
-def _figures(parameter: "Parameter") -> str:
+def _figures(parameter: Parameter) -> str:
     figures = parameter.range
     unit = "" if parameter.unit.value == "count" else f" {parameter.unit.value}"
     known = parameter.basis.value
@@ -200,7 +202,7 @@ def _figures(parameter: "Parameter") -> str:
     return f"{figures.low:,.6g} to {figures.high:,.6g}{unit}, {known}"
 
 
-def _parameter_line(name: str, parameter: "Parameter") -> str:
+def _parameter_line(name: str, parameter: Parameter) -> str:
     figures = parameter.range
     middle = "" if figures.is_exact else f", best guess {figures.mid:,.6g}"
     return f"{name}: {_figures(parameter)}{middle}: {parameter.source}"

@@ -1,5 +1,7 @@
 """A machine's vulnerabilities as text."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -19,7 +21,7 @@ __all__ = ["host_report"]
 _WIDTH = 98
 
 
-def host_report(host: "Host") -> "RenderableType":
+def host_report(host: Host) -> RenderableType:
     """Return the processor, a table of what it is vulnerable to, and what ASI would make unnecessary."""
     affected = [one for one in host.vulnerabilities if one.verdict is not Verdict.NOT_NEEDED]
     spared = [one.name for one in host.vulnerabilities if one.verdict is Verdict.NOT_NEEDED]
@@ -34,7 +36,7 @@ def host_report(host: "Host") -> "RenderableType":
     return Group(*parts)
 
 
-def _identity(identity: "Identity") -> list[str]:
+def _identity(identity: Identity) -> list[str]:
     smt = {True: "sibling threads in use", False: "no sibling threads in use", None: "sibling threads unknown"}
     number = f"family {identity.family}, model {identity.model_number}"
     lines = [f"{identity.name or identity.vendor} ({identity.vendor}, {number}), {smt[identity.smt]}"]
@@ -45,7 +47,7 @@ def _identity(identity: "Identity") -> list[str]:
     return lines
 
 
-def _table(affected: "list[Vulnerability]") -> Table:
+def _table(affected: list[Vulnerability]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
     table.add_column("vulnerability", overflow="fold", ratio=3)
     table.add_column("now", overflow="fold", ratio=5)

@@ -1,5 +1,7 @@
 """Several recordings under several policies, in one table that a newcomer understands."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -25,7 +27,7 @@ _PREDICTOR, _BUFFERS = "ibpb", "verw"
 _WIDTH = 98
 
 
-def overview(recordings: "Mapping[str, Sequence[ReplayResult]]") -> "RenderableType":
+def overview(recordings: Mapping[str, Sequence[ReplayResult]]) -> RenderableType:
     """Return a row for each recording and policy, and the main cause of the exits below each recording.
 
     :param recordings: Name of the recording -> its results, in the order of the rows.
@@ -51,7 +53,7 @@ def overview(recordings: "Mapping[str, Sequence[ReplayResult]]") -> "RenderableT
     )
 
 
-def cost_overview(recordings: "Mapping[str, CostResult]") -> "RenderableType":
+def cost_overview(recordings: Mapping[str, CostResult]) -> RenderableType:
     """Return the overhead of each mitigation, a row for each recording and processor, and what it consists of.
 
     :param recordings: Name of the recording -> its costs, in the order of the rows; all of the same mitigations.
@@ -72,14 +74,14 @@ def cost_overview(recordings: "Mapping[str, CostResult]") -> "RenderableType":
     return Group(Text(title, style="bold"), fitted(table))
 
 
-def _overhead(figures: "Range") -> str:
+def _overhead(figures: Range) -> str:
     """Return a range in the fewest characters: ``12.5% (3.10-40.2%)``."""
     if figures.is_exact:
         return percent(figures.mid)
     return f"{percent(figures.mid)} ({percent(figures.low).removesuffix('%')}-{percent(figures.high)})"
 
 
-def _figures(result: "ReplayResult") -> tuple[str, ...]:
+def _figures(result: ReplayResult) -> tuple[str, ...]:
     entries = result.round_trips
     asi = result.mechanism == "asi"
     return (
@@ -92,7 +94,7 @@ def _figures(result: "ReplayResult") -> tuple[str, ...]:
     )
 
 
-def _main_causes(name: str, results: "Sequence[ReplayResult]") -> list[str]:
+def _main_causes(name: str, results: Sequence[ReplayResult]) -> list[str]:
     """Name the first cause under each policy, once if it is the same under all."""
     lines: dict[tuple[str, str], str] = {}
     for result in results:

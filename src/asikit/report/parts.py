@@ -1,5 +1,7 @@
 """Counts divided by task, process, CPU or phase, as tables whose columns add up to the whole."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PART_WORDS", "parts_table", "rest_label"]
 
-PART_WORDS: "Mapping[str, tuple[str, str]]" = {
+PART_WORDS: Mapping[str, tuple[str, str]] = {
     "task": ("task", "tasks"),
     "pid": ("process", "processes"),
     "cpu": ("CPU", "CPUs"),
@@ -23,7 +25,7 @@ PART_WORDS: "Mapping[str, tuple[str, str]]" = {
 """What one part is called, and several."""
 
 
-def parts_table(results: "Sequence[ReplayResult]", top: int) -> Table:
+def parts_table(results: Sequence[ReplayResult], top: int) -> Table:
     """Return a row for each part of one recording: in detail under one policy, else the exits under each.
 
     :param top: The most parts to show; the last row is for all the others.
@@ -51,14 +53,14 @@ def rest_label(more: int, by: str) -> str:
     return f"... and {more:,} more {PART_WORDS[by][more != 1]}"
 
 
-def _headings(results: "Sequence[ReplayResult]") -> "list[str]":
+def _headings(results: Sequence[ReplayResult]) -> list[str]:
     if len(results) > 1:
         return ["round trips", *(f"exits, {result.policy}" for result in results)]
     return ["round trips", "without exit", "exits", "a round trip", "share"]
 
 
-def _detail(result: "ReplayResult", parts: "Sequence[Part]") -> "list[str]":
-    def total(of: "Callable[[Part], int]") -> int:
+def _detail(result: ReplayResult, parts: Sequence[Part]) -> list[str]:
+    def total(of: Callable[[Part], int]) -> int:
         return sum(map(of, parts))
 
     trips, exits = total(lambda part: part.round_trips), total(lambda part: part.exits)
@@ -69,7 +71,7 @@ def _detail(result: "ReplayResult", parts: "Sequence[Part]") -> "list[str]":
     return [f"{trips:,}", f"{total(lambda part: part.round_trips_without_exit):,}", f"{exits:,}", ratio, share]
 
 
-def _beside(results: "Sequence[ReplayResult]", row: "Sequence[Sequence[Part]]") -> "list[str]":
+def _beside(results: Sequence[ReplayResult], row: Sequence[Sequence[Part]]) -> list[str]:
     exits = [
         f"{sum(part.exits for part in parts):,}" if result.mechanism == "asi" else "-"
         for result, parts in zip(results, row, strict=True)

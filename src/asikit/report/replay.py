@@ -1,5 +1,7 @@
 """A replay's result as text: one policy in detail, several side by side."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -27,7 +29,7 @@ _LABEL_WIDTH = 36  # with the space around it, and the table's edges; a policy's
 _POLICY_WIDTH = 14
 
 
-def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
+def replay_report(result: ReplayResult, *, top: int = 10) -> RenderableType:
     """Return one result in detail: counts, entries, causes.
 
     :param top: The most causes and entries to show; no tables of them when 0.
@@ -48,13 +50,13 @@ def replay_report(result: "ReplayResult", *, top: int = 10) -> "RenderableType":
     return Group(*parts)
 
 
-def _selected(result: "ReplayResult") -> "list[Text]":
+def _selected(result: ReplayResult) -> list[Text]:
     """Return the line that says what of the recording was counted, if not all of it."""
     words = printable(result.selection)
     return [Text(f"Counted: {words} ({result.events:,} events)")] if words else []
 
 
-def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3, top: int = 10) -> "RenderableType":
+def compare_replays(results: Sequence[ReplayResult], *, causes: int = 3, top: int = 10) -> RenderableType:
     """Return results of one recording side by side, a column each, and the main causes below.
 
     :param causes: The most causes to show of each.
@@ -87,7 +89,7 @@ def compare_replays(results: "Sequence[ReplayResult]", *, causes: int = 3, top: 
     return Group(*parts)
 
 
-def _compared_width(results: "Sequence[ReplayResult]") -> int:
+def _compared_width(results: Sequence[ReplayResult]) -> int:
     names = [
         min(_POLICY_WIDTH, max(len(result.policy), len(f"{result.cr3_writes:,}"), len(f"{result.round_trips:,}")))
         for result in results
@@ -95,16 +97,16 @@ def _compared_width(results: "Sequence[ReplayResult]") -> int:
     return _LABEL_WIDTH + sum(name + 3 for name in names)
 
 
-def _trips(result: "ReplayResult") -> int:
+def _trips(result: ReplayResult) -> int:
     """The round trips that could have exited: without ASI there is nothing to exit from."""
     return result.round_trips if result.mechanism == "asi" else 0
 
 
-def _without_exit(result: "ReplayResult") -> str:
+def _without_exit(result: ReplayResult) -> str:
     return _percent(result.round_trips_without_exit, _trips(result))
 
 
-def _facts(result: "ReplayResult") -> Table:
+def _facts(result: ReplayResult) -> Table:
     table = _plain()
     table.add_row("round trips", f"{result.round_trips:,}", f"kernel entry to return; domains: {_and(result.classes)}")
     if result.unprotected_round_trips:
@@ -134,7 +136,7 @@ def _facts(result: "ReplayResult") -> Table:
     return table
 
 
-def _entries(result: "ReplayResult", top: int) -> Table:
+def _entries(result: ReplayResult, top: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name, justify in (("entry", "left"), ("round trips", "right"), ("without exit", "right"), ("exits", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -146,7 +148,7 @@ def _entries(result: "ReplayResult", top: int) -> Table:
     return table
 
 
-def _causes(result: "ReplayResult", top: int) -> Table:
+def _causes(result: ReplayResult, top: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("exits", justify="right", no_wrap=True)
@@ -165,24 +167,24 @@ def _add_rest(table: Table, more: int, what: str) -> None:
         table.add_row(*row)
 
 
-def _notes(result: "ReplayResult") -> "list[str]":
+def _notes(result: ReplayResult) -> list[str]:
     if not result.amended_events:
         return []
     events = "event" if result.amended_events == 1 else "events"
     return ["", f"A recording begins in the middle of things: {result.amended_events:,} {events} had to be completed."]
 
 
-def cause_line(cause: "Cause") -> str:
+def cause_line(cause: Cause) -> str:
     """Return a cause in one line: where it happened, and what was touched."""
     known = [text for text in (_function(cause), _touched(cause)) if text != "?"]
     return ": ".join(known)
 
 
-def _function(cause: "Cause") -> str:
+def _function(cause: Cause) -> str:
     return f"{cause.function} <- {cause.caller}" if cause.caller != "?" else cause.function
 
 
-def _touched(cause: "Cause") -> str:
+def _touched(cause: Cause) -> str:
     if not cause.region:
         return "a page fault of the kernel's own" if cause.reason == "page_fault" else REASON_WORDS[cause.reason]
     kind = cause.kind.replace("_", " ")
@@ -220,5 +222,5 @@ def _ratio(part: int, whole: int) -> str:
     return "under 0.001" if 0 < part / whole < 0.001 else f"{part / whole:.3f}"  # noqa: PLR2004
 
 
-def _and(names: "Sequence[str]") -> str:
+def _and(names: Sequence[str]) -> str:
     return " and ".join(names)

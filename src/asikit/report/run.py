@@ -1,5 +1,7 @@
 """A machine's run as text."""
 
+from __future__ import annotations
+
 import signal
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ _FAULT_WORDS = {
 }
 
 
-def run_report(title: str, machine: "Machine", report: "Report") -> "RenderableType":
+def run_report(title: str, machine: Machine, report: Report) -> RenderableType:
     """Return what happened, in one screen.
 
     :param title: The scenario's.
@@ -47,11 +49,11 @@ def run_report(title: str, machine: "Machine", report: "Report") -> "RenderableT
     return Group(*parts)
 
 
-def _signal(process: "Process") -> str:
+def _signal(process: Process) -> str:
     return signal.Signals(-(process.exit_code or 0)).name
 
 
-def _facts(report: "Report") -> Table:
+def _facts(report: Report) -> Table:
     table = _table("left", "right", "left")
     rows: list[tuple[str, int, str]] = [("round trips", report.round_trips, "kernel entry to return")]
     if report.mechanism == "asi":
@@ -78,7 +80,7 @@ def _facts(report: "Report") -> Table:
     return table
 
 
-def _entries(report: "Report") -> Table:
+def _entries(report: Report) -> Table:
     table = _table("left", "right", "right", "right", header=("entry", "round trips", "without exit", "exits"))
     asi = report.mechanism == "asi"
     for (kind, number), (trips, exits, without) in sorted(report.by_entry.items(), key=lambda row: (-row[1][0], row)):

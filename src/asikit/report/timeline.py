@@ -1,5 +1,7 @@
 """One round trip of a machine, step by step: what the kernel did, what ASI did about it, and when."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,7 @@ class _Trip:
 class Timeline(Observer):
     """Keeps what happens in the n-th round trip of a machine, counted from 1 over all CPUs by their entries."""
 
-    def __init__(self, machine: "Machine", number: int) -> None:
+    def __init__(self, machine: Machine, number: int) -> None:
         self._kernel = machine.kernel
         self._number = number
         self._seen = 0
@@ -64,7 +66,7 @@ class Timeline(Observer):
         """How many have begun."""
         return self._seen
 
-    def render(self) -> "RenderableType":
+    def render(self) -> RenderableType:
         """Return it as text, a line for each step, with the time since the entry."""
         trip = self._trip
         if trip is None:
@@ -106,29 +108,29 @@ class Timeline(Observer):
         self._deeper(cpu, -1)
         self._add(cpu, "return from it")
 
-    def touch(self, cpu: int, access: "Access", vaddr: int, paddr: int) -> None:
+    def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Kernel code touches a page for the first time."""
         page = self._kernel.allocator.page(paddr // PAGE_SIZE) if paddr < self._kernel.physical.size else None
         what = "device" if page is None else page.kind if page.cache is None else f"{page.kind} {page.cache}"
         region = self._kernel.layout.region_of(vaddr)
         self._add(cpu, f"{access.name.lower()} {region} {vaddr:#x}: {what}  ({self._function()})")
 
-    def asi_fault(self, cpu: int, access: "Access", vaddr: int) -> None:
+    def asi_fault(self, cpu: int, access: Access, vaddr: int) -> None:
         """ASI's own page fault."""
         text = f"page fault: {access.name.lower()} of {vaddr:#x} is not in the restricted address space"
         self._add(cpu, f"{text}  ({self._function()})", "yellow")
 
-    def micro_op(self, cpu: int, path: str, effect: "Effect | None") -> None:
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """A micro-operation of the protocol ran."""
         self._add(cpu, path if effect is None else f"{path}: {effect}", "dim" if effect is None else "cyan")
 
-    def syscall(self, cpu: int, number: int, name: str, arguments: "Sequence[object]", result: int) -> None:
+    def syscall(self, cpu: int, number: int, name: str, arguments: Sequence[object], result: int) -> None:
         """A system call is done."""
         del number
         listed = ", ".join(f"{argument:#x}" if isinstance(argument, int) else str(argument) for argument in arguments)
         self._add(cpu, f"{name}({listed}) = {result}", "bold")
 
-    def task_switch(self, cpu: int, task: "Task") -> None:
+    def task_switch(self, cpu: int, task: Task) -> None:
         """The CPU leaves a task for another one."""
         self._add(cpu, f"switch to {task}")
 
@@ -136,7 +138,7 @@ class Timeline(Observer):
         """Other page tables are loaded."""
         self._add(cpu, f"page tables of mm {mm}")
 
-    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
+    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         """Frames were allocated."""
         del gfp, migratetype
         self._add(cpu, f"allocate frame {pfn:#x}, order {order}  ({self._function()})")

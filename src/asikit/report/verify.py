@@ -1,5 +1,7 @@
 """Verdicts as text: one in detail with its counterexample, and the table of mutants."""
 
+from __future__ import annotations
+
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ _AND_MACHINE = {
 }
 
 
-def verification_report(result: "Verification") -> "RenderableType":
+def verification_report(result: Verification) -> RenderableType:
     """Return one verdict in detail: what was explored, each property, the counterexample, what it rests on."""
     parts: list[RenderableType] = [Text(f"{result.verdict}: {_title(result)}", style="bold"), Text()]
     proved = str(result.verdict) == "PROVED"
@@ -59,7 +61,7 @@ def verification_report(result: "Verification") -> "RenderableType":
     return Group(*parts)
 
 
-def mutants_report(rows: "Sequence[MutantRow]") -> "RenderableType":
+def mutants_report(rows: Sequence[MutantRow]) -> RenderableType:
     """Return a table of mutants, and below it what the counterexamples come to."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH)
     table.add_column("mutant", no_wrap=True)
@@ -88,7 +90,7 @@ def mutants_report(rows: "Sequence[MutantRow]") -> "RenderableType":
     )
 
 
-def equivalence_report(comparisons: "Sequence[Comparison]") -> "RenderableType":
+def equivalence_report(comparisons: Sequence[Comparison]) -> RenderableType:
     """Return ASI and the blanket mitigation side by side, and what it takes to tell them apart."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH)
     for name in ("situation", "ASI", "blanket"):
@@ -105,20 +107,20 @@ def equivalence_report(comparisons: "Sequence[Comparison]") -> "RenderableType":
     return Group(table, *leaks)
 
 
-def _title(result: "Verification") -> str:
+def _title(result: Verification) -> str:
     changes = " and ".join(each for each in (result.variant, result.mutant) if each)
     what = f"{result.mitigation} with {changes}" if changes else result.mitigation
     return f"{what}, {_count(result.threads, 'hardware thread')}, domains: {', '.join(result.classes)}"
 
 
-def _method(result: "Verification") -> str:
+def _method(result: Verification) -> str:
     schedules = "all schedules" if result.method == "induction" else "all interleavings"
     if not result.nesting:
         return f"{schedules}, no NMIs"
     return f"{schedules}, NMIs between any two micro-operations, {result.nesting} deep"
 
 
-def _counterexample(found: "Counterexample") -> "list[RenderableType]":
+def _counterexample(found: Counterexample) -> list[RenderableType]:
     title = f"Counterexample: a {found.kind}, in {_count(len(found.steps), 'step')}"
     lines = [_wrapped(f"{number:>4}. ", line) for number, line in enumerate(found.story, 1)]
     end = _wrapped("   => ", found.conclusion)
@@ -126,16 +128,16 @@ def _counterexample(found: "Counterexample") -> "list[RenderableType]":
     return [Text(title, style="bold"), *lines, end]
 
 
-def _on_machine(machine: "Reproduction") -> str:
+def _on_machine(machine: Reproduction) -> str:
     missed = f" ({_count(machine.missed, 'step')} could not be followed)" if machine.missed else ""
     return f"{machine.kind or 'harmless'}: {machine.says}{missed}"
 
 
-def _breaks_machine(row: "MutantRow") -> bool:
+def _breaks_machine(row: MutantRow) -> bool:
     return row.refuted is not None and row.refuted.leaks_on_machine is True
 
 
-def _list(lines: "Iterable[str]") -> "RenderableType":
+def _list(lines: Iterable[str]) -> RenderableType:
     return Group(*(_wrapped("  ", line) for line in lines))
 
 
@@ -146,14 +148,14 @@ def _wrapped(label: str, text: str) -> Text:
     return Text(wrapped)
 
 
-def _plain(*justify: "JustifyMethod", width: int = WIDTH) -> Table:
+def _plain(*justify: JustifyMethod, width: int = WIDTH) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), width=width)
     for number, side in enumerate(justify, 1):
         table.add_column(justify=side, no_wrap=number < len(justify), overflow="fold")
     return table
 
 
-def _cell(verdict: "object | None") -> str:
+def _cell(verdict: object | None) -> str:
     return "-" if verdict is None else str(verdict)
 
 

@@ -15,6 +15,8 @@ phases         name | begin | end | task | ended: the events from begin on and b
 =============  ======================================================================================================
 """
 
+from __future__ import annotations
+
 from asikit.trace._errors import TraceError
 from asikit.trace._kinds import (
     ENTRY_KINDS,

@@ -1,5 +1,7 @@
 """Remember, in the user's cache folder, which files of a trace have had the right hash."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from pathlib import Path

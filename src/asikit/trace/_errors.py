@@ -1,5 +1,7 @@
 """What the trace room raises."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Self
 
 from asikit.errors import AsikitError
@@ -14,13 +16,13 @@ class TraceError(AsikitError):
     """A trace, or what was to become one, is not in order. The message names the file and the fault."""
 
     @classmethod
-    def at(cls, file: "Path | str", fault: str) -> Self:
+    def at(cls, file: Path | str, fault: str) -> Self:
         """Make the one-line message ``FILE: FAULT``; a file name that would not print as it is, is quoted."""
         name = str(file)
         return cls(f"{name if name.isprintable() else ascii(name)}: {fault}")
 
     @classmethod
-    def from_os_error(cls, file: "Path | str", doing: str, error: OSError) -> Self:
+    def from_os_error(cls, file: Path | str, doing: str, error: OSError) -> Self:
         """Say which file could not be read or written, and the system's reason."""
         return cls.at(file, f"cannot be {doing}: {error.strerror or error}")
 

@@ -1,5 +1,7 @@
 """Two files change names, in one step."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 from typing import TYPE_CHECKING, Final
@@ -15,7 +17,7 @@ _RENAME_EXCHANGE: Final = 2
 """Of include/uapi/linux/fs.h."""
 
 
-def exchange(one: "Path", other: "Path") -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Have each of two paths lead to what was the other's (``renameat2(2)``): at no time is one of them missing.
 
     :return: False if the C library or the file system cannot; nothing has changed then.

@@ -1,5 +1,7 @@
 """The closed lists of the format: kinds of event, regions of the kernel's address space, kinds of page."""
 
+from __future__ import annotations
+
 from enum import IntEnum, StrEnum
 from typing import Final
 

@@ -1,5 +1,7 @@
 """``meta.json``: what it holds, and how it is checked."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -100,7 +102,7 @@ class Meta(msgspec.Struct, frozen=True):
     content_hash: str
 
 
-def content_hash(tables: "Mapping[str, Table]") -> str:
+def content_hash(tables: Mapping[str, Table]) -> str:
     """Give the hash of a trace's tables.
 
     It is the SHA-256 of the lines ``SHA256  PATH`` of all the tables' files in the order of their paths: what
@@ -111,7 +113,7 @@ def content_hash(tables: "Mapping[str, Table]") -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def encode(meta: "Mapping[str, Any]", tables: "Mapping[str, Table]", file: "Path") -> bytes:
+def encode(meta: Mapping[str, Any], tables: Mapping[str, Table], file: Path) -> bytes:
     r"""Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
 
     What a text has of bytes that are no UTF-8 (an argument of the workload may) is written as ``\xff`` is.
@@ -144,12 +146,12 @@ def _unicode(value: Any) -> Any:  # noqa: ANN401  (any JSON value, and what the 
     return value
 
 
-def _visible(surrogate: "re.Match[str]") -> str:
+def _visible(surrogate: re.Match[str]) -> str:
     number = ord(surrogate[0])
     return f"\\x{number - _FIRST_BYTE:02x}" if number - _FIRST_BYTE in range(0x80, 0x100) else f"\\u{number:04x}"
 
 
-def read(file: "Path") -> Meta:
+def read(file: Path) -> Meta:
     """Read and check a ``meta.json``.
 
     :raises TraceError: It is not there, not ours, newer than we know, or does not describe a trace.
@@ -173,7 +175,7 @@ def read(file: "Path") -> Meta:
     return Meta(raw=raw, recorder=_recorder_part(raw, file), tables=tables, content_hash=ours.content_hash)
 
 
-def _read_object(file: "Path") -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise TraceError.at(file, "missing: the folder is not a trace")
     if not file.is_file():
@@ -189,7 +191,7 @@ def _read_object(file: "Path") -> dict[str, Any]:
     return raw
 
 
-def _recorder_part(raw: object, file: "Path") -> RecorderMeta:
+def _recorder_part(raw: object, file: Path) -> RecorderMeta:
     try:
         return msgspec.convert(raw, RecorderMeta)
     except msgspec.ValidationError as error:
@@ -202,7 +204,7 @@ def _convert_fault(error: msgspec.ValidationError) -> str:
     return f"{place.strip('`').removeprefix('$.')}: {fault}" if place else fault
 
 
-def _check_tables(meta: _WriterMeta, file: "Path") -> None:
+def _check_tables(meta: _WriterMeta, file: Path) -> None:
     listed = {name for name in TABLES if SINCE.get(name, 1) <= meta.version}
     for name in sorted(listed - meta.tables.keys()):
         raise TraceError.at(file, f"table {name!r} is not listed")

@@ -1,5 +1,7 @@
 """Reading a trace: cheap checks when it is opened, events in chunks, side tables whole."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import time
@@ -39,7 +41,7 @@ class Trace:
         self._checked: CheckedFiles | None = None  # those of them that were checked before, where that is kept
 
     @classmethod
-    def open(cls, path: "str | os.PathLike[str]") -> Self:
+    def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a trace and check what is cheap to check.
 
         Checked are ``meta.json``, that each file is there with its size, and that there is no other table in the
@@ -62,7 +64,7 @@ class Trace:
         return trace
 
     @property
-    def meta(self) -> "Mapping[str, Any]":
+    def meta(self) -> Mapping[str, Any]:
         """``meta.json`` as it was read."""
         return self._meta.raw
 
@@ -89,7 +91,7 @@ class Trace:
         """
         return self._table(table).rows
 
-    def files(self, table: str) -> "Mapping[str, _meta.TableFile]":
+    def files(self, table: str) -> Mapping[str, _meta.TableFile]:
         """Give a table's files, by their path in the folder, in the order of their rows.
 
         :raises TraceError: No such table.
@@ -108,9 +110,7 @@ class Trace:
             return empty_table(table)
         return self._read(table, f"{table}.parquet", SIDE_TABLES[table].names())
 
-    def events(
-        self, *, columns: "Sequence[str] | None" = None, chunk_rows: int | None = None
-    ) -> "Iterator[pl.DataFrame]":
+    def events(self, *, columns: Sequence[str] | None = None, chunk_rows: int | None = None) -> Iterator[pl.DataFrame]:
         """Read the events in order, a part at a time: memory stays that of one part, however long the trace.
 
         :param columns: The columns to read, in this order; all when None.
@@ -155,7 +155,7 @@ class Trace:
                 self._check_content(table, path)
         verify(self)
 
-    def _chunks(self, names: list[str], chunk_rows: int | None) -> "Iterator[pl.DataFrame]":
+    def _chunks(self, names: list[str], chunk_rows: int | None) -> Iterator[pl.DataFrame]:
         paths = list(self.files("events"))
         with ThreadPoolExecutor(1, thread_name_prefix="asikit-check") as checker:
             coming = checker.submit(self._check_content, "events", paths[0])
@@ -187,7 +187,7 @@ class Trace:
         return frame
 
     @contextmanager
-    def _parquet(self, path: str) -> "Iterator[Path]":
+    def _parquet(self, path: str) -> Iterator[Path]:
         """Give the file to read with polars, and name it when polars cannot."""
         try:
             yield self._file(path)

@@ -1,5 +1,7 @@
 """The tables' columns and types, and the checks that a frame has them."""
 
+from __future__ import annotations
+
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +20,7 @@ EVENT_SCHEMA: Final = pl.Schema(
 )
 """Columns of ``events``, in the order in which they are stored."""
 
-SIDE_TABLES: "Final[Mapping[str, pl.Schema]]" = MappingProxyType(
+SIDE_TABLES: Final[Mapping[str, pl.Schema]] = MappingProxyType(
     {
         "places": pl.Schema({"vaddr": pl.UInt64(), "region": pl.String(), "page": pl.UInt32()}),
         "pages": pl.Schema(
@@ -49,10 +51,10 @@ SIDE_TABLES: "Final[Mapping[str, pl.Schema]]" = MappingProxyType(
 )
 """Columns of the side tables, by the table's name."""
 
-TABLES: "Final[Mapping[str, pl.Schema]]" = MappingProxyType({"events": EVENT_SCHEMA, **SIDE_TABLES})
+TABLES: Final[Mapping[str, pl.Schema]] = MappingProxyType({"events": EVENT_SCHEMA, **SIDE_TABLES})
 """Columns of every table."""
 
-SINCE: "Final[Mapping[str, int]]" = MappingProxyType({"phases": 3})
+SINCE: Final[Mapping[str, int]] = MappingProxyType({"phases": 3})
 """The version of the format that a table came with, where it is not the first; before, it was empty."""
 
 NULLABLE: Final = frozenset(
@@ -77,7 +79,7 @@ _WORDS: Final = MappingProxyType(
 FIRST_KIND: Final = min(EventKind)
 LAST_KIND: Final = max(EventKind)
 
-ROW_ZERO: "Final[Mapping[str, Mapping[str, object]]]" = MappingProxyType(
+ROW_ZERO: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "stacks": MappingProxyType({"parent": 0, "address": 0, "symbol": 0}),
         "symbols": MappingProxyType({"name": "?", "module": None, "address": 0}),
@@ -92,7 +94,7 @@ def empty_table(name: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SIDE_TABLES[name])
 
 
-def schema_fault(table: str, found: "Mapping[str, pl.DataType]") -> str | None:
+def schema_fault(table: str, found: Mapping[str, pl.DataType]) -> str | None:
     """Say what is wrong with a frame's columns, or None. The order of the columns does not matter."""
     wanted = TABLES[table]
     for column, dtype in wanted.items():

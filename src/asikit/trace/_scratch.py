@@ -1,5 +1,7 @@
 """Folders for the time of a block. Who is killed in it leaves one; the next to make one clears it away."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import re
@@ -65,7 +67,7 @@ class ScratchFolder:
             raise
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove the folder, if it still has its name."""
         self._remove()

@@ -1,5 +1,7 @@
 """From stack ids to the functions on the stack."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.trace._errors import TraceError
@@ -31,18 +33,18 @@ class Stacks:
     once and ``symbol[parent[ids]]`` their callers; ``name`` and ``module`` are indexed by symbol id.
     """
 
-    parent: "npt.NDArray[np.uint32]"
+    parent: npt.NDArray[np.uint32]
     """The caller's stack id; 0 at the outermost frame."""
-    address: "npt.NDArray[np.uint64]"
+    address: npt.NDArray[np.uint64]
     """The leaf's address."""
-    symbol: "npt.NDArray[np.uint32]"
+    symbol: npt.NDArray[np.uint32]
     """The leaf's symbol id; 0 where it is unknown."""
     name: tuple[str, ...]
     """Name of each symbol."""
     module: tuple[str | None, ...]
     """Module of each symbol; None for the kernel image."""
 
-    def __init__(self, trace: "Trace") -> None:
+    def __init__(self, trace: Trace) -> None:
         """Read the trace's ``stacks`` and ``symbols``.
 
         :raises TraceError: A stack is not after its parent, or its symbol is not in ``symbols``.

@@ -1,5 +1,7 @@
 """What a trace holds, counted: the figures of ``asi info``."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,7 +85,7 @@ class TraceSummary:
         return sum(self.events[kind] for kind in RETURN_KINDS)
 
 
-def summarize(trace: "Trace") -> TraceSummary:
+def summarize(trace: Trace) -> TraceSummary:
     """Count a trace's events; memory stays bounded by the side tables, however long the trace.
 
     :raises TraceError: A part is damaged, an event's kind is unknown, or a touch's place is not in the trace.
@@ -103,7 +105,7 @@ def summarize(trace: "Trace") -> TraceSummary:
     )
 
 
-def _count_events(trace: "Trace") -> tuple[pl.DataFrame, pl.DataFrame, Counter[int]]:
+def _count_events(trace: Trace) -> tuple[pl.DataFrame, pl.DataFrame, Counter[int]]:
     """Count the events by CPU and kind, the touches by place and kind, and the TLB flushes by arg.
 
     Each part is added to the sums so far.
@@ -120,7 +122,7 @@ def _count_events(trace: "Trace") -> tuple[pl.DataFrame, pl.DataFrame, Counter[i
     return counts[0], touched[0], flushed
 
 
-def _touches(trace: "Trace", touched: pl.DataFrame) -> tuple[TouchCount, ...]:
+def _touches(trace: Trace, touched: pl.DataFrame) -> tuple[TouchCount, ...]:
     places = trace.table("places").with_row_index("place")
     pages = trace.table("pages").select(page_kind="kind").with_row_index("page")
     joined = touched.join(places, left_on="arg", right_on="place", how="left")
@@ -138,7 +140,7 @@ def _touches(trace: "Trace", touched: pl.DataFrame) -> tuple[TouchCount, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.total, row.region, row.kind)))
 
 
-def _phases(trace: "Trace") -> tuple[PhaseSummary, ...]:
+def _phases(trace: Trace) -> tuple[PhaseSummary, ...]:
     phases = trace.table("phases")
     if not phases.height:
         return ()
@@ -159,7 +161,7 @@ def _phases(trace: "Trace") -> tuple[PhaseSummary, ...]:
     return tuple(found)
 
 
-def merged(stretches: "Iterable[tuple[int, int]]") -> list[tuple[int, int]]:
+def merged(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Give stretches of rows as ones that do not overlap, in order."""
     whole: list[tuple[int, int]] = []
     for begin, end in sorted(stretches):

@@ -4,6 +4,8 @@ With one CPU it is that CPU's clock. With several it is the sum of their clocks,
 events, whichever CPU each is of; so a stretch of time is a stretch of events.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +24,7 @@ __all__ = ["instructions_before", "rows_at", "total_instructions"]
 _CPUS = 1 << 8
 
 
-def instructions_before(trace: "Trace", rows: "Sequence[int]") -> list[int]:
+def instructions_before(trace: Trace, rows: Sequence[int]) -> list[int]:
     """Give the time at the last event before each of these rows of the events, 0 if there is none.
 
     :raises TraceError: A part of the trace is damaged.
@@ -39,7 +41,7 @@ def instructions_before(trace: "Trace", rows: "Sequence[int]") -> list[int]:
     return [int(time) for time in found]
 
 
-def rows_at(trace: "Trace", times: "Sequence[int]") -> list[int]:
+def rows_at(trace: Trace, times: Sequence[int]) -> list[int]:
     """Give for each time the first row of the events that is not earlier; the number of events if all are.
 
     :raises TraceError: A part of the trace is damaged.
@@ -51,7 +53,7 @@ def rows_at(trace: "Trace", times: "Sequence[int]") -> list[int]:
     return [int(row) for row in found]
 
 
-def total_instructions(trace: "Trace") -> int:
+def total_instructions(trace: Trace) -> int:
     """Give the time at the last event.
 
     :raises TraceError: A part of the trace is damaged.
@@ -59,7 +61,7 @@ def total_instructions(trace: "Trace") -> int:
     return instructions_before(trace, [trace.rows("events")])[0]
 
 
-def _times(trace: "Trace") -> "Iterator[Numbers]":
+def _times(trace: Trace) -> Iterator[Numbers]:
     """Give the time at each event, part by part."""
     last = np.zeros(_CPUS, np.int64)
     total = 0

@@ -1,5 +1,7 @@
 """The checks that need to read the whole trace."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +31,7 @@ _ARG_TABLE = {
 _ARG_CHOICES = {EventKind.RETURN_USER: 2, EventKind.TLB_FLUSH: len(TlbFlush)}
 
 
-def verify(trace: "Trace") -> None:
+def verify(trace: Trace) -> None:
     """Check a trace's ids and clocks; see :meth:`Trace.verify`.
 
     :raises TraceError: The first fault found.
@@ -41,7 +43,7 @@ def verify(trace: "Trace") -> None:
     _check_events(trace)
 
 
-def stacks_fault(stacks: "pl.DataFrame", symbols: int) -> str | None:
+def stacks_fault(stacks: pl.DataFrame, symbols: int) -> str | None:
     """Say what is wrong with the table of stacks, or None: parents come first, symbols are there."""
     parent = stacks["parent"].to_numpy()
     row = _first(parent[1:] >= np.arange(1, len(parent)))
@@ -50,7 +52,7 @@ def stacks_fault(stacks: "pl.DataFrame", symbols: int) -> str | None:
     return row_zero_fault("stacks", stacks) or _bound("symbol", stacks, "symbols", symbols)
 
 
-def _places(places: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+def _places(places: pl.DataFrame, rows: Callable[[str], int]) -> str | None:
     vaddr = places["vaddr"].to_numpy()
     row = _first(vaddr % PAGE_BYTES != 0)
     if row is not None:
@@ -58,27 +60,27 @@ def _places(places: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
     return _bound("page", places, "pages", rows("pages"), none=NO_PAGE)
 
 
-def _pages(pages: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+def _pages(pages: pl.DataFrame, rows: Callable[[str], int]) -> str | None:
     return _bound("allocation", pages, "allocations", rows("allocations"))
 
 
-def _allocations(allocations: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+def _allocations(allocations: pl.DataFrame, rows: Callable[[str], int]) -> str | None:
     return _bound("stack", allocations, "stacks", rows("stacks"))
 
 
-def _stacks(stacks: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+def _stacks(stacks: pl.DataFrame, rows: Callable[[str], int]) -> str | None:
     return stacks_fault(stacks, rows("symbols"))
 
 
-def _symbols(symbols: "pl.DataFrame", _rows: "Callable[[str], int]") -> str | None:
+def _symbols(symbols: pl.DataFrame, _rows: Callable[[str], int]) -> str | None:
     return row_zero_fault("symbols", symbols)
 
 
-def _tasks(_tasks: "pl.DataFrame", _rows: "Callable[[str], int]") -> str | None:
+def _tasks(_tasks: pl.DataFrame, _rows: Callable[[str], int]) -> str | None:
     return None  # any pid, name and mm may be
 
 
-def _phases(phases: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
+def _phases(phases: pl.DataFrame, rows: Callable[[str], int]) -> str | None:
     begin, end = phases["begin"].to_numpy(), phases["end"].to_numpy()
     for wrong, what in (
         (begin > end, "ends before it begins"),
@@ -91,7 +93,7 @@ def _phases(phases: "pl.DataFrame", rows: "Callable[[str], int]") -> str | None:
     return _bound("task", phases, "tasks", rows("tasks"))
 
 
-_SIDE_CHECKS: "Mapping[str, Callable[[pl.DataFrame, Callable[[str], int]], str | None]]" = {
+_SIDE_CHECKS: Mapping[str, Callable[[pl.DataFrame, Callable[[str], int]], str | None]] = {
     "places": _places,
     "pages": _pages,
     "allocations": _allocations,
@@ -102,7 +104,7 @@ _SIDE_CHECKS: "Mapping[str, Callable[[pl.DataFrame, Callable[[str], int]], str |
 }
 
 
-def _bound(column: str, frame: "pl.DataFrame", table: str, rows: int, *, none: int | None = None) -> str | None:
+def _bound(column: str, frame: pl.DataFrame, table: str, rows: int, *, none: int | None = None) -> str | None:
     ids = frame[column]
     wrong = (ids >= rows).fill_null(value=False)
     if none is not None:
@@ -113,7 +115,7 @@ def _bound(column: str, frame: "pl.DataFrame", table: str, rows: int, *, none: i
     return f"row {row}: {column} {ids[row]} is not in {table}, which has {rows} rows"
 
 
-def _check_events(trace: "Trace") -> None:
+def _check_events(trace: Trace) -> None:
     """Check the events a part at a time, so that memory stays bounded."""
     limits = {kind: trace.rows(table) for kind, table in _ARG_TABLE.items()} | _ARG_CHOICES
     cpus = trace.recorder.machine.cpus or _CPUS
@@ -126,7 +128,7 @@ def _check_events(trace: "Trace") -> None:
 
 
 def _events_fault(
-    columns: "Mapping[str, npt.NDArray[Any]]", limits: "Mapping[EventKind, int]", stacks: int, cpus: int
+    columns: Mapping[str, npt.NDArray[Any]], limits: Mapping[EventKind, int], stacks: int, cpus: int
 ) -> str | None:
     kind = columns["kind"]
     row = _first((kind < FIRST_KIND) | (kind > LAST_KIND))
@@ -152,7 +154,7 @@ def _events_fault(
     return f"row {row}: {event.name} with arg {arg[row]}, {wanted}"
 
 
-def _clock_fault(columns: "Mapping[str, npt.NDArray[Any]]", clocks: "npt.NDArray[np.uint64]") -> str | None:
+def _clock_fault(columns: Mapping[str, npt.NDArray[Any]], clocks: npt.NDArray[np.uint64]) -> str | None:
     """Check that no CPU's clock runs backwards, and keep each CPU's last value in ``clocks`` for the next part."""
     for cpu in np.unique(columns["cpu"]):
         rows = np.flatnonzero(columns["cpu"] == cpu)
@@ -165,5 +167,5 @@ def _clock_fault(columns: "Mapping[str, npt.NDArray[Any]]", clocks: "npt.NDArray
     return None
 
 
-def _first(wrong: "npt.NDArray[np.bool_]") -> int | None:
+def _first(wrong: npt.NDArray[np.bool_]) -> int | None:
     return int(wrong.argmax()) if wrong.any() else None

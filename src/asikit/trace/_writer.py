@@ -1,5 +1,7 @@
 """Writing a trace: events as a stream, side tables in pieces, the folder whole or not at all."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import io
@@ -68,8 +70,8 @@ class TraceWriter:
 
     def __init__(
         self,
-        path: "str | os.PathLike[str]",
-        meta: "Mapping[str, Any]",
+        path: str | os.PathLike[str],
+        meta: Mapping[str, Any],
         *,
         overwrite: bool = False,
         rows_per_part: int = ROWS_PER_PART,
@@ -119,7 +121,7 @@ class TraceWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Complete the trace and give it its name; after an exception, remove what was written.
 
@@ -136,11 +138,11 @@ class TraceWriter:
     def append_events(
         self,
         *,
-        cpu: "npt.NDArray[np.uint8]",
-        clock: "npt.NDArray[np.uint64]",
-        kind: "npt.NDArray[np.uint8]",
-        arg: "npt.NDArray[np.uint32]",
-        stack: "npt.NDArray[np.uint32]",
+        cpu: npt.NDArray[np.uint8],
+        clock: npt.NDArray[np.uint64],
+        kind: npt.NDArray[np.uint8],
+        arg: npt.NDArray[np.uint32],
+        stack: npt.NDArray[np.uint32],
     ) -> None:
         """Append events in the recording's order: one-dimensional arrays of equal length and of exactly these types.
 
@@ -193,7 +195,7 @@ class TraceWriter:
         """Give the number of rows of a side table so far: the id that its next row gets."""
         return self._side_rows[table]
 
-    def _check_events(self, columns: "Mapping[str, npt.NDArray[Any]]") -> int:
+    def _check_events(self, columns: Mapping[str, npt.NDArray[Any]]) -> int:
         for name, dtype in _EVENT_DTYPES.items():
             column = columns[name]
             if not isinstance(column, np.ndarray):

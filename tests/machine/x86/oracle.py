@@ -5,6 +5,8 @@ error code) and 4.8 (accessed and dirty flags), as one declarative formula for e
 with `asikit.machine.x86`, not even constants.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

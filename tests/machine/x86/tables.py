@@ -1,5 +1,7 @@
 """Machines and page tables for tests."""
 
+from __future__ import annotations
+
 from asikit.machine.x86 import Core, Cpu, Cr0, Cr4, Efer, PhysicalMemory, Pte, load_cpu
 
 __all__ = ["OPEN", "Tables", "cpu", "tables"]

@@ -6,6 +6,8 @@ supervisor, once or twice) and the processor (EFER.NXE, CR0.WP, CR4.SMEP), and b
 of the upper levels. Protection keys, which access.c has too, are not modelled.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -32,12 +34,12 @@ TOP, PDPTE = TABLES[1] | OPEN, TABLES[2] | OPEN
 ACCESSES = tuple(product((False, True), (READ, WRITE, FETCH)))
 
 
-def subsets(base: int, flags: "Sequence[int]") -> list[int]:
+def subsets(base: int, flags: Sequence[int]) -> list[int]:
     """The address with every combination of flags."""
     return [base | sum(chosen) for chosen in product(*((0, flag) for flag in flags))]
 
 
-def machines(*settings: str) -> "Iterator[Machine]":
+def machines(*settings: str) -> Iterator[Machine]:
     """Every access with every combination of settings, the other settings off (but NXE on)."""
     for user, access in ACCESSES:
         for values in product((False, True), repeat=len(settings)):
@@ -98,7 +100,7 @@ def combinations(name: str) -> int:
     return len(ACCESSES) * (1 << len(settings)) * times * prod(len(column) for column in entries)
 
 
-def run(paths: "Sequence[tuple[int, ...]]", machine: Machine, times: int) -> tuple[list[int], list[tuple[int, ...]]]:
+def run(paths: Sequence[tuple[int, ...]], machine: Machine, times: int) -> tuple[list[int], list[tuple[int, ...]]]:
     """Do every access on tables of its own; return error codes, and the entries afterwards."""
     memory = PhysicalMemory(0x40000)
     frames = [memory.frame(table >> 12) for table in TABLES]

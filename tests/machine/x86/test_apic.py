@@ -1,5 +1,7 @@
 """Interrupts, NMIs and the timer."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.x86 import ApicBus, LocalApic, PhysicalMemory, Processor, load_cpu

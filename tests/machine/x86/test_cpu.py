@@ -1,5 +1,7 @@
 """Loads and stores of a processor, and its control registers."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.x86 import (

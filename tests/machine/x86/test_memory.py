@@ -1,5 +1,7 @@
 """Physical memory: sparse, exact, bounded."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

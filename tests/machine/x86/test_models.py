@@ -1,5 +1,7 @@
 """CPU models: the shipped ones, and what is refused in which words."""
 
+from __future__ import annotations
+
 import tomllib
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -62,7 +64,7 @@ def text(name: str = "generic") -> str:
     return (files("asikit") / "data" / "cpus" / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def refusal(folder: "Path", content: str) -> str:
+def refusal(folder: Path, content: str) -> str:
     """The message with which a model file is refused, without the folder's name."""
     path = folder / "my.toml"
     path.write_text(content, encoding="utf-8")
@@ -140,7 +142,7 @@ def test_facts_have_their_source(name: str) -> None:
             assert lines[number - 1].startswith("#"), line
 
 
-def test_costs_are_kept_as_they_are(tmp_path: "Path") -> None:
+def test_costs_are_kept_as_they_are(tmp_path: Path) -> None:
     """Whatever a table `[costs]` holds."""
     path = tmp_path / "my.toml"
     path.write_text(text() + "\n[costs]\nibpb = 4537\n[costs.deep]\nwhat = 'ever'\n", encoding="utf-8")
@@ -196,13 +198,13 @@ def test_no_such_model() -> None:
         ),
     ],
 )
-def test_refusals(tmp_path: "Path", old: str, new: str, message: str) -> None:
+def test_refusals(tmp_path: Path, old: str, new: str, message: str) -> None:
     """Each mistake in a model file, with the file, the key and what to do."""
     assert old in text()
     assert refusal(tmp_path, text().replace(old, new, 1)) == message
 
 
-def test_files_that_cannot_be_read(tmp_path: "Path") -> None:
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A file that is not there, and one that is not text."""
     with pytest.raises(CpuModelError) as caught:
         load_cpu(tmp_path / "none.toml")

@@ -1,5 +1,7 @@
 """Translation: what the cross product of `test_access` does not reach."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.x86 import (

@@ -1,5 +1,7 @@
 """Microarchitectural structures: what is recorded, who comes by it, what clears it."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest

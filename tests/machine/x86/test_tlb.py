@@ -4,6 +4,8 @@
 stale translation that nobody sees would hide the bugs that this machine is to show.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,7 +97,7 @@ ALL = set(PLACES)
         ("IA32_EFER.NXE", lambda on, _root: on.write_efer(on.efer ^ 1 << 11), ALL),
     ],
 )
-def test_what_is_left(name: str, flush: "Callable[[Cpu, int], None]", left: set[str], level: int) -> None:
+def test_what_is_left(name: str, flush: Callable[[Cpu, int], None], left: set[str], level: int) -> None:
     """Each way of flushing removes what it must, and nothing else, for pages of any size."""
     if level > 1:
         # HERE and THERE are one page.

@@ -5,6 +5,8 @@ that nothing has removed since. The processor must always use one of them or the
 must hold nothing else.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

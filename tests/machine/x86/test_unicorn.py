@@ -1,5 +1,7 @@
 """The same page tables handed to Unicorn: it must agree on translation and fault (exceptions: see `unicorn_mmu`)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from random import Random
 

@@ -19,6 +19,8 @@ What Unicorn 2.1 lacks, or does its own way, and how the comparison goes round i
 * Control registers are written by its interface, which checks nothing (no #GP); the default CPU model has no SMAP.
 """
 
+from __future__ import annotations
+
 import ctypes
 from dataclasses import dataclass
 from struct import Struct

@@ -1,5 +1,7 @@
 """A guest that has nothing but busybox and the disk, mounted on /disk, and runs a shell script."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,7 +55,7 @@ class _Guest(Guest):
     """A guest with the disk."""
 
     server: NbdServer
-    text: "Path"
+    text: Path
 
     def _command(self, ends: dict[str, int], bell: int) -> list[str]:
         command = super()._command(ends, bell)
@@ -63,15 +65,15 @@ class _Guest(Guest):
 
 
 def boot(  # noqa: PLR0913  (each named at the call)
-    kernel: "Path",
+    kernel: Path,
     disk: HostDisk,
-    folder: "Path",
+    folder: Path,
     script: str,
     *,
     options: str = MOUNT_OPTIONS,
     before: str = "",
     cpus: int = 1,
-    served: "Callable[[NbdServer], None]" = lambda _: None,
+    served: Callable[[NbdServer], None] = lambda _: None,
 ) -> Booted:
     """Run a shell script in a guest.
 

@@ -1,5 +1,7 @@
 """A reader of ext4 for tests, as lazy as Linux: it reads no block but those that something refers to."""
 
+from __future__ import annotations
+
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ class Inode:
 class Reader:
     """Follows names from the root."""
 
-    def __init__(self, disk: "HostDisk") -> None:
+    def __init__(self, disk: HostDisk) -> None:
         """Read the superblock."""
         self._disk = disk
         head = disk.read(1024, 1024)
@@ -67,7 +69,7 @@ class Reader:
         inode = self.inode(self.find(path))
         return b"".join(self._disk.read(block * _BLOCK, _BLOCK) for block in inode.blocks)[: inode.size]
 
-    def tree(self, number: int = 2, path: str = "") -> "dict[str, dict[str, int] | None]":
+    def tree(self, number: int = 2, path: str = "") -> dict[str, dict[str, int] | None]:
         """Give all paths: a folder with its names and their inodes, None for anything else."""
         names = self.names(number)
         found: dict[str, dict[str, int] | None] = {path: {name: inode for name, (inode, _) in names.items()}}

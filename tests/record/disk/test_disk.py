@@ -1,5 +1,7 @@
 """What a disk answers: reading, writing, what is hidden, what goes wrong."""
 
+from __future__ import annotations
+
 import os
 from errno import ESTALE
 from pathlib import Path

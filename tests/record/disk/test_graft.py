@@ -1,5 +1,7 @@
 """A folder of the host that the guest sees at another place."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from asikit.record.disk.tree import HostTree

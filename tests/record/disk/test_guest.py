@@ -1,5 +1,7 @@
 """Linux' own ext4 driver on the disk: it sees what the host has, and keeps what it writes."""
 
+from __future__ import annotations
+
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -60,7 +62,7 @@ find . ! -type d -print0 | sort -z | xargs -0 stat -c '%n %f %u %g %s %h %t %T'
     ("series", "cpus", "options"),
     [("5.10", 1, KNOWN_TO_ALL), ("6.1", 1, MOUNT_OPTIONS), ("6.1", 2, "rw"), ("7.3", 1, MOUNT_OPTIONS)],
 )
-def test_linux_sees_the_host(tmp_path: "Path", series: str, cpus: int, options: str) -> None:
+def test_linux_sees_the_host(tmp_path: Path, series: str, cpus: int, options: str) -> None:
     """What the guest sees is the host's; after changes and another mount, what a copy with the same changes has.
 
     With Linux' own options it reads much ahead of what refers to it.
@@ -79,7 +81,7 @@ def test_linux_sees_the_host(tmp_path: "Path", series: str, cpus: int, options: 
     assert len(list((tree / "many").iterdir())) == MANY  # the host's are as they were
 
 
-def _on_host(folder: "Path", script: str) -> str:
+def _on_host(folder: Path, script: str) -> str:
     done = subprocess.run(
         [find_busybox(), "sh", "-c", f"PATH={_applets(folder.parent)}\n{script}"],
         cwd=folder,
@@ -90,7 +92,7 @@ def _on_host(folder: "Path", script: str) -> str:
     return done.stdout.decode(errors="surrogateescape")
 
 
-def _applets(folder: "Path") -> "Path":
+def _applets(folder: Path) -> Path:
     """Make a folder of busybox' applets, so that the host's programs and the guest's are the same."""
     applets = folder / "applets"
     if not applets.exists():

@@ -1,5 +1,7 @@
 """The made-up file system as e2fsprogs sees it."""
 
+from __future__ import annotations
+
 import filecmp
 import os
 import re
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.needs_mke2fs
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> "Path":
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder with one of everything."""
     folder = tmp_path_factory.mktemp("host") / "tree"
     make_tree(folder)
@@ -28,7 +30,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> "Path":
 
 
 @pytest.fixture(scope="module")
-def image(tree: "Path") -> "Path":
+def image(tree: Path) -> Path:
     """Give its disk as a file."""
     path = tree.parent / "image"
     with HostDisk(tree, groups=16) as disk:
@@ -36,12 +38,12 @@ def image(tree: "Path") -> "Path":
     return path
 
 
-def test_file_system_is_sound(image: "Path") -> None:
+def test_file_system_is_sound(image: Path) -> None:
     """e2fsck has nothing to say: inodes, extent trees, directories and their indexes, connections, link counts."""
     assert complaints(image) == []
 
 
-def test_content(tree: "Path", image: "Path", tmp_path: "Path") -> None:
+def test_content(tree: Path, image: Path, tmp_path: Path) -> None:
     """What debugfs copies out of the image is what is in the folder, sparse files and hard links too."""
     debugfs(image, f"rdump / {tmp_path}")
     for path in sorted(tree.rglob("*")):
@@ -54,7 +56,7 @@ def test_content(tree: "Path", image: "Path", tmp_path: "Path") -> None:
             assert sorted(path.iterdir()) == sorted(path / name.name for name in copy.iterdir())
 
 
-def test_attributes(tree: "Path", image: "Path") -> None:
+def test_attributes(tree: Path, image: Path) -> None:
     """Types, permissions, owners, sizes, links and times to the nanosecond are the host's."""
     for path in [*(tree / "special").iterdir(), tree / "link-4000", tree / "sparse", tree / "files"]:
         told = debugfs(image, f'stat "/{path.relative_to(tree)}"')
@@ -77,31 +79,31 @@ def test_attributes(tree: "Path", image: "Path") -> None:
 
 
 @pytest.mark.needs_root
-def test_devices(image: "Path") -> None:
+def test_devices(image: Path) -> None:
     """Device numbers are the host's, small and large."""
     assert "Device major/minor number: 01:03" in debugfs(image, "stat /special/null")
     assert "(New-style) Device major/minor number: 300:70000" in debugfs(image, "stat /special/large")
 
 
-def test_hard_links(image: "Path") -> None:
+def test_hard_links(image: Path) -> None:
     """All names of a file lead to one inode."""
     names = ("/files/4097", "/a second name", "/files/a third name")
     assert len({re.findall(r"Inode: (\d+)", debugfs(image, f'stat "{name}"'))[0] for name in names}) == 1
 
 
-def test_holes(tree: "Path", image: "Path") -> None:
+def test_holes(tree: Path, image: Path) -> None:
     """A sparse file takes the blocks that it has on the host, not those of its size."""
     blocks = int(re.findall(r"Blockcount: (\d+)", debugfs(image, "stat /sparse"))[0])
     assert blocks == (tree / "sparse").stat().st_blocks
 
 
-def test_extent_tree(image: "Path") -> None:
+def test_extent_tree(image: Path) -> None:
     """A file in a thousand pieces has an extent tree, of a level."""
     assert debugfs(image, "stat /stripes").count("(ETB0)") == 3
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 31, "x" * 32, "x" * 33, "y" * 255, "ünïcödé", "entry number 1234 of many"])
-def test_hash_of_names(image: "Path", name: str) -> None:
+def test_hash_of_names(image: Path, name: str) -> None:
     """The hash is e2fsprogs'."""
     seed = b"".join(word.to_bytes(4, "little") for word in SEED).hex()
     uuid = "-".join((seed[:8], seed[8:12], seed[12:16], seed[16:20], seed[20:]))
@@ -109,7 +111,7 @@ def test_hash_of_names(image: "Path", name: str) -> None:
     assert re.findall(r"is (0x[0-9a-f]+)", told) == [f"{name_hash(name.encode()):#x}"]
 
 
-def test_index_of_two_levels(tmp_path: "Path") -> None:
+def test_index_of_two_levels(tmp_path: Path) -> None:
     """A folder that is too large for one level of index has two."""
     (tmp_path / "tree/lost+found").mkdir(parents=True)
     folder = tmp_path / "tree/folder"

@@ -1,5 +1,7 @@
 """The server, asked by QEMU's own client."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import subprocess
@@ -17,14 +19,14 @@ pytestmark = pytest.mark.needs_qemu
 
 
 @pytest.fixture
-def disk(tmp_path: "Path") -> HostDisk:
+def disk(tmp_path: Path) -> HostDisk:
     """Give a small disk."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_text("content")
     return HostDisk(tmp_path / "tree", groups=16)
 
 
-def _io(server: NbdServer, path: "Path | None", *commands: str) -> str:
+def _io(server: NbdServer, path: Path | None, *commands: str) -> str:
     """Have qemu-io run commands."""
     program = shutil.which("qemu-io")
     assert program is not None
@@ -43,7 +45,7 @@ def _io(server: NbdServer, path: "Path | None", *commands: str) -> str:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_qemu_reads_and_writes(disk: HostDisk, tmp_path: "Path", named: bool) -> None:  # noqa: FBT001
+def test_qemu_reads_and_writes(disk: HostDisk, tmp_path: Path, named: bool) -> None:  # noqa: FBT001
     """QEMU's client finds the size, reads what is there and what it wrote, in pieces that are no blocks, too."""
     path = tmp_path / "socket" if named else None
     with disk, NbdServer(disk, path) as server:
@@ -60,7 +62,7 @@ def test_qemu_reads_and_writes(disk: HostDisk, tmp_path: "Path", named: bool) ->
     assert path is None or not path.exists()
 
 
-def test_clients_one_after_the_other(disk: HostDisk, tmp_path: "Path") -> None:
+def test_clients_one_after_the_other(disk: HostDisk, tmp_path: Path) -> None:
     """A second client sees what the first wrote."""
     path = tmp_path / "socket"
     with disk, NbdServer(disk, path) as server:
@@ -68,7 +70,7 @@ def test_clients_one_after_the_other(disk: HostDisk, tmp_path: "Path") -> None:
         assert "failed" not in _io(server, path, "read -P 1 1M 4k")
 
 
-def test_unreadable_file_is_an_error_for_the_guest_alone(disk: HostDisk, tmp_path: "Path") -> None:
+def test_unreadable_file_is_an_error_for_the_guest_alone(disk: HostDisk, tmp_path: Path) -> None:
     """A file that cannot be read fails; the rest goes on, and there is nothing to tell the user."""
     with disk, NbdServer(disk, tmp_path / "socket") as server:
         geometry = disk._geometry
@@ -82,7 +84,7 @@ def test_unreadable_file_is_an_error_for_the_guest_alone(disk: HostDisk, tmp_pat
         assert server.failure is None
 
 
-def test_too_large_a_tree_is_told(disk: HostDisk, tmp_path: "Path") -> None:
+def test_too_large_a_tree_is_told(disk: HostDisk, tmp_path: Path) -> None:
     """When the disk has no inodes left, the guest gets an error, and the user can be told why."""
     disk.close()
     for number in range(600):
@@ -93,7 +95,7 @@ def test_too_large_a_tree_is_told(disk: HostDisk, tmp_path: "Path") -> None:
         assert server.failure == "the guest's view of this machine has no inodes left"
 
 
-def test_full_host_is_told(disk: HostDisk, tmp_path: "Path", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_host_is_told(disk: HostDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the host has no room for what the guest writes, the guest hears so, and the user can be told why."""
 
     def full(*_: object) -> None:
@@ -105,7 +107,7 @@ def test_full_host_is_told(disk: HostDisk, tmp_path: "Path", monkeypatch: pytest
         assert server.failure == "cannot keep what the guest writes: No space left on device"
 
 
-def test_words_for_qemu(disk: HostDisk, tmp_path: "Path") -> None:
+def test_words_for_qemu(disk: HostDisk, tmp_path: Path) -> None:
     """QEMU takes the option, with a path that has a comma, too."""
     (tmp_path / "a,b").mkdir()
     for path in (None, tmp_path / "a,b" / "socket"):

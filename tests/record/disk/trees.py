@@ -1,5 +1,7 @@
 """A folder with one of everything that file systems have."""
 
+from __future__ import annotations
+
 import os
 import socket
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A whole disk as a file, for programs that know ext4 from another source than ours."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from asikit.record.disk import HostDisk
 
 
-def write_image(disk: "HostDisk", path: "Path") -> None:
+def write_image(disk: HostDisk, path: Path) -> None:
     """Write a disk to a file: what has been allotted, until nothing more is, and what was written."""
     geometry, rooms = disk._geometry, disk._rooms
     seen: set[int] = set()
@@ -43,7 +45,7 @@ def write_image(disk: "HostDisk", path: "Path") -> None:
             copy(block, 1)
 
 
-def complaints(image: "Path") -> list[str]:
+def complaints(image: Path) -> list[str]:
     """Give what e2fsck says against a file system in its passes 1 to 4.
 
     The fifth compares bitmaps, in which what may be allotted is used.
@@ -54,7 +56,7 @@ def complaints(image: "Path") -> list[str]:
     return [line for line in before.splitlines() if line and not line.startswith("Pass ")]
 
 
-def debugfs(image: "Path", request: str) -> str:
+def debugfs(image: Path, request: str) -> str:
     """Have debugfs answer a request."""
     done = subprocess.run([_tool("debugfs"), "-R", request, image], capture_output=True, check=True)
     return done.stdout.decode(errors="surrogateescape")

@@ -1,5 +1,7 @@
 """Record, replay, compare, and print the tables, or write them into docs/validation.md."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _results(trace: Trace, works: "Sequence[Work]") -> tuple[str, list[str], bool]:
+def _results(trace: Trace, works: Sequence[Work]) -> tuple[str, list[str], bool]:
     """Give the tables, what is off, and whether nothing is."""
     real, (mapped, unmapped) = read_real(), policies().values()
     results: dict[str, list[Compared]] = {

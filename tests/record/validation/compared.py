@@ -1,5 +1,7 @@
 """Exits for each operation: predicted, and of the real kernel."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import mean
@@ -27,7 +29,7 @@ _SIZE = 200
 """Of a workload whose real figures are not known here."""
 
 
-def works_of(workloads: "Sequence[str]", real: "Mapping[str, Real]") -> list[Work]:
+def works_of(workloads: Sequence[str], real: Mapping[str, Real]) -> list[Work]:
     """Give what is to be recorded: each workload at the size of the real run, several times, and at three times that.
 
     And each program without operations.
@@ -53,7 +55,7 @@ class Compared:
     size: int
     predicted: float
     real: float | None
-    by_reason: "Mapping[str, tuple[float, float]]"
+    by_reason: Mapping[str, tuple[float, float]]
     causes: tuple[tuple[str, float], ...]
 
     @property
@@ -67,7 +69,7 @@ def is_close(predicted: float, real: float) -> bool:
     return abs(predicted - real) <= max(ABSOLUTE, RELATIVE * abs(real))
 
 
-def compared(variant: str, pieces: "Sequence[Piece]", real: "Mapping[str, Real]") -> list[Compared]:
+def compared(variant: str, pieces: Sequence[Piece], real: Mapping[str, Real]) -> list[Compared]:
     """Compare each workload of a recording of :func:`works_of`, replayed under the policy of a variant."""
     by_work: dict[Work, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -87,11 +89,11 @@ def compared(variant: str, pieces: "Sequence[Piece]", real: "Mapping[str, Real]"
 class _Figures:
     """The recordings of a workload: the smaller size, the larger, and its program without operations."""
 
-    small: "Sequence[Piece]"
-    large: "Sequence[Piece]"
-    idle: "Sequence[Piece]"
+    small: Sequence[Piece]
+    large: Sequence[Piece]
+    idle: Sequence[Piece]
 
-    def compared(self, variant: str, real: "Mapping[str, Real]") -> Compared:
+    def compared(self, variant: str, real: Mapping[str, Real]) -> Compared:
         name, size = self.small[0].work.workload, self.small[0].work.size
         known = real.get(name)
         sums = None
@@ -107,12 +109,12 @@ class _Figures:
                 )
         return Compared(name, size, self._each(_exits), sums, reasons, self._causes())
 
-    def _each(self, count: "Callable[[Piece], int]") -> float:
+    def _each(self, count: Callable[[Piece], int]) -> float:
         """Return what an operation costs: the difference of two sizes."""
         more = self.large[0].work.size - self.small[0].work.size
         return (mean(map(count, self.large)) - mean(map(count, self.small))) / more
 
-    def _real(self, count: "Callable[[Piece], int]", runs: tuple[int, int], idle: tuple[int, int]) -> float:
+    def _real(self, count: Callable[[Piece], int], runs: tuple[int, int], idle: tuple[int, int]) -> float:
         """Return what an operation cost really: a run's exits, without what the operations do not cause.
 
         That is what it is in the recordings, but for what the two kernels do not agree in without operations.
@@ -133,9 +135,9 @@ def _exits(piece: Piece) -> int:
     return piece.exits
 
 
-def _count_of_cause(name: str) -> "Callable[[Piece], int]":
+def _count_of_cause(name: str) -> Callable[[Piece], int]:
     return lambda piece: piece.causes.get(name, 0)
 
 
-def _count_of(reason: str) -> "Callable[[Piece], int]":
+def _count_of(reason: str) -> Callable[[Piece], int]:
     return lambda piece: piece.by_reason.get(reason, 0)

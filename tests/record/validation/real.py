@@ -1,5 +1,7 @@
 """What a real kernel with ASI did (``real.csv``)."""
 
+from __future__ import annotations
+
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ class Real:
     workload: str
     program: str
     size: int
-    exits: "Mapping[str, Runs]"
-    by_reason: "Mapping[str, Runs]"
+    exits: Mapping[str, Runs]
+    by_reason: Mapping[str, Runs]
 
 
 def read_real() -> dict[str, Real]:
@@ -49,5 +51,5 @@ def read_real() -> dict[str, Real]:
     }
 
 
-def _runs(row: "Mapping[str, str]", name: str) -> Runs:
+def _runs(row: Mapping[str, str], name: str) -> Runs:
     return int(row[f"{name}_1"]), int(row[f"{name}_2"])

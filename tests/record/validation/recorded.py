@@ -1,5 +1,7 @@
 """The workloads on a stock kernel, recorded in one guest, and replayed piece by piece."""
 
+from __future__ import annotations
+
 import io
 import shutil
 import subprocess
@@ -65,8 +67,8 @@ class Piece:
 
     work: Work
     exits: int
-    by_reason: "Mapping[str, int]"
-    causes: "Mapping[str, int]"
+    by_reason: Mapping[str, int]
+    causes: Mapping[str, int]
 
 
 def policies() -> dict[str, Policy]:
@@ -84,7 +86,7 @@ def build(folder: Path) -> Path:
 
 
 def record_works(
-    works: "Sequence[Work]", folder: Path, kernel: Path | None = None, *, say: "Callable[[str], None]"
+    works: Sequence[Work], folder: Path, kernel: Path | None = None, *, say: Callable[[str], None]
 ) -> Trace:
     """Record works one after the other, in one guest."""
     words = (str(build(folder)), "run", *(f"{work.workload}:{work.size}" for work in works))
@@ -97,7 +99,7 @@ def record_works(
     return Trace.open(trace)
 
 
-def replay_pieces(trace: Trace, works: "Sequence[Work]", under: Policy, *, node_mapped: bool = False) -> list[Piece]:
+def replay_pieces(trace: Trace, works: Sequence[Work], under: Policy, *, node_mapped: bool = False) -> list[Piece]:
     """Replay a recording of works, and count the exits of each between its marks: of all tasks, as they were counted.
 
     :param node_mapped: Take the node's data for mapped, whatever the policy says.
@@ -123,7 +125,7 @@ def replay_pieces(trace: Trace, works: "Sequence[Work]", under: Policy, *, node_
     return [_piece(work, *piece, tables, under) for work, piece in zip(works, pieces, strict=True)]
 
 
-def _node_places(trace: Trace, tables: SideTables) -> "npt.NDArray[np.bool_]":
+def _node_places(trace: Trace, tables: SideTables) -> npt.NDArray[np.bool_]:
     """Tell which places are in the node's ``struct pglist_data``.
 
     It is one piece of memory, with the zones' lists, which are read at its begin, and counters at its end. With
@@ -143,7 +145,7 @@ def _node_places(trace: Trace, tables: SideTables) -> "npt.NDArray[np.bool_]":
     return np.isin(np.arange(tables.places.height), node)
 
 
-def _cut(trace: Trace, marks: "Mapping[int, str]") -> "Iterator[tuple[Columns, str | None]]":
+def _cut(trace: Trace, marks: Mapping[int, str]) -> Iterator[tuple[Columns, str | None]]:
     """Give the events up to each mark, with its name, and those after the last."""
     for chunk in trace.events(columns=("cpu", "kind", "arg", "stack")):
         for cpu, kind, arg, stack in event_columns(chunk):
@@ -154,7 +156,7 @@ def _cut(trace: Trace, marks: "Mapping[int, str]") -> "Iterator[tuple[Columns, s
                 yield (cpu[piece], kind[piece], arg[piece], stack[piece]), None if last is None else marks[last]
 
 
-def _piece(work: Work, before: "Tally", after: "Tally", tables: SideTables, under: Policy) -> Piece:
+def _piece(work: Work, before: Tally, after: Tally, tables: SideTables, under: Policy) -> Piece:
     reasons: Counter[ExitReason] = after.reasons - before.reasons
     sites = after.sites.join(before.sites, on=_SITE, how="left", suffix="_before").select(
         *_SITE, exits=(pl.col("exits") - pl.col("exits_before").fill_null(0)).cast(pl.UInt32)

@@ -1,5 +1,7 @@
 """The comparison as the tables of a page of the documentation."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from tests.record.validation.compared import is_close
@@ -16,7 +18,7 @@ _WORDS = {"m": "M", "u": "U", "tlb_flush": "TLB flush"}
 _CAUSES = 5
 
 
-def markdown(results: "Mapping[str, Sequence[Compared]]", kernel: str) -> str:
+def markdown(results: Mapping[str, Sequence[Compared]], kernel: str) -> str:
     """Return the tables: the sums of all variants, and those of variant m by reason.
 
     :param results: By variant, ``m`` among them; the same workloads in the same order.
@@ -46,7 +48,7 @@ def markdown(results: "Mapping[str, Sequence[Compared]]", kernel: str) -> str:
     )
 
 
-def of_node(not_mapped: "Sequence[Compared]", mapped: "Sequence[Compared]") -> str:
+def of_node(not_mapped: Sequence[Compared], mapped: Sequence[Compared]) -> str:
     """Return the table of what the node's data add where they are not mapped."""
     rows = []
     for one, other in zip(not_mapped, mapped, strict=True):
@@ -58,7 +60,7 @@ def of_node(not_mapped: "Sequence[Compared]", mapped: "Sequence[Compared]") -> s
     return "\n".join(["What the node's data add (CONFIG_NUMA):", "", *_table(heads, rows)])
 
 
-def differences(results: "Mapping[str, Sequence[Compared]]") -> "Iterator[str]":
+def differences(results: Mapping[str, Sequence[Compared]]) -> Iterator[str]:
     """Give a line for each figure that is off, and the predicted causes below it."""
     for variant, rows in results.items():
         for one in rows:
@@ -67,7 +69,7 @@ def differences(results: "Mapping[str, Sequence[Compared]]") -> "Iterator[str]":
                 yield from (f"  {exits:8.3f}  {cause}" for cause, exits in one.causes[:_CAUSES])
 
 
-def _score(results: "Mapping[str, Sequence[Compared]]") -> str:
+def _score(results: Mapping[str, Sequence[Compared]]) -> str:
     """Say how many are within the bounds, of those that somebody has measured."""
     known = {variant: [one for one in rows if one.real is not None] for variant, rows in results.items()}
     return ", ".join(
@@ -91,7 +93,7 @@ def _figure(value: float) -> str:
     return text if float(text) else "0.000"
 
 
-def _table(heads: "Sequence[str]", rows: "Iterable[Sequence[str]]") -> "Iterator[str]":
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield f"|---|{'---:|' * (len(heads) - 1)}"
     for row in rows:

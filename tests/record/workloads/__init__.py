@@ -1,5 +1,7 @@
 """Workloads that people mean, and recording one as it is typed on a shell."""
 
+from __future__ import annotations
+
 import os
 import re
 import shlex
@@ -62,7 +64,7 @@ def _load() -> dict[str, Workload]:
 WORKLOADS = _load()
 
 
-def record_as_typed(workload: Workload, trace: Path, more: "Iterable[str]" = ()) -> Outcome:
+def record_as_typed(workload: Workload, trace: Path, more: Iterable[str] = ()) -> Outcome:
     """Have a shell run the command, in which ``asi record`` also has ``-o TRACE`` and more options."""
     asi = [sys.executable, "-c", "from asikit.cli import main; main()"]
     options = ["--overwrite", "-o", str(trace), *more]

@@ -6,6 +6,8 @@ scenario sees;
 `kernel` has all parts together, `execution` runs their code.
 """
 
+from __future__ import annotations
+
 from asikit.machine.kernel.config import MachineConfig, Mapped
 from asikit.machine.kernel.errors import DeadlockError, InvariantError, KernelOopsError, MachineError, ScenarioError
 from asikit.machine.kernel.fault import SegmentationFault

@@ -1,5 +1,7 @@
 """Linux' user-space constants that the system calls take (include/uapi/**, x86-64's values)."""
 
+from __future__ import annotations
+
 from enum import IntEnum, IntFlag
 from typing import Final
 

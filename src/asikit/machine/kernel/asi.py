@@ -5,6 +5,8 @@ it asks of the hardware. The driver stores the one, does the other, tells observ
 passes a point named by the micro-operation's path, at which an NMI may come or another CPU go on.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.x86 import Invpcid
@@ -35,7 +37,7 @@ _ENTER_IDLE = f"asi_enter_{AsiClass.IDLE.name.lower()}"
 class AsiDriver:
     """Runs transitions on the running CPU."""
 
-    def __init__(self, kernel: "Kernel", protocol: "Protocol") -> None:
+    def __init__(self, kernel: Kernel, protocol: Protocol) -> None:
         config = protocol.config
         self._kernel = kernel
         self.protocol = protocol
@@ -50,7 +52,7 @@ class AsiDriver:
 
     # Transitions.
 
-    def run(self, transition: "Happening | str") -> bool:
+    def run(self, transition: Happening | str) -> bool:
         """Run a transition to its end on the running CPU.
 
         Returns False if the CPU gave up waiting for its sibling in it, to reschedule (`Protocol.stop_waiting`).
@@ -60,7 +62,7 @@ class AsiDriver:
         cpu.thread = self.protocol.begin(cpu.thread, transition)
         return self._finish(cpu, depth)
 
-    def interrupt(self, happening: "Happening") -> None:
+    def interrupt(self, happening: Happening) -> None:
         """Run the entry of a handler that interrupts kernel mode; its own code comes next, then `leave`."""
         cpu = self._kernel.cpu
         depth = len(cpu.thread.frames)
@@ -84,7 +86,7 @@ class AsiDriver:
         if self.idle_class:
             self.run("asi_relax")
 
-    def _finish(self, cpu: "CpuContext", depth: int) -> bool:
+    def _finish(self, cpu: CpuContext, depth: int) -> bool:
         gave_up = False
         while len(cpu.thread.frames) > depth:
             core = cpu.core
@@ -98,7 +100,7 @@ class AsiDriver:
                 self._done(cpu, taken, before.cpu.cr3)
         return not gave_up
 
-    def _done(self, cpu: "CpuContext", taken: "Step", space_before: int) -> None:
+    def _done(self, cpu: CpuContext, taken: Step, space_before: int) -> None:
         kernel = self._kernel
         if taken.effect is not None:
             self._apply(cpu, taken.effect)
@@ -110,7 +112,7 @@ class AsiDriver:
             kernel.invariants.after_micro_op(cpu, taken)
         kernel.micro_op_point(cpu, taken.ran)
 
-    def _tell(self, cpu: "CpuContext", taken: "Step", space_before: int) -> None:
+    def _tell(self, cpu: CpuContext, taken: Step, space_before: int) -> None:
         space = taken.thread.cpu.cr3
         for observer in self._kernel.observers:
             observer.micro_op(cpu.number, taken.ran, taken.effect)
@@ -119,7 +121,7 @@ class AsiDriver:
             elif space not in {space_before, Space.UNRESTRICTED}:
                 observer.asi_enter(cpu.number, Space(space))
 
-    def _wait(self, cpu: "CpuContext") -> bool:
+    def _wait(self, cpu: CpuContext) -> bool:
         """Spin until the step can be done, taking interrupts. Returns whether the CPU gave up instead."""
         kernel = self._kernel
         name, pc = cpu.thread.frames[-1]
@@ -146,7 +148,7 @@ class AsiDriver:
 
     # Effects.
 
-    def _apply(self, cpu: "CpuContext", effect: "Effect") -> None:
+    def _apply(self, cpu: CpuContext, effect: Effect) -> None:
         kind = effect.kind
         self._kernel.tally.effects[effect] += 1
         if kind in _PRIMITIVES:
@@ -179,7 +181,7 @@ class AsiDriver:
         """Return the PCID of an address space; 0 for all of them without PCIDs."""
         return self._pcids.pcid(asid, space, user_half=user_half) if self.has_pcids else 0
 
-    def cr3(self, cpu: "CpuContext", space: Space, *, user_half: bool = False, noflush: bool = False) -> int:
+    def cr3(self, cpu: CpuContext, space: Space, *, user_half: bool = False, noflush: bool = False) -> int:
         """Return the value that loads an address space of the loaded mm on a CPU."""
         pgd = self._kernel.domains.pgd(cpu.loaded_mm, space, user_half=user_half)
         pcid = self.pcid(cpu.loaded_asid, space, user_half=user_half)

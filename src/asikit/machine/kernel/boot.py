@@ -4,6 +4,8 @@ Early boot allocates from `Memblock` and reaches memory by arithmetic. Then CR3 
 over, and from there on everything goes through the page tables.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -60,7 +62,7 @@ _ENTRY_AREA_PAGES: Final = 2
 """Pages of each CPU's entry area that the model has: entry stack and exception stacks."""
 
 
-def boot(config: "MachineConfig", protocol: Protocol | None = None, interleaver: "Interleaver | None" = None) -> Kernel:
+def boot(config: MachineConfig, protocol: Protocol | None = None, interleaver: Interleaver | None = None) -> Kernel:
     """Boot a machine.
 
     :param protocol: Another protocol than the standard one of the configuration: a mutant.
@@ -84,7 +86,7 @@ def boot(config: "MachineConfig", protocol: Protocol | None = None, interleaver:
     return kernel
 
 
-def _check(config: "MachineConfig", protocol: Protocol, model: CpuModel) -> None:
+def _check(config: MachineConfig, protocol: Protocol, model: CpuModel) -> None:
     """Raise ScenarioError for what the CPU model does not have."""
     if config.smt and model.threads < _SIBLINGS:
         raise ScenarioError(f"smt is on, but CPU model {model.name} has one thread a core")
@@ -96,7 +98,7 @@ def _check(config: "MachineConfig", protocol: Protocol, model: CpuModel) -> None
         )
 
 
-def _cpus(config: "MachineConfig", protocol: Protocol, physical: PhysicalMemory) -> list[CpuContext]:
+def _cpus(config: MachineConfig, protocol: Protocol, physical: PhysicalMemory) -> list[CpuContext]:
     """Make processor and per-CPU state; `loaded_mm` is filled in when there is one."""
     threads = _SIBLINGS if config.smt else 1
     model = load_cpu(config.cpu)

@@ -1,5 +1,7 @@
 """The description of a machine: everything that a run depends on besides its programs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -39,7 +41,7 @@ class Mapped(StrEnum):
     """Mapped in the domains of the class USERSPACE only."""
 
 
-_PUBLISHED: "Mapping[Region, Mapped]" = MappingProxyType(
+_PUBLISHED: Mapping[Region, Mapped] = MappingProxyType(
     dict.fromkeys(Region, Mapped.MAPPED) | {Region.DIRECT_MAP: Mapped.BY_MEMORY, Region.USER: Mapped.USERSPACE}
 )
 """The regions as arch/x86/mm/asi.c of the 6.16-based branch has them: everything but the direct map is mapped."""
@@ -76,8 +78,8 @@ class MachineConfig:
     seed: int = 0
     debug: bool = False
     protocol: ProtocolConfig | None = None
-    sensitivity: "Callable[[Request], bool] | None" = None
-    regions: "Mapping[Region, Mapping[Access, Mapped]]" = field(default_factory=dict)
+    sensitivity: Callable[[Request], bool] | None = None
+    regions: Mapping[Region, Mapping[Access, Mapped]] = field(default_factory=dict)
     ephmap_read: frozenset[PageKind] = frozenset()
     ephmap_write: frozenset[PageKind] = frozenset()
     timer_period: int = 2000

@@ -1,5 +1,7 @@
 """The running CPU as memory management sees it, interrupts on and off, and sleeping locks."""
 
+from __future__ import annotations
+
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ __all__ = ["KernelContext", "Mutex"]
 class KernelContext:
     """What `asikit.machine.mm` knows as its Context."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
     @property
@@ -47,7 +49,7 @@ class KernelContext:
         kernel.wait_for(kernel.cpu, "a spin lock", lambda: True)
 
     @contextmanager
-    def uncounted(self) -> "Iterator[None]":
+    def uncounted(self) -> Iterator[None]:
         """Accesses inside are ASI's own doing: they take no logical time, and are no touches."""
         self._begin(self._kernel.cpu)
         try:
@@ -56,18 +58,18 @@ class KernelContext:
             self._end(self._kernel.cpu)
 
     @staticmethod
-    def _begin(cpu: "CpuContext") -> None:
+    def _begin(cpu: CpuContext) -> None:
         if not cpu.uncounted:
             cpu.uncounted_from = cpu.clock
         cpu.uncounted += 1
 
     @staticmethod
-    def _end(cpu: "CpuContext") -> None:
+    def _end(cpu: CpuContext) -> None:
         cpu.uncounted -= 1
         if not cpu.uncounted:
             cpu.lost += cpu.clock - cpu.uncounted_from
 
-    def suspend_uncounted(self, cpu: "CpuContext") -> int:
+    def suspend_uncounted(self, cpu: CpuContext) -> int:
         """Take from a CPU what its task has of it; returns the depth."""
         depth = cpu.uncounted
         if depth:
@@ -75,7 +77,7 @@ class KernelContext:
             self._end(cpu)
         return depth
 
-    def resume_uncounted(self, cpu: "CpuContext", depth: int) -> None:
+    def resume_uncounted(self, cpu: CpuContext, depth: int) -> None:
         """Give a CPU what its next task had."""
         if depth:
             self._begin(cpu)
@@ -88,7 +90,7 @@ class Mutex:
     :ivar owner: The task that holds it.
     """
 
-    def __init__(self, kernel: "Kernel", name: str) -> None:
+    def __init__(self, kernel: Kernel, name: str) -> None:
         self._kernel = kernel
         self.name = name
         self.owner: Task | None = None
@@ -117,6 +119,6 @@ class Mutex:
         self.lock()
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.unlock()

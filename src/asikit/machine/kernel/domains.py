@@ -4,6 +4,8 @@ A domain's top-level table has the kernel half of `asi_nonsensitive_pgd`, and sh
 entries never change once the machine has booted. Its user half is the mm's if the class maps user addresses.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.mm import GFP_PGTABLE_USER, OutOfMemoryError, PageKind
@@ -23,7 +25,7 @@ _ENTRY_BYTES = 8
 class DomainTables:
     """Makes, mirrors and destroys the page tables of domains."""
 
-    def __init__(self, kernel: "Kernel", nonsensitive_pgd: int | None) -> None:
+    def __init__(self, kernel: Kernel, nonsensitive_pgd: int | None) -> None:
         config = kernel.protocol.config
         self._kernel = kernel
         self._pti = config.pti
@@ -31,7 +33,7 @@ class DomainTables:
         self.domains = Domains(config.registry, asi=config.asi)
         """The protocol's account of them: reference counts, registered classes."""
 
-    def init(self, context: "MemoryContext", asi_class: AsiClass) -> None:
+    def init(self, context: MemoryContext, asi_class: AsiClass) -> None:
         """Make a domain or count one more user of it: `asi_init()`. Does nothing with ASI off.
 
         Raises OutOfMemoryError, and nothing was changed; ClassNotRegisteredError for a class that there is not.
@@ -72,7 +74,7 @@ class DomainTables:
         with self._kernel.context.uncounted():
             self._kernel.allocator.free_pages(pgd, int(self._pti))
 
-    def _fill(self, context: "MemoryContext", asi_class: AsiClass, pgd: int) -> None:
+    def _fill(self, context: MemoryContext, asi_class: AsiClass, pgd: int) -> None:
         tables = self._kernel.tables
         if self.nonsensitive_pgd is not None:
             tables.copy_pgd_entries(self.nonsensitive_pgd, pgd)
@@ -81,14 +83,14 @@ class DomainTables:
         if asi_class.maps_user:
             tables.copy_pgd_entries(context.pgd, pgd, 0, KERNEL_PGD_BOUNDARY)
 
-    def _fill_user_half(self, context: "MemoryContext", user_pgd: int) -> None:
+    def _fill_user_half(self, context: MemoryContext, user_pgd: int) -> None:
         """PTI: of the kernel only the entry area, of the user everything."""
         kernel = self._kernel
         area = kernel.layout.pgd_index(kernel.layout.cpu_entry_area.start)
         kernel.tables.copy_pgd_entries(kernel.contexts.init.pgd, user_pgd, area, area + 1)
         kernel.tables.copy_pgd_entries(context.pgd, user_pgd, 0, KERNEL_PGD_BOUNDARY)
 
-    def make_user_half(self, context: "MemoryContext") -> None:
+    def make_user_half(self, context: MemoryContext) -> None:
         """With PTI: make the unrestricted address space's user half. Raises OutOfMemoryError."""
         if not self._pti:
             return
@@ -98,7 +100,7 @@ class DomainTables:
             self._fill_user_half(context, user_pgd)
         context.user_pgd = user_pgd
 
-    def destroy(self, context: "MemoryContext", asi_class: AsiClass) -> None:
+    def destroy(self, context: MemoryContext, asi_class: AsiClass) -> None:
         """Count one user less, and remove the domain with the last: `asi_destroy()`."""
         if not self.domains.asi:
             return
@@ -108,7 +110,7 @@ class DomainTables:
             pgd, _ = context.domains.pop(space_of(asi_class))
             self._free(pgd)
 
-    def destroy_all(self, context: "MemoryContext") -> None:
+    def destroy_all(self, context: MemoryContext) -> None:
         """Remove what is left of an mm's domains, at its end."""
         for space in tuple(context.domains):
             asi_class = space.asi_class
@@ -128,7 +130,7 @@ class DomainTables:
                 entered.add(DomainId(cpu.loaded_mm.id, asi_class))
         return entered
 
-    def mirror(self, context: "MemoryContext", index: int, entry: int) -> None:
+    def mirror(self, context: MemoryContext, index: int, entry: int) -> None:
         """Copy a changed entry of the mm's user half to those who map user addresses, under `asi->pgd_lock`."""
         roots = [pgd for space, (pgd, _) in context.domains.items() if _maps_user(space)]
         roots += [half for _, half in context.domains.values() if half is not None]
@@ -142,7 +144,7 @@ class DomainTables:
                 kernel.access.store_u64(kernel.layout.virt((root << 12) + index * _ENTRY_BYTES), entry)
         context.updating -= 1
 
-    def pgd(self, context: "MemoryContext", space: Space, *, user_half: bool) -> int:
+    def pgd(self, context: MemoryContext, space: Space, *, user_half: bool) -> int:
         """Return the page frame of the top-level table of an address space of an mm.
 
         Raises KeyError for a domain that was not made.
@@ -180,7 +182,7 @@ class DomainTables:
             return below
         return _first_difference(kernel, self.nonsensitive_pgd, pgd, index(span.end - 1) + 1, ENTRIES)
 
-    def user_half_differs(self, context: "MemoryContext", space: Space) -> int | None:
+    def user_half_differs(self, context: MemoryContext, space: Space) -> int | None:
         """Return the first index at which a domain's user half is not as it must be, None if nowhere."""
         pgd, _ = context.domains[space]
         if _maps_user(space):
@@ -192,7 +194,7 @@ class DomainTables:
         return None
 
 
-def _first_difference(kernel: "Kernel", one: int, other: int, first: int, last: int) -> int | None:
+def _first_difference(kernel: Kernel, one: int, other: int, first: int, last: int) -> int | None:
     begin, end = first * _ENTRY_BYTES, last * _ENTRY_BYTES
     size = end - begin
     mine = kernel.physical.read((one << 12) + begin, size)

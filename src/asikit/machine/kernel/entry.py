@@ -4,6 +4,8 @@ A user program is Python code; what it does to the machine are these methods: an
 faults handled as the hardware and the kernel would; `syscall` is the SYSCALL instruction and all that comes of it.
 """
 
+from __future__ import annotations
+
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ _GENERAL_PROTECTION_VECTOR = 13
 class Entry:
     """Crossings between user mode, guests and the kernel, of the running CPU's current task."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
     # What user code does.
@@ -87,7 +89,7 @@ class Entry:
         for _ in range(instructions):
             self._kernel.point("user instruction")
 
-    def syscall(self, number: int, name: str, handler: "Callable[[], int]", arguments: "Sequence[object]" = ()) -> int:
+    def syscall(self, number: int, name: str, handler: Callable[[], int], arguments: Sequence[object] = ()) -> int:
         """Execute SYSCALL: enter, run `handler` in kernel mode, return to user mode. Returns what the handler does."""
         kernel = self._kernel
         kernel.point("syscall")
@@ -157,7 +159,7 @@ class Entry:
         if not report:
             cpu.asi_only -= 1
 
-    def _report_entry(self, cpu: "CpuContext", kind: str, number: int) -> None:
+    def _report_entry(self, cpu: CpuContext, kind: str, number: int) -> None:
         cpu.touched.clear()
         cpu.trip = RoundTrip(kind, number)
         for observer in self._kernel.observers:
@@ -196,7 +198,7 @@ class Entry:
             else:
                 return
 
-    def about_to_resume(self, cpu: "CpuContext") -> None:
+    def about_to_resume(self, cpu: CpuContext) -> None:
         """Say that untrusted code goes on, once for each return, though it may still have to wait for its sibling."""
         if cpu.returned:
             return

@@ -1,5 +1,7 @@
 """What can go wrong on a machine, apart from what the machine's own programs see as errno."""
 
+from __future__ import annotations
+
 from asikit.errors import AsikitError
 
 __all__ = ["DeadlockError", "InvariantError", "KernelOopsError", "MachineError", "ScenarioError"]

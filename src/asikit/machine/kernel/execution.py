@@ -7,6 +7,8 @@ NMIs are delivered, as nested calls on the running greenlet's stack, and the CPU
 wrong.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,7 +35,7 @@ class Execution:
     :ivar given_up: Greenlets are being, or have been, unwound: none goes on.
     """
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.given_up = False
         self._hub: greenlet | None = None
@@ -96,7 +98,7 @@ class Execution:
         cpu.next_tick += period * (1 + (cpu.time - cpu.next_tick) // period)
         self._kernel.interrupts.post(cpu, LOCAL_TIMER_VECTOR)
 
-    def _act(self, cpu: CpuContext, action: "Action") -> None:
+    def _act(self, cpu: CpuContext, action: Action) -> None:
         kernel = self._kernel
         target = cpu if action.cpu is None else kernel.cpus[action.cpu]
         if action.act is Act.NMI:
@@ -135,7 +137,7 @@ class Execution:
         self,
         cpu: CpuContext,
         what: str,
-        ready: "Callable[[], bool]",
+        ready: Callable[[], bool],
         *,
         interruptible: bool = False,
         idle: bool = False,
@@ -179,7 +181,7 @@ class Execution:
 
     # The run.
 
-    def new_greenlet(self, run: "Callable[[], object]") -> greenlet:
+    def new_greenlet(self, run: Callable[[], object]) -> greenlet:
         """Make a greenlet; when it ends, the hub's goes on, which is the scenario's own."""
         return greenlet(run, self._hub if self._hub is not None else getcurrent())
 

@@ -6,6 +6,8 @@ that only ASI made. Otherwise it is a fault like any other: a user address to be
 table, or an oops.
 """
 
+from __future__ import annotations
+
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +47,7 @@ class SegmentationFault(Exception):  # noqa: N818 - SIGSEGV, which a program may
 class PageFaults:
     """The page-fault handler."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
     # In kernel mode.
@@ -73,7 +75,7 @@ class PageFaults:
         else:
             self._nested_fault(cpu, fault, access)
 
-    def _asi_fault(self, cpu: "CpuContext", fault: PageFault, access: Access) -> None:
+    def _asi_fault(self, cpu: CpuContext, fault: PageFault, access: Access) -> None:
         hw = cpu.hw
         enabled, ac = hw.interrupts_enabled, hw.ac
         hw.interrupts_enabled = hw.ac = False
@@ -87,7 +89,7 @@ class PageFaults:
             what = f"{access.name.lower()} of {fault.vaddr:#x} is possible without ASI, but not after its exit"
             self._kernel.crash(InvariantError("I5", what, cpu=cpu.number, after="nested_page_fault.walk"))
 
-    def _nested_fault(self, cpu: "CpuContext", fault: PageFault, access: Access) -> None:
+    def _nested_fault(self, cpu: CpuContext, fault: PageFault, access: Access) -> None:
         kernel, hw = self._kernel, cpu.hw
         enabled, ac = hw.interrupts_enabled, hw.ac
         hw.interrupts_enabled = hw.ac = False
@@ -110,21 +112,21 @@ class PageFaults:
         if fixup is not None:
             raise fixup
 
-    def _enter(self, cpu: "CpuContext", vaddr: int, access: Access, *, ac: bool) -> bool:
+    def _enter(self, cpu: CpuContext, vaddr: int, access: Access, *, ac: bool) -> bool:
         """Run the protocol's part; returns whether the access is possible by now."""
         cpu.walks.append((vaddr, int(access) | ac << 2))
         self._kernel.asi.interrupt(Happening.NESTED_PAGE_FAULT)
         self.walk(cpu)  # with ASI off nothing has asked for it
         return bool(cpu.walks.pop())
 
-    def walk(self, cpu: "CpuContext") -> None:
+    def walk(self, cpu: CpuContext) -> None:
         """Look whether the innermost fault's access is possible in the tables that CR3 points at, `pgtbl_walk`."""
         asked = cpu.walks[-1] if cpu.walks else True
         if isinstance(asked, tuple):
             vaddr, bits = asked
             cpu.walks[-1] = self._possible(cpu, cpu.hw.root, vaddr, Access(bits & 3), ac=bool(bits & 4))
 
-    def _real_fault(self, cpu: "CpuContext", fault: PageFault, access: Access, *, irqs: bool) -> UserFixup | None:
+    def _real_fault(self, cpu: CpuContext, fault: PageFault, access: Access, *, irqs: bool) -> UserFixup | None:
         """Map what is missing; returns the fixup if that is impossible. Runs with interrupts as the access had them."""
         kernel, task = self._kernel, cpu.task
         vaddr = fault.vaddr
@@ -168,20 +170,20 @@ class PageFaults:
 
     # What only ASI makes.
 
-    def _is_asi_only(self, cpu: "CpuContext", vaddr: int, access: Access) -> bool:
+    def _is_asi_only(self, cpu: CpuContext, vaddr: int, access: Access) -> bool:
         """Whether the access would be possible in the unrestricted address space, which is not loaded."""
         if cpu.thread.cpu.cr3 == Space.UNRESTRICTED:
             return False
         return self._possible(cpu, cpu.loaded_mm.pgd << 12, vaddr, access, ac=cpu.hw.ac)
 
-    def _possible(self, cpu: "CpuContext", root: int, vaddr: int, access: Access, *, ac: bool) -> bool:
+    def _possible(self, cpu: CpuContext, root: int, vaddr: int, access: Access, *, ac: bool) -> bool:
         try:
             walk(cpu.hw.memory, root, vaddr, access, cpu.hw.mode._replace(ac=ac), mark=False)
         except (PageFault, GeneralProtection):
             return False
         return True
 
-    def _check_stack(self, cpu: "CpuContext") -> bool:
+    def _check_stack(self, cpu: CpuContext) -> bool:
         """Take a double fault if the processor cannot push the fault's frame. Returns whether it did.
 
         A kernel stack that the restricted address space lacks is one of the few things that ASI cannot do without; the
@@ -201,7 +203,7 @@ class PageFaults:
         hw.interrupts_enabled, hw.ac = enabled, ac
         return True
 
-    def _check_critical_section(self, cpu: "CpuContext", vaddr: int, access: Access) -> None:
+    def _check_critical_section(self, cpu: CpuContext, vaddr: int, access: Access) -> None:
         """The kernel's debug warning "ASI-sensitive data access from critical section": the return will enter again."""
         task = cpu.thread.task
         if not task.target or task.intr_nest_depth != 1 or self._kernel.invariants is None:

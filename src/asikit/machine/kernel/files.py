@@ -5,6 +5,8 @@ slab memory. What differs between files is in subclasses: here those of the page
 have modules of their own.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from asikit.machine.kernel.abi import MAX_RW_COUNT, OpenFlag, Whence
@@ -48,7 +50,7 @@ class File(KernelObject):
     position = Word(0x60)
     """Where the next read or write is, bytes."""
 
-    def __init__(self, kernel: "Kernel", flags: OpenFlag) -> None:
+    def __init__(self, kernel: Kernel, flags: OpenFlag) -> None:
         super().__init__(kernel)
         self.flags = int(flags)
         # The count is a locked instruction's business, which nothing comes between; the word is what it touches.
@@ -59,7 +61,7 @@ class File(KernelObject):
         self.writable = flags & OpenFlag.ACCMODE in {OpenFlag.WRONLY, OpenFlag.RDWR}
 
     @property
-    def access(self) -> "KernelMemory":
+    def access(self) -> KernelMemory:
         """How the code of its operations reaches memory."""
         return self.kernel.access
 
@@ -129,7 +131,7 @@ class File(KernelObject):
         """Ask something of a device."""
         raise SyscallError(Errno.ENOTTY)
 
-    def mapped(self) -> "Inode":
+    def mapped(self) -> Inode:
         """Return what mmap() maps."""
         raise SyscallError(Errno.ENODEV)
 
@@ -142,7 +144,7 @@ class RegularFile(File):
 
     seekable = True
 
-    def __init__(self, kernel: "Kernel", inode: "Inode", flags: OpenFlag) -> None:
+    def __init__(self, kernel: Kernel, inode: Inode, flags: OpenFlag) -> None:
         super().__init__(kernel, flags)
         inode.get()
         self.inode = inode
@@ -175,7 +177,7 @@ class RegularFile(File):
         self.position = base + offset
         return base + offset
 
-    def mapped(self) -> "Inode":
+    def mapped(self) -> Inode:
         """The file itself."""
         return self.inode
 
@@ -208,14 +210,14 @@ class FilesStruct(KernelObject):
     size = 704
     _FD_ARRAY = 0xA0
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         # Changed together with the slots, under file_lock: after a slot's store, which others may come before.
         self._files: dict[int, File] = {}
         self._reserved: set[int] = set()
         self._close_on_exec: set[int] = set()
 
-    def __iter__(self) -> "Iterator[tuple[int, File]]":
+    def __iter__(self) -> Iterator[tuple[int, File]]:
         return iter(sorted(self._files.items()))
 
     def get(self, fd: int) -> File:
@@ -254,7 +256,7 @@ class FilesStruct(KernelObject):
         self._close_on_exec.discard(fd)
         file.fput()
 
-    def copy(self) -> "FilesStruct":
+    def copy(self) -> FilesStruct:
         """Return a copy for a child process: the same open files (`dup_fd`). Raises OutOfMemoryError."""
         copy = FilesStruct(self.kernel)
         copy._close_on_exec = set(self._close_on_exec)
@@ -289,18 +291,18 @@ class Vfs:
     :ivar console: What programs wrote to the console so far.
     """
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._inodes: dict[str, Inode] = {}
         self._devices: dict[str, Callable[[Kernel, OpenFlag], File]] = {"/dev/console": ConsoleFile}
         self._programs: dict[str, Program] = {}
         self.console = bytearray()
 
-    def add_device(self, path: str, opener: "Callable[[Kernel, OpenFlag], File]") -> None:
+    def add_device(self, path: str, opener: Callable[[Kernel, OpenFlag], File]) -> None:
         """Say what opens a device."""
         self._devices[path] = opener
 
-    def install(self, program: "Program", name: str = "") -> str:
+    def install(self, program: Program, name: str = "") -> str:
         """Make the executable file of a program, once; returns its path."""
         for path, known in self._programs.items():
             if known == program:
@@ -312,7 +314,7 @@ class Vfs:
         self.create(path, b"\x7fELF".ljust(_EXECUTABLE_BYTES, b"\xcc"), filesystem_name="ext4")
         return path
 
-    def program(self, path: str) -> "Program":
+    def program(self, path: str) -> Program:
         """Return the program that is in a file. Raises SyscallError as `lookup`, or ENOEXEC."""
         self.lookup(path)
         if path not in self._programs:
@@ -325,9 +327,7 @@ class Vfs:
             return self._devices[path](self._kernel, flags)
         return RegularFile(self._kernel, self.open_inode(path, flags), flags)
 
-    def create(
-        self, path: str, content: bytes, *, filesystem_name: str = "tmpfs", module: str | None = None
-    ) -> "Inode":
+    def create(self, path: str, content: bytes, *, filesystem_name: str = "tmpfs", module: str | None = None) -> Inode:
         """Make a file, or another of the same path; its pages are in the page cache if the file system is tmpfs.
 
         Raises ScenarioError for a path that cannot be, OutOfMemoryError.
@@ -347,7 +347,7 @@ class Vfs:
             old.put()
         return inode
 
-    def anonymous(self, name: str, size: int) -> "Inode":
+    def anonymous(self, name: str, size: int) -> Inode:
         """Make a file without a path, of the kernel's own memory: what devices let programs map."""
         inode = self._kernel.page_cache.new_inode(name, _ANONYMOUS)
         inode.size = size
@@ -367,7 +367,7 @@ class Vfs:
         """The paths of all files that are not programs, sorted."""
         return sorted(self._inodes.keys() - self._programs.keys())
 
-    def lookup(self, path: str) -> "Inode":
+    def lookup(self, path: str) -> Inode:
         """Return the file of a path. Raises SyscallError ENAMETOOLONG, ENOENT, ENOTDIR or EISDIR."""
         if any(len(component) > _NAME_MAX for component in path.split("/")):
             raise SyscallError(Errno.ENAMETOOLONG)
@@ -378,7 +378,7 @@ class Vfs:
             raise SyscallError(Errno.ENOTDIR)
         raise SyscallError(Errno.EISDIR if self._is_directory(path.rstrip("/")) else Errno.ENOENT)
 
-    def open_inode(self, path: str, flags: OpenFlag) -> "Inode":
+    def open_inode(self, path: str, flags: OpenFlag) -> Inode:
         """Return the file that open() opens, made or emptied if the flags say so. Raises SyscallError."""
         try:
             inode = self.lookup(path)

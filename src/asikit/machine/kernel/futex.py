@@ -5,6 +5,8 @@ address otherwise. The word is compared under the lock of the hash bucket that w
 unnoticed between looking and sleeping.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -41,7 +43,7 @@ class FutexHash(KernelObject):
 class FutexWaiter:
     """`struct futex_q`: a task in a bucket; `woken` once it is none any more."""
 
-    task: "Task"
+    task: Task
     key: Key
     woken: bool = False
 
@@ -55,14 +57,14 @@ class FutexBucket:
     """
 
     address: int
-    lock: "AbstractContextManager[None]"
+    lock: AbstractContextManager[None]
     waiters: list[FutexWaiter] = field(default_factory=list)
 
 
 class FutexTable:
     """All futexes of a machine."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         table = FutexHash(kernel)
         self._buckets = [
             FutexBucket(table.address + _BUCKET_BYTES * index, kernel.mutex("a futex hash bucket"))
@@ -78,7 +80,7 @@ class FutexTable:
 
 
 @kernel_function()
-def get_futex_key(kernel: "Kernel", task: "Task", address: int, *, private: bool) -> Key:
+def get_futex_key(kernel: Kernel, task: Task, address: int, *, private: bool) -> Key:
     """Return what is waited at. Raises SyscallError EINVAL or EFAULT."""
     if address % _WORD:
         raise SyscallError(Errno.EINVAL)
@@ -98,7 +100,7 @@ def get_futex_key(kernel: "Kernel", task: "Task", address: int, *, private: bool
 
 
 @kernel_function()
-def futex_wait(kernel: "Kernel", task: "Task", address: int, value: int, *, private: bool = False) -> None:
+def futex_wait(kernel: Kernel, task: Task, address: int, value: int, *, private: bool = False) -> None:
     """Sleep until woken, if the word at an address is `value`. Raises SyscallError EAGAIN if it is not, EINTR."""
     waiter = FutexWaiter(task, get_futex_key(kernel, task, address, private=private))
     bucket = kernel.userland.futexes.bucket(waiter.key)
@@ -119,18 +121,18 @@ def futex_wait(kernel: "Kernel", task: "Task", address: int, value: int, *, priv
         kernel.sched.block(f"the futex at {address:#x}")
 
 
-def _unqueue(kernel: "Kernel", bucket: FutexBucket, waiter: FutexWaiter) -> None:
+def _unqueue(kernel: Kernel, bucket: FutexBucket, waiter: FutexWaiter) -> None:
     with bucket.lock:
         _set_waiters(kernel, bucket, [other for other in bucket.waiters if other is not waiter])
 
 
-def _set_waiters(kernel: "Kernel", bucket: FutexBucket, waiters: list[FutexWaiter]) -> None:
+def _set_waiters(kernel: Kernel, bucket: FutexBucket, waiters: list[FutexWaiter]) -> None:
     bucket.waiters = waiters
     kernel.access.store_u64(bucket.address, len(waiters))
 
 
 @kernel_function()
-def futex_wake(kernel: "Kernel", task: "Task", address: int, count: int, *, private: bool = False) -> int:
+def futex_wake(kernel: Kernel, task: Task, address: int, count: int, *, private: bool = False) -> int:
     """Wake those who wait at an address, up to `count` but at least one, as Linux has it; returns how many."""
     key = get_futex_key(kernel, task, address, private=private)
     bucket = kernel.userland.futexes.bucket(key)

@@ -4,6 +4,8 @@ The program is a Python function of one `Guest`, on a greenlet of its own. Each 
 request, which the virtual CPU's host thread carries out in guest mode and answers, at once or after VM exits.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -60,7 +62,7 @@ class Hypercall:
 
     number: int
     arguments: tuple[int, ...]
-    handler: "Callable[[], int] | None" = None
+    handler: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class Guest:
         value = self._thread.ask(Cpuid(leaf))
         return value if isinstance(value, tuple) else (0, 0, 0, 0)
 
-    def hypercall(self, number: int, *arguments: int, handler: "Callable[[], int] | None" = None) -> int:
+    def hypercall(self, number: int, *arguments: int, handler: Callable[[], int] | None = None) -> int:
         """Call the hypervisor; returns minus an error for calls that KVM does not have (KVM_ENOSYS is 1000).
 
         :param handler: Kernel code that does the call's work and returns its result: in process context, so it may

@@ -5,6 +5,8 @@ Kernel and programs pass *points*, each with a name: an access (`load`, `store`,
 one CPU runs at any instant, so a run is a sequence of points, and the same decisions give the same run.
 """
 
+from __future__ import annotations
+
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -46,10 +48,10 @@ class Interleaver(Protocol):
     def slice(self, cpu: int) -> int:
         """Return after how many points a CPU hands over, at least 1."""
 
-    def choose(self, cpu: int, others: "Sequence[int]") -> int:
+    def choose(self, cpu: int, others: Sequence[int]) -> int:
         """Return which of the other CPUs that could run goes on after this one; `others` is not empty."""
 
-    def at(self, point: str, cpu: int) -> "Iterable[Action]":
+    def at(self, point: str, cpu: int) -> Iterable[Action]:
         """Return what happens at a point, in order."""
 
 
@@ -68,11 +70,11 @@ class RoundRobin:
         """Return a number of points, short ones more often than long ones."""
         return self._random.randint(1, self._random.randint(1, self._longest))
 
-    def choose(self, cpu: int, others: "Sequence[int]") -> int:
+    def choose(self, cpu: int, others: Sequence[int]) -> int:
         """Return the next CPU by number."""
         return next((other for other in others if other > cpu), others[0])
 
-    def at(self, point: str, cpu: int) -> "Iterable[Action]":  # noqa: ARG002 - never asked
+    def at(self, point: str, cpu: int) -> Iterable[Action]:  # noqa: ARG002 - never asked
         """Nothing comes in between."""
         return ()
 
@@ -86,7 +88,7 @@ class Scripted:
 
     every_point = True
 
-    def __init__(self, steps: "Iterable[tuple[str, int, str]]") -> None:
+    def __init__(self, steps: Iterable[tuple[str, int, str]]) -> None:
         self._steps: dict[tuple[str, int], list[Action]] = {}
         for point, count, text in steps:
             self._steps.setdefault((point, count), []).append(_parse(text))
@@ -100,11 +102,11 @@ class Scripted:
         """A CPU runs until the script or its own waiting stops it."""
         return FOREVER
 
-    def choose(self, cpu: int, others: "Sequence[int]") -> int:
+    def choose(self, cpu: int, others: Sequence[int]) -> int:
         """Return the next CPU by number."""
         return next((other for other in others if other > cpu), others[0])
 
-    def at(self, point: str, cpu: int) -> "Iterable[Action]":
+    def at(self, point: str, cpu: int) -> Iterable[Action]:
         """Return what the script has for this point now."""
         if self.record:
             self.passed.append(point)

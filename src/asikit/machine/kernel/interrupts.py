@@ -4,6 +4,8 @@ An interrupt from user mode is an entry (`asikit.machine.kernel.entry`); one tha
 on the current greenlet's stack. Vectors are those of arch/x86/include/asm/irq_vectors.h.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.report import RoundTrip
@@ -54,40 +56,40 @@ class Interrupts:
     :ivar on_interrupt: Body of device interrupts' handlers. Takes the CPU's number and the vector.
     """
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.on_nmi: Callable[[int], object] | None = None
         self.on_interrupt: Callable[[int, int], object] | None = None
 
     # Sending.
 
-    def post(self, cpu: "CpuContext", vector: int) -> None:
+    def post(self, cpu: CpuContext, vector: int) -> None:
         """Raise an interrupt at a CPU."""
         cpu.hw.apic.request(vector)
         cpu.due = 0
 
-    def post_nmi(self, cpu: "CpuContext") -> None:
+    def post_nmi(self, cpu: CpuContext) -> None:
         """Raise an NMI at a CPU."""
         cpu.hw.apic.request_nmi()
         cpu.due = 0
 
-    def post_stun(self, cpu: "CpuContext") -> None:
+    def post_stun(self, cpu: CpuContext) -> None:
         """Interrupt untrusted code on a sibling."""
         self.post(cpu, ASI_STUN_VECTOR)
 
-    def pending(self, cpu: "CpuContext | None" = None) -> bool:
+    def pending(self, cpu: CpuContext | None = None) -> bool:
         """Return whether something waits to be delivered to a CPU, the running one by default."""
         apic = (cpu or self._kernel.cpu).hw.apic
         return apic.pending is not None or apic.nmi_pending
 
-    def deliverable(self, cpu: "CpuContext") -> bool:
+    def deliverable(self, cpu: CpuContext) -> bool:
         """Return whether a CPU would take an interrupt or NMI at its next point."""
         hw = cpu.hw
         return hw.apic.nmi_pending or (hw.interrupts_enabled and hw.apic.pending is not None)
 
     # Delivery.
 
-    def deliver(self, cpu: "CpuContext") -> None:
+    def deliver(self, cpu: CpuContext) -> None:
         """Deliver what is pending and may be, at a point that the running CPU passes; a guest's exit is KVM's part."""
         apic, hw = cpu.hw.apic, cpu.hw
         if cpu.in_guest:
@@ -110,7 +112,7 @@ class Interrupts:
         self.deliver(self._kernel.cpu)
         self._kernel.cpu.hw.interrupts_enabled = enabled
 
-    def deliver_while_waiting(self, cpu: "CpuContext", *, resuming: bool) -> bool:
+    def deliver_while_waiting(self, cpu: CpuContext, *, resuming: bool) -> bool:
         """Deliver an NMI or, before untrusted code, an interrupt to a CPU that spins. Returns whether it did.
 
         Before untrusted code the interrupt came, for everybody but ASI, from the untrusted code that would run by now.
@@ -128,7 +130,7 @@ class Interrupts:
         self._interrupt_while_stunned(cpu, vector)
         return True
 
-    def _interrupt_while_stunned(self, cpu: "CpuContext", vector: int) -> None:
+    def _interrupt_while_stunned(self, cpu: CpuContext, vector: int) -> None:
         kernel = self._kernel
         guest = cpu.resuming_guest
         cpu.returned = False
@@ -143,7 +145,7 @@ class Interrupts:
         if not cpu.need_resched:
             kernel.entry.about_to_resume(cpu)
 
-    def _nmi(self, cpu: "CpuContext") -> None:
+    def _nmi(self, cpu: CpuContext) -> None:
         cpu.hw.apic.take_nmi()
         if cpu.hw.cpl:
             self._kernel.entry.interrupt("nmi", NMI_VECTOR, Happening.NMI_ENTRY)
@@ -152,7 +154,7 @@ class Interrupts:
             self._nested(cpu, "nmi", NMI_VECTOR, Happening.NESTED_NMI)
             cpu.touched.clear()
 
-    def _interrupt(self, cpu: "CpuContext", vector: int) -> None:
+    def _interrupt(self, cpu: CpuContext, vector: int) -> None:
         if cpu.hw.cpl:
             self._kernel.entry.interrupt(
                 "interrupt", vector, Happening.INTERRUPT_ENTRY, report=vector != ASI_STUN_VECTOR
@@ -160,7 +162,7 @@ class Interrupts:
         else:
             self._nested(cpu, "interrupt", vector, Happening.NESTED_INTERRUPT, report=vector != ASI_STUN_VECTOR)
 
-    def _nested(self, cpu: "CpuContext", kind: str, vector: int, happening: Happening, *, report: bool = True) -> None:
+    def _nested(self, cpu: CpuContext, kind: str, vector: int, happening: Happening, *, report: bool = True) -> None:
         """Run a handler on top of kernel code."""
         kernel, hw = self._kernel, cpu.hw
         enabled, ac = hw.interrupts_enabled, hw.ac
@@ -182,7 +184,7 @@ class Interrupts:
             cpu.asi_only -= 1
         hw.interrupts_enabled, hw.ac = enabled, ac
 
-    def handle(self, cpu: "CpuContext", kind: str, vector: int) -> None:
+    def handle(self, cpu: CpuContext, kind: str, vector: int) -> None:
         """Run the body of a handler, then EOI or, for an NMI, its IRET."""
         kernel = self._kernel
         if kind == "nmi":

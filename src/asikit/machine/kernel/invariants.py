@@ -5,6 +5,8 @@ here is besides what they are about: that CR3, the TLBs and the page tables of t
 violation ends the run with an InvariantError, whatever the program would catch. I7 is `asikit.machine.mm`'s to refuse.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NoReturn
 
 from asikit.machine.kernel.errors import InvariantError
@@ -36,7 +38,7 @@ _TAINTS = frozenset({"no-attacker-near-secrets", "no-other-mm-near-kernel-data",
 class InvariantChecker:
     """Checks one machine."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         config = kernel.protocol.config
         self._kernel = kernel
         self._invariants = [
@@ -47,7 +49,7 @@ class InvariantChecker:
 
     # After a micro-operation.
 
-    def after_micro_op(self, cpu: "CpuContext", taken: "Step") -> None:
+    def after_micro_op(self, cpu: CpuContext, taken: Step) -> None:
         """Check everything that a micro-operation of a CPU can have broken."""
         core = cpu.core.state
         env = (*cpu.thread.cpu, *cpu.thread.task, *core[cpu.who], *core[1 - cpu.who])
@@ -66,7 +68,7 @@ class InvariantChecker:
         if taken.effect is not None and taken.effect.kind is EffectKind.WRITE_CR3:
             self.check_tables(cpu, taken.ran)
 
-    def _check_sibling(self, cpu: "CpuContext", taken: "Step") -> None:
+    def _check_sibling(self, cpu: CpuContext, taken: Step) -> None:
         """The sibling's fields changed with this CPU's."""
         sibling = cpu.sibling
         if sibling is None:
@@ -80,7 +82,7 @@ class InvariantChecker:
             if not holds(env):
                 self._broken(name, f"{says} (seen on its sibling, cpu {sibling.number})", cpu, taken.ran)
 
-    def _check_cr3(self, cpu: "CpuContext", taken: "Step") -> None:
+    def _check_cr3(self, cpu: CpuContext, taken: Step) -> None:
         """I1, I3: the processor's CR3 is what the protocol's state says, and in the critical section the target's."""
         kernel, state, task = self._kernel, cpu.thread.cpu, cpu.thread.task
         expected = kernel.asi.cr3(cpu, Space(state.cr3), user_half=bool(state.user_cr3))
@@ -94,7 +96,7 @@ class InvariantChecker:
             if task.intr_nest_depth == 0 and (state.curr_asi != task.target or cpu.hw.root != target << 12):
                 self._broken("I1", "untrusted code runs on other page tables than its domain's", cpu, taken.ran)
 
-    def _check_order(self, cpu: "CpuContext", taken: "Step") -> None:
+    def _check_order(self, cpu: CpuContext, taken: Step) -> None:
         """I3, I4, from the sequence of effects: what a write of CR3 must have before it."""
         effect, state = taken.effect, cpu.thread.cpu
         if effect is None or effect.kind is not EffectKind.WRITE_CR3 or effect.user_half:
@@ -113,7 +115,7 @@ class InvariantChecker:
             if asi_class is not None and state.taints & int(config.registry.policy(asi_class).prevent_control):
                 self._broken("I4", "CR3 is restricted before the predictors were flushed", cpu, taken.ran)
 
-    def _check_generations(self, cpu: "CpuContext", taken: "Step") -> None:
+    def _check_generations(self, cpu: CpuContext, taken: Step) -> None:
         """I9: a bit of `tlb_stale` is clear only if this CPU has seen the domain's present generation."""
         generations, state = self._kernel.flusher.generations, cpu.thread.cpu
         mm, asid = cpu.loaded_mm.id, cpu.loaded_asid
@@ -134,7 +136,7 @@ class InvariantChecker:
 
     # Page tables and TLBs.
 
-    def check_tables(self, cpu: "CpuContext", after: str) -> None:
+    def check_tables(self, cpu: CpuContext, after: str) -> None:
         """I8: each domain's kernel half is `asi_nonsensitive_pgd`'s, its user half the mm's iff the class maps user."""
         kernel = self._kernel
         context = cpu.loaded_mm
@@ -202,7 +204,7 @@ class InvariantChecker:
         elif any(kernel.physical.read(frame * _PAGE, _PAGE).strip(b"\0") for frame in range(pfn, pfn + (1 << order))):
             self._broken("I6", "it was not zeroed", kernel.cpu, after)
 
-    def _check_entries(self, cpu: "CpuContext", entries: "Iterable[TlbEntry]", after: str) -> None:
+    def _check_entries(self, cpu: CpuContext, entries: Iterable[TlbEntry], after: str) -> None:
         """I9 for some TLB entries of a CPU: those that it could use before it next flushes their PCID."""
         kernel = self._kernel
         tags = {kernel.asi.pcid(cpu.loaded_asid, space): space for space in self._usable(cpu)}
@@ -212,7 +214,7 @@ class InvariantChecker:
                 what = f"cpu {cpu.number} can use a stale translation of {entry.page:#x} in {space.label}"
                 self._broken("I9", what, kernel.cpu, after)
 
-    def _usable(self, cpu: "CpuContext") -> list[Space]:
+    def _usable(self, cpu: CpuContext) -> list[Space]:
         """Return the address spaces whose TLB entries a CPU uses, or will use without flushing them first."""
         config, state = self._kernel.protocol.config, cpu.thread.cpu
         current = Space(state.cr3)
@@ -221,7 +223,7 @@ class InvariantChecker:
         spaces = [Space.UNRESTRICTED, *cpu.loaded_mm.domains]
         return [space for space in spaces if space is current or not state.tlb_stale >> space & 1]
 
-    def _backed(self, cpu: "CpuContext", space: Space, entry: "TlbEntry") -> bool:
+    def _backed(self, cpu: CpuContext, space: Space, entry: TlbEntry) -> bool:
         """Whether the page tables still have a TLB entry's translation, with at least its rights."""
         kernel = self._kernel
         root = kernel.domains.pgd(cpu.loaded_mm, space, user_half=False) << 12
@@ -233,7 +235,7 @@ class InvariantChecker:
             return False
         return found.paddr == entry.paddr
 
-    def _broken(self, name: str, what: str, cpu: "CpuContext", after: str) -> NoReturn:
+    def _broken(self, name: str, what: str, cpu: CpuContext, after: str) -> NoReturn:
         self._kernel.crash(InvariantError(name, what, cpu=cpu.number, after=after))
 
 

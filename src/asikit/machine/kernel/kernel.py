@@ -4,6 +4,8 @@ Each part has a module of its own and knows the kernel, through which it finds t
 come between two of its steps, is `asikit.machine.kernel.execution`.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -93,28 +95,28 @@ class Kernel:
     :ivar stopped: A run has ended at its limit, in the middle of tasks.
     """
 
-    allocator: "PageAllocator"
-    contexts: "MemoryContexts"
-    direct_map: "DirectMap"
-    domains: "DomainTables"
-    ephmap: "Ephmap"
-    page_cache: "PageCache"
-    percpu: "PerCpu"
-    services: "MmServices"
-    slab: "SlabAllocator"
-    stacks: "KernelStacks"
-    tables: "PageTables"
-    userland: "Userland"
-    vmalloc: "Vmalloc"
+    allocator: PageAllocator
+    contexts: MemoryContexts
+    direct_map: DirectMap
+    domains: DomainTables
+    ephmap: Ephmap
+    page_cache: PageCache
+    percpu: PerCpu
+    services: MmServices
+    slab: SlabAllocator
+    stacks: KernelStacks
+    tables: PageTables
+    userland: Userland
+    vmalloc: Vmalloc
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a machine is made of
         self,
-        config: "MachineConfig",
-        protocol: "Protocol",
-        layout: "Layout",
-        physical: "PhysicalMemory",
-        cpus: "Sequence[CpuContext]",
-        interleaver: "Interleaver",
+        config: MachineConfig,
+        protocol: Protocol,
+        layout: Layout,
+        physical: PhysicalMemory,
+        cpus: Sequence[CpuContext],
+        interleaver: Interleaver,
     ) -> None:
         self.config = config
         self.protocol = protocol
@@ -164,7 +166,7 @@ class Kernel:
     # Interrupts on and off.
 
     @contextmanager
-    def irqs_off(self) -> "Iterator[None]":
+    def irqs_off(self) -> Iterator[None]:
         """Run with interrupts off: `local_irq_save()` to `local_irq_restore()`."""
         enabled, self.cpu.hw.interrupts_enabled = self.cpu.hw.interrupts_enabled, False
         try:
@@ -184,10 +186,10 @@ class Kernel:
 
     def new_task(  # noqa: PLR0913 - what there is to say about a task
         self,
-        run: "Callable[[], object]",
+        run: Callable[[], object],
         *,
         comm: str,
-        mm: "MmStruct | None",
+        mm: MmStruct | None,
         tgid: int | None = None,
         cpu: int | None = None,
         pinned: bool = False,
@@ -247,7 +249,7 @@ class Kernel:
     # What happens, for observers and reports.
 
     @contextmanager
-    def function(self, name: str, module: str | None = None) -> "Iterator[None]":
+    def function(self, name: str, module: str | None = None) -> Iterator[None]:
         """Run as a kernel function: its text is fetched, and it is on the call stack."""
         self.access.enter(Symbol(name, module))
         try:
@@ -264,7 +266,7 @@ class Kernel:
         """Return the function that allocates, for sensitivity policies."""
         return next((call.name for call in reversed(self.current.calls) if call.name not in _ALLOCATORS), "")
 
-    def touch(self, cpu: "CpuContext", access: Access, vaddr: int, size: int) -> None:
+    def touch(self, cpu: CpuContext, access: Access, vaddr: int, size: int) -> None:
         """Tell observers of an access, if it is the first of its kind to its page since the last crossing."""
         if cpu.asi_only or cpu.uncounted or not self.observers:
             return
@@ -278,7 +280,7 @@ class Kernel:
             for observer in self.observers:
                 observer.touch(cpu.number, access, address, paddr)
 
-    def translate(self, cpu: "CpuContext", vaddr: int, access: Access = Access.READ) -> int:
+    def translate(self, cpu: CpuContext, vaddr: int, access: Access = Access.READ) -> int:
         """Return the physical address behind an address in the loaded mm's unrestricted space; -1 if there is none."""
         mode = cpu.hw.mode._replace(ac=True, user=False)
         try:
@@ -290,7 +292,7 @@ class Kernel:
         """Make a sleeping lock."""
         return Mutex(self, name)
 
-    def report_result(self, key: str, value: "bytes | int | str") -> None:
+    def report_result(self, key: str, value: bytes | int | str) -> None:
         """Note something that a program or a guest saw; notes of one key keep their order."""
         data = value if isinstance(value, bytes) else str(value).encode()
         self._results[key].append(data)

@@ -1,5 +1,7 @@
 """KVM's files: /dev/kvm, virtual machines, virtual CPUs (virt/kvm/kvm_main.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.abi import KvmIoctl, OpenFlag
@@ -39,7 +41,7 @@ class Kvm:
     Making one makes the VMM's KVM domain, which lives as long as the VMM's mm. Raises OutOfMemoryError.
     """
 
-    def __init__(self, kernel: "Kernel", mm: "MmStruct", name: str) -> None:
+    def __init__(self, kernel: Kernel, mm: MmStruct, name: str) -> None:
         self.kernel = kernel
         self.access: KernelMemory = kernel.access
         self.mm = mm
@@ -102,7 +104,7 @@ class KvmDevice(File):
 class _KvmFile(File):
     """A file that holds a virtual machine."""
 
-    def __init__(self, kernel: "Kernel", kvm: Kvm) -> None:
+    def __init__(self, kernel: Kernel, kvm: Kvm) -> None:
         super().__init__(kernel, OpenFlag.RDWR)
         self.kvm = kvm
 
@@ -169,7 +171,7 @@ class KvmVmFile(_KvmFile):
 class KvmVcpuFile(_KvmFile):
     """A virtual CPU's file."""
 
-    def __init__(self, kernel: "Kernel", kvm: Kvm, vcpu: Vcpu) -> None:
+    def __init__(self, kernel: Kernel, kvm: Kvm, vcpu: Vcpu) -> None:
         super().__init__(kernel, kvm)
         kvm.get()
         self.vcpu = vcpu
@@ -182,7 +184,7 @@ class KvmVcpuFile(_KvmFile):
             raise SyscallError(Errno.EINVAL)
         return self.vcpu.run()
 
-    def mapped(self) -> "Inode":
+    def mapped(self) -> Inode:
         """Its run area."""
         return self.vcpu.run_area
 

@@ -12,6 +12,8 @@ How a machine is put together: `Kernel` (`asikit.machine.kernel.kernel`) has all
 does.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -46,8 +48,8 @@ class Machine:
         self,
         config: MachineConfig | None = None,
         *,
-        protocol: "Protocol | None" = None,
-        interleaver: "Interleaver | None" = None,
+        protocol: Protocol | None = None,
+        interleaver: Interleaver | None = None,
         **overrides: Any,  # noqa: ANN401 - the fields of MachineConfig
     ) -> None:
         """Boot.
@@ -65,11 +67,11 @@ class Machine:
         self.processes: list[Process] = []
 
     @property
-    def observers(self) -> "list[Observer]":
+    def observers(self) -> list[Observer]:
         """Who is told what happens; see `observe`."""
         return self.kernel.observers
 
-    def observe(self, observer: "Observer") -> "Observer":
+    def observe(self, observer: Observer) -> Observer:
         """Let somebody watch; returns them."""
         self.kernel.observers.append(observer)
         self.kernel.access.watched = True
@@ -77,7 +79,7 @@ class Machine:
         return observer
 
     @overload
-    def process(self, program: "Program") -> "Process": ...
+    def process(self, program: Program) -> Process: ...
     @overload
     def process(
         self,
@@ -87,27 +89,27 @@ class Machine:
         cpu: int | None = ...,
         pinned: bool = ...,
         cookie: int | None = ...,
-    ) -> "Callable[[Program], Process]": ...
+    ) -> Callable[[Program], Process]: ...
     @overload
     def process(
         self,
-        program: "Program",
+        program: Program,
         *,
         name: str = ...,
         cpu: int | None = ...,
         pinned: bool = ...,
         cookie: int | None = ...,
-    ) -> "Process": ...
+    ) -> Process: ...
 
     def process(
         self,
-        program: "Program | None" = None,
+        program: Program | None = None,
         *,
         name: str = "",
         cpu: int | None = None,
         pinned: bool = False,
         cookie: int | None = None,
-    ) -> "Process | Callable[[Program], Process]":
+    ) -> Process | Callable[[Program], Process]:
         """Make a process that runs a program, a function of one `User`; also as a decorator, with options or without.
 
         :param name: What messages and results call it; the function's name by default.
@@ -118,7 +120,7 @@ class Machine:
 
         self._check_outside("a process")
 
-        def create(main: "Program") -> "Process":
+        def create(main: Program) -> Process:
             made = create_process(self.kernel, main, name=name, cpu=self._cpu(cpu), pinned=pinned, cookie=cookie)
             self.processes.append(made)
             return made
@@ -145,7 +147,7 @@ class Machine:
         self._check_outside("a file")
         self.kernel.userland.vfs.create(path, content, filesystem_name=filesystem, module=module)
 
-    def allocate(self, content: bytes, gfp: "Gfp" = GFP_USER) -> int:
+    def allocate(self, content: bytes, gfp: Gfp = GFP_USER) -> int:
         """Put something into freshly allocated pages and return its kernel address, for handlers to touch.
 
         :param gfp: How it is allocated; by default as user data is, so that it is sensitive.
@@ -167,12 +169,12 @@ class Machine:
         """What programs have written to the console, their descriptors 0 to 2."""
         return bytes(self.kernel.userland.vfs.console)
 
-    def on_nmi(self, handler: "Callable[[int], object]") -> "Callable[[int], object]":
+    def on_nmi(self, handler: Callable[[int], object]) -> Callable[[int], object]:
         """Let a function be the body of the NMI handler; it runs as kernel code and is given the CPU. A decorator."""
         self.kernel.interrupts.on_nmi = handler
         return handler
 
-    def on_interrupt(self, handler: "Callable[[int, int], object]") -> "Callable[[int, int], object]":
+    def on_interrupt(self, handler: Callable[[int, int], object]) -> Callable[[int, int], object]:
         """Let a function be the body of device interrupts' handlers; it is given CPU and vector. A decorator."""
         self.kernel.interrupts.on_interrupt = handler
         return handler
@@ -187,7 +189,7 @@ class Machine:
         self._cpu(cpu)
         self.kernel.interrupts.post(self.kernel.cpus[cpu], vector or self.config.device_vector)
 
-    def run(self, limit: int | None = None) -> "Report":
+    def run(self, limit: int | None = None) -> Report:
         """Run until all processes have ended, or for `limit` units of logical time; may be called again.
 
         :raises DeadlockError: Nothing can run any more; the message says who waits for what.
@@ -201,6 +203,6 @@ class Machine:
         """Give up a machine whose processes have not ended, so that nothing of it stays in memory."""
         self.kernel.close()
 
-    def report(self) -> "Report":
+    def report(self) -> Report:
         """Return what has happened so far."""
         return self.kernel.report()

@@ -4,6 +4,8 @@ The fast path is an access that finds its translation: it counts the access and 
 point at which something is due, a fault to be handled and the access retried, a touch to be told, is off it.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.x86 import Access, GeneralProtection, PageFault
@@ -31,7 +33,7 @@ class CurrentMemory:
 
     __slots__ = ("_address", "_kernel", "watched")
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._address = kernel.text.address
         self.watched = False
@@ -98,7 +100,7 @@ class CurrentMemory:
         if self.watched:
             kernel.touch(cpu, _WRITE, vaddr, 8)
 
-    def enter(self, symbol: "Symbol") -> None:
+    def enter(self, symbol: Symbol) -> None:
         """Begin a kernel function: fetch its text, and put it on the current task's call stack."""
         kernel = self._kernel
         cpu = kernel.cpu
@@ -125,7 +127,7 @@ class CurrentMemory:
             if kernel.speculation is not None:
                 kernel.speculation.returning(self._address(symbol))
 
-    def _retry(self, fault: PageFault | GeneralProtection, vaddr: int, again: "Callable[[CpuContext], R]") -> "R":
+    def _retry(self, fault: PageFault | GeneralProtection, vaddr: int, again: Callable[[CpuContext], R]) -> R:
         """Let the fault be handled, and retry, until the access is done. Raises UserFixup."""
         kernel = self._kernel
         retries = 0

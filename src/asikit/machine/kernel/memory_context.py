@@ -4,6 +4,8 @@ What is mapped is `asikit.machine.mm.MmStruct`'s business; here is who has it lo
 which page tables stand for it in each address space.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,27 +44,27 @@ class MemoryContext:
     """
 
     id: int
-    mm: "MmStruct | None"
+    mm: MmStruct | None
     pgd: int
     user_pgd: int | None = None
     domains: dict[Space, tuple[int, int | None]] = field(default_factory=dict)
     tlb_gen: int = 1
     cpumask: set[int] = field(default_factory=set)
     gone: bool = False
-    notifiers: "list[Callable[[int, int], None]]" = field(default_factory=list)
+    notifiers: list[Callable[[int, int], None]] = field(default_factory=list)
     updating: int = 0
 
 
 class MemoryContexts:
     """All mm's of a machine, by id."""
 
-    def __init__(self, kernel: "Kernel", init_pgd: int) -> None:
+    def __init__(self, kernel: Kernel, init_pgd: int) -> None:
         self._kernel = kernel
         self._next = 1
         self.init = MemoryContext(INIT_MM, None, init_pgd)
         self._contexts = {INIT_MM: self.init}
 
-    def of(self, mm: "MmStruct | None") -> MemoryContext:
+    def of(self, mm: MmStruct | None) -> MemoryContext:
         """Return the context of an mm; of init_mm for None."""
         return self.init if mm is None else self._contexts[mm.id]
 
@@ -70,7 +72,7 @@ class MemoryContexts:
         """Return the context of an mm's number, None if there is none (yet, or any more)."""
         return self._contexts.get(number)
 
-    def __iter__(self) -> "Iterator[MemoryContext]":
+    def __iter__(self) -> Iterator[MemoryContext]:
         return iter(tuple(self._contexts.values()))
 
     def new(self) -> MmStruct:
@@ -138,7 +140,7 @@ class MemoryContexts:
         self._kernel.domains.destroy_all(context)
         del self._contexts[context.id]
 
-    def exec_mmap(self, task: "Task", mm: MmStruct) -> None:
+    def exec_mmap(self, task: Task, mm: MmStruct) -> None:
         """Give the current task another mm, and load its page tables: `exec_mmap()`. The old one loses a user."""
         old = task.mm
         with self._kernel.irqs_off():
@@ -148,7 +150,7 @@ class MemoryContexts:
         if old is not None:
             self.put(old)
 
-    def exit_mm(self, task: "Task") -> None:
+    def exit_mm(self, task: Task) -> None:
         """Take the current task's mm from it: `exit_mm()`. The CPU keeps the page tables loaded, lazily."""
         mm = task.mm
         if mm is None:

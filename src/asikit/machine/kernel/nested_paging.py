@@ -5,6 +5,8 @@ memory management which frame is there, and takes it away when that changes (`kv
 The tables have the format of ordinary ones (AMD manual volume 2, 15.25.5) and are the kernel's own memory.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -50,7 +52,7 @@ class NestedPageTables:
     :ivar access: How its code reaches memory.
     """
 
-    def __init__(self, kernel: "Kernel", mm: "MmStruct") -> None:
+    def __init__(self, kernel: Kernel, mm: MmStruct) -> None:
         self._kernel = kernel
         self._mm = mm
         self.access: KernelMemory = kernel.access

@@ -4,6 +4,8 @@ An object's Python attributes only say what a field means; its value lies in mod
 touches the slab page that it is on, as in Linux.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Self, overload
 
 if TYPE_CHECKING:
@@ -21,14 +23,14 @@ class Word:
     @overload
     def __get__(self, owner: None, kind: type) -> Self: ...
     @overload
-    def __get__(self, owner: "KernelObject", kind: type) -> int: ...
+    def __get__(self, owner: KernelObject, kind: type) -> int: ...
 
-    def __get__(self, owner: "KernelObject | None", kind: type) -> "int | Self":
+    def __get__(self, owner: KernelObject | None, kind: type) -> int | Self:
         if owner is None:
             return self
         return owner.kernel.access.load_u64(owner.address + self._offset)
 
-    def __set__(self, owner: "KernelObject", value: int) -> None:
+    def __set__(self, owner: KernelObject, value: int) -> None:
         owner.kernel.access.store_u64(owner.address + self._offset, value)
 
 
@@ -45,7 +47,7 @@ class KernelObject:
     cache_name: ClassVar[str]
     size: ClassVar[int]
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self._cache = kernel.slab.cache(self.cache_name, self.size)
         self.address = self._cache.alloc(zero=True)

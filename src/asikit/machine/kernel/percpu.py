@@ -4,6 +4,8 @@ Most of it is what Linux has in per-CPU variables (`cpu_tlbstate`, the run queue
 value that `asikit.protocol` works on, replaced by the driver (`asikit.machine.kernel.asi`) at each micro-operation.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +45,7 @@ class Wait(NamedTuple):
     """
 
     what: str
-    ready: "Callable[[], bool]"
+    ready: Callable[[], bool]
     interruptible: bool = False
     idle: bool = False
 
@@ -58,8 +60,8 @@ class KernelCore:
     """
 
     number: int
-    state: "CoreState"
-    cpus: "list[CpuContext]" = field(default_factory=list)
+    state: CoreState
+    cpus: list[CpuContext] = field(default_factory=list)
     cookie: int | None = None
 
 
@@ -99,18 +101,18 @@ class CpuContext:
     """
 
     number: int
-    hw: "Cpu"
+    hw: Cpu
     core: KernelCore
     who: int
-    thread: "ThreadState"
-    runqueue: "deque[Task]"
+    thread: ThreadState
+    runqueue: deque[Task]
     asids: list[Asid]
-    seen: "SeenGenerations"
-    loaded_mm: "MemoryContext" = field(init=False)
-    task: "Task" = field(init=False)
-    idle: "Task" = field(init=False)
-    suspended: "greenlet" = field(init=False)
-    picked: "Task | None" = None
+    seen: SeenGenerations
+    loaded_mm: MemoryContext = field(init=False)
+    task: Task = field(init=False)
+    idle: Task = field(init=False)
+    suspended: greenlet = field(init=False)
+    picked: Task | None = None
     need_resched: bool = False
     slice_start: int = 0
     loaded_asid: int = 0
@@ -128,7 +130,7 @@ class CpuContext:
     hardirq: int = 0
     asi_only: int = 0
     touched: set[int] = field(default_factory=set)
-    trip: "RoundTrip | None" = None
+    trip: RoundTrip | None = None
     returned: bool = False
     resuming_guest: bool = False
     by_iret: bool = False
@@ -141,7 +143,7 @@ class CpuContext:
         return (self.uncounted_from if self.uncounted else self.clock) - self.lost
 
     @property
-    def sibling(self) -> "CpuContext | None":
+    def sibling(self) -> CpuContext | None:
         """The other thread of its core."""
         return self.core.cpus[1 - self.who] if len(self.core.cpus) > 1 else None
 

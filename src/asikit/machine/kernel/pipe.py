@@ -4,6 +4,8 @@ Head, tail and the ring of `struct pipe_buffer` are in slab memory. The data is 
 `alloc_page(GFP_HIGHUSER | __GFP_ACCOUNT)` as in Linux.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar
 
 from asikit.machine.kernel.abi import PIPE_BUFFERS, OpenFlag
@@ -49,7 +51,7 @@ class Pipe(KernelObject):
     writers = Word(0x58)
     """Open writing ends."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         try:
             self.ring = PipeRing(kernel)
@@ -64,7 +66,7 @@ class Pipe(KernelObject):
         self._spare: int | None = None
 
     @property
-    def access(self) -> "KernelMemory":
+    def access(self) -> KernelMemory:
         """How its code reaches memory."""
         return self.kernel.access
 
@@ -272,7 +274,7 @@ class PipeWriter(File):
         pipe.closed(last=last)
 
 
-def create_pipe_files(kernel: "Kernel", flags: OpenFlag) -> tuple[PipeReader, PipeWriter]:
+def create_pipe_files(kernel: Kernel, flags: OpenFlag) -> tuple[PipeReader, PipeWriter]:
     """Make a pipe; returns its ends. Raises OutOfMemoryError."""
     pipe = Pipe(kernel)
     try:

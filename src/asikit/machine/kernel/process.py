@@ -3,6 +3,8 @@
 How they come and go, fork to wait, is in `asikit.machine.kernel.syscalls.processes`.
 """
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,14 +80,14 @@ class Process:
     :ivar ending: Set when it is to end: with which status. `leader_status` is what its first thread ended with.
     """
 
-    kernel: "Kernel"
+    kernel: Kernel
     name: str
     files: FilesStruct
     signal: SignalStruct
-    parent: "Process | None" = None
+    parent: Process | None = None
     pid: int = 0
-    threads: "list[Thread]" = field(default_factory=list)
-    children: "list[Process]" = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
+    children: list[Process] = field(default_factory=list)
     offspring: int = 0
     returned: object = None
     status: int | None = None
@@ -94,7 +96,7 @@ class Process:
     thread_count: int = 0
     vm_count: int = 0
     thread_words: dict[int, int] = field(default_factory=dict)
-    leader: "Thread" = field(init=False)
+    leader: Thread = field(init=False)
 
     def __post_init__(self) -> None:
         self.child_exit = WaitQueue(self.kernel, "a child to end")
@@ -125,9 +127,9 @@ class Thread(Killable):
     name: str
     struct: TaskStruct
     stack_pointer: int
-    task: "Task" = field(init=False)
-    child_program: "Program | None" = None
-    guest_program: "GuestProgram | None" = None
+    task: Task = field(init=False)
+    child_program: Program | None = None
+    guest_program: GuestProgram | None = None
 
     def record(self, what: str, value: bytes | int) -> None:
         """Note something that the program saw, for the run's architectural results."""
@@ -143,7 +145,7 @@ class Thread(Killable):
             kernel.sched.resched(kernel.cpus[self.task.cpu])  # kick_process(): out of user mode
 
 
-def thread_of(task: "Task") -> Thread:
+def thread_of(task: Task) -> Thread:
     """Return the thread that a user task is."""
     owner = task.owner
     if not isinstance(owner, Thread):
@@ -156,7 +158,7 @@ def new_thread(process: Process, name: str, stack_pointer: int) -> Thread:
     return Thread(process, name, TaskStruct(process.kernel), stack_pointer)
 
 
-def start_thread(thread: Thread, task: "Task") -> None:
+def start_thread(thread: Thread, task: Task) -> None:
     """Put a thread and its task together; it is one of its process' from now on."""
     process = thread.process
     task.owner, thread.task = thread, task
@@ -167,7 +169,7 @@ def start_thread(thread: Thread, task: "Task") -> None:
     process.signal.nr_threads = len(process.threads)
 
 
-def load_image(kernel: "Kernel", mm: "MmStruct", binary: "Inode") -> None:
+def load_image(kernel: Kernel, mm: MmStruct, binary: Inode) -> None:
     """Map a program, a heap and a stack into an empty address space, as `load_elf_binary()` does.
 
     Raises OutOfMemoryError.
@@ -180,19 +182,19 @@ def load_image(kernel: "Kernel", mm: "MmStruct", binary: "Inode") -> None:
     mm.init_brk(HEAP)
 
 
-def stack_top(kernel: "Kernel") -> int:
+def stack_top(kernel: Kernel) -> int:
     """Return the address where the stack of a program's first thread begins; it grows down."""
     return min(kernel.layout.user_end, DEFAULT_MAP_WINDOW) - PAGE_SIZE
 
 
-def arguments(kernel: "Kernel") -> int:
+def arguments(kernel: Kernel) -> int:
     """Return the address of a program's arguments, above its stack."""
     return stack_top(kernel) - _ARGUMENTS
 
 
 def create_process(  # noqa: PLR0913 - what a scenario may say about a process
-    kernel: "Kernel",
-    program: "Program",
+    kernel: Kernel,
+    program: Program,
     *,
     name: str = "",
     cpu: int | None = None,
@@ -223,7 +225,7 @@ def create_process(  # noqa: PLR0913 - what a scenario may say about a process
     return process
 
 
-def run_thread(thread: Thread, program: "Program") -> None:
+def run_thread(thread: Thread, program: Program) -> None:
     """Run a program in user mode and then end the thread: what is at the bottom of every user task's stack.
 
     What a program raises otherwise is a mistake in the scenario and ends the run.
@@ -249,7 +251,7 @@ def run_thread(thread: Thread, program: "Program") -> None:
             user.syscall(Nr.EXIT, code)
 
 
-def mm_of(task: "Task") -> "MmStruct":
+def mm_of(task: Task) -> MmStruct:
     """Return a user task's address space."""
     if task.mm is None:
         raise TypeError(f"{task} has no address space")

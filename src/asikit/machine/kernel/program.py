@@ -1,5 +1,7 @@
 """A scenario's program, and the ways in which it stops other than by returning."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:

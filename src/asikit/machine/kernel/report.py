@@ -1,5 +1,7 @@
 """What a run amounted to: counts with the meanings that a replay of its trace has, and the programs' results."""
 
+from __future__ import annotations
+
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -116,18 +118,18 @@ class Report:
     round_trips_without_exit: int
     unprotected_round_trips: int
     exits: int
-    exits_by_reason: "Mapping[str, int]"
-    flushes: "Mapping[str, int]"
+    exits_by_reason: Mapping[str, int]
+    flushes: Mapping[str, int]
     cr3_writes: int
     cr3_writes_noflush: int
     tlb_flushes: int
     stuns: int
-    by_entry: "Mapping[tuple[str, int], tuple[int, int, int]]"
-    faults: "Mapping[str, int]"
+    by_entry: Mapping[tuple[str, int], tuple[int, int, int]]
+    faults: Mapping[str, int]
     tlb: TlbCounts
-    interrupts: "Mapping[str, int]"
-    switches: "Mapping[str, int]"
-    allocations: "Mapping[str, int]"
+    interrupts: Mapping[str, int]
+    switches: Mapping[str, int]
+    allocations: Mapping[str, int]
     hw_cr3_writes: int
     clock: tuple[int, ...]
     results: bytes = field(repr=False)
@@ -135,13 +137,13 @@ class Report:
     @staticmethod
     def of(  # noqa: PLR0913 - what a machine has besides its tally
         tally: Tally,
-        config: "ProtocolConfig",
+        config: ProtocolConfig,
         *,
         tlb: TlbCounts,
         hw_cr3_writes: int,
         clock: tuple[int, ...],
         results: bytes,
-    ) -> "Report":
+    ) -> Report:
         """Return the report of a tally."""
         protected = {key for key in tally.round_trips if RoundTrip(*key).asi_class in config.classes}
         cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}

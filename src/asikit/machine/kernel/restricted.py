@@ -6,6 +6,8 @@ it takes, and the copies differ where they must. What is mapped later under a co
 address spaces only if somebody mirrors it, as `RestrictedVmalloc` does; a missing mapping costs nothing but exits.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.config import Mapped
@@ -42,7 +44,7 @@ __all__ = ["RestrictedMap", "RestrictedVmalloc", "is_whole"]
 _SIGN = 0xFFFF_0000_0000_0000
 
 
-def is_whole(kernel: "Kernel", region: Region) -> bool:
+def is_whole(kernel: Kernel, region: Region) -> bool:
     """Return whether restricted address spaces have all of a region."""
     return all(kernel.config.mapped(region, access) is Mapped.MAPPED for access in Access)
 
@@ -50,7 +52,7 @@ def is_whole(kernel: "Kernel", region: Region) -> bool:
 class RestrictedMap:
     """Fills the kernel half of `asi_nonsensitive_pgd`, once."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._absent = kernel.config.absent_pages()
         self._sign = _SIGN if kernel.layout.levels == 4 else 0xFE00_0000_0000_0000  # noqa: PLR2004 - 4 or 5
@@ -99,7 +101,7 @@ class RestrictedMap:
             ]
         )
 
-    def _table(self, entries: "list[int]") -> int:
+    def _table(self, entries: list[int]) -> int:
         kernel = self._kernel
         pfn = kernel.allocator.alloc_pages(GFP_PGTABLE_KERNEL, kind=PageKind.PAGE_TABLE)
         content = b"".join(entry.to_bytes(8, "little") for entry in entries)
@@ -135,7 +137,7 @@ class RestrictedMap:
             kernel.direct_map.remove_restricted(pfn)
 
 
-def restricted_leaf(kernel: "Kernel", region: Region, value: int) -> int:
+def restricted_leaf(kernel: Kernel, region: Region, value: int) -> int:
     """Return a page's entry in the restricted address space: less its rights to what the region's policy withholds."""
     sensitive = kernel.direct_map.pageblocks.sensitive((value & PTE_PFN_MASK) >> PAGE_SHIFT)
 
@@ -152,7 +154,7 @@ def restricted_leaf(kernel: "Kernel", region: Region, value: int) -> int:
 class RestrictedVmalloc(Vmalloc):
     """The vmalloc area where restricted address spaces have only some of it, in tables of their own."""
 
-    def __init__(self, services: "MmServices", kernel: "Kernel") -> None:
+    def __init__(self, services: MmServices, kernel: Kernel) -> None:
         self._kernel = kernel
         super().__init__(services)
 
@@ -164,7 +166,7 @@ class RestrictedVmalloc(Vmalloc):
         self._mirror(address)
         return address
 
-    def vmap(self, pages: "Sequence[int]") -> int:
+    def vmap(self, pages: Sequence[int]) -> int:
         """Do what `Vmalloc` does, and map in the restricted address spaces what they may have of it."""
         address = super().vmap(pages)
         self._mirror(address)

@@ -4,6 +4,8 @@ A scenario file has a function ``scenario(machine)`` that puts processes, files 
 ``CONFIG``, the `MachineConfig` that it needs. The first line of its docstring is its title.
 """
 
+from __future__ import annotations
+
 import inspect
 import traceback
 from dataclasses import dataclass
@@ -32,12 +34,12 @@ class Scenario:
     :ivar build: Puts everything onto a machine.
     """
 
-    path: "Path"
+    path: Path
     title: str
     config: MachineConfig
-    build: "Callable[[Machine], None]"
+    build: Callable[[Machine], None]
 
-    def run(self, machine: "Machine") -> None:
+    def run(self, machine: Machine) -> None:
         """Put everything onto a machine and run it until all processes have ended.
 
         :raises ScenarioError: The scenario's own code failed; the message says where.
@@ -57,7 +59,7 @@ class Scenario:
             raise ScenarioError(f"{place_of(error, self.path)}: {type(error).__name__}: {error}") from error
 
 
-def load_scenario(path: "Path") -> Scenario:
+def load_scenario(path: Path) -> Scenario:
     """Run a scenario file's top level and return what it defines.
 
     :raises ScenarioError: The file is not there, is not Python, fails, or lacks a ``scenario``.
@@ -85,7 +87,7 @@ def load_scenario(path: "Path") -> Scenario:
     return Scenario(path, title, config, build)
 
 
-def _takes_one(function: "Callable[..., object]") -> bool:
+def _takes_one(function: Callable[..., object]) -> bool:
     try:
         inspect.signature(function).bind(None)
     except TypeError:
@@ -93,13 +95,13 @@ def _takes_one(function: "Callable[..., object]") -> bool:
     return True
 
 
-def place_of(error: BaseException, path: "Path") -> str:
+def place_of(error: BaseException, path: Path) -> str:
     """Return where in a scenario file an error came from, as ``FILE:LINE``; the file alone if it did not."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _is_the_scenarios(error: Exception, path: "Path") -> bool:
+def _is_the_scenarios(error: Exception, path: Path) -> bool:
     """Tell an error of a scenario's own code, or a system call's that it lets through, from a bug of the machine."""
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     return innermost.filename == str(path) or isinstance(error, OSError)

@@ -4,6 +4,8 @@ Every CPU has a queue, first come first served, and a time slice of one timer pe
 others. Kernel code is never preempted: a task goes on until it blocks or returns to user mode.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from greenlet import getcurrent
@@ -25,7 +27,7 @@ __all__ = ["Scheduler"]
 class Scheduler:
     """Decides which task each CPU runs."""
 
-    def __init__(self, kernel: "Kernel", slice_: int) -> None:
+    def __init__(self, kernel: Kernel, slice_: int) -> None:
         self._kernel = kernel
         self._slice = slice_
 
@@ -38,7 +40,7 @@ class Scheduler:
         task.status, task.waits_for = TaskStatus.BLOCKED, waits_for
         self.schedule()
 
-    def wake(self, task: "Task") -> bool:
+    def wake(self, task: Task) -> bool:
         """Make a sleeping or new task runnable: `try_to_wake_up()`. Returns False if it was awake."""
         if task.status not in {TaskStatus.BLOCKED, TaskStatus.NEW}:
             return False
@@ -47,12 +49,12 @@ class Scheduler:
             self._enqueue(task)
         return True
 
-    def _enqueue(self, task: "Task") -> None:
+    def _enqueue(self, task: Task) -> None:
         cpu = self._select(task)
         cpu.runqueue.append(task)
         self._kick(cpu)
 
-    def _select(self, task: "Task") -> "CpuContext":
+    def _select(self, task: Task) -> CpuContext:
         """Return the CPU to run a task: where it ran, if that idles, else any that does, else where it ran."""
         cpus = self._kernel.cpus
         last = cpus[task.cpu]
@@ -62,10 +64,10 @@ class Scheduler:
         return next((cpu for cpu in allowed if self._idles(cpu)), last if last in allowed else allowed[0])
 
     @staticmethod
-    def _idles(cpu: "CpuContext") -> bool:
+    def _idles(cpu: CpuContext) -> bool:
         return cpu.task is cpu.idle and not cpu.runqueue
 
-    def _kick(self, cpu: "CpuContext") -> None:
+    def _kick(self, cpu: CpuContext) -> None:
         """See to it that a CPU looks at its queue, if it idles."""
         if cpu.task is not cpu.idle:
             return
@@ -74,7 +76,7 @@ class Scheduler:
         else:
             self._kernel.interrupts.post(cpu, RESCHEDULE_VECTOR)
 
-    def resched(self, cpu: "CpuContext") -> None:
+    def resched(self, cpu: CpuContext) -> None:
         """Make a CPU call the scheduler soon: `resched_curr()`."""
         if cpu is self._kernel.cpu:
             cpu.need_resched = True
@@ -91,7 +93,7 @@ class Scheduler:
         if self._kernel.cpu.need_resched:
             self.schedule()
 
-    def migrate(self, task: "Task") -> None:
+    def migrate(self, task: Task) -> None:
         """Move a task to a CPU where it may run, after that changed; the current one at once."""
         kernel = self._kernel
         if task.may_run_on(task.cpu):
@@ -106,18 +108,18 @@ class Scheduler:
             elif cpu.task is task:
                 self.resched(cpu)
 
-    def tick(self, cpu: "CpuContext") -> None:
+    def tick(self, cpu: CpuContext) -> None:
         """The timer's interrupt: end the current task's slice, if somebody waits."""
         if cpu.time - cpu.slice_start >= self._slice and (cpu.runqueue or self._sibling_starves(cpu)):
             cpu.need_resched = True
 
     # Picking.
 
-    def may_pick(self, cpu: "CpuContext") -> bool:
+    def may_pick(self, cpu: CpuContext) -> bool:
         """Return whether a CPU has, or could take, a task to run now."""
         return self._pick(cpu, take=False) is not None
 
-    def _pick(self, cpu: "CpuContext", *, take: bool) -> "Task | None":
+    def _pick(self, cpu: CpuContext, *, take: bool) -> Task | None:
         wanted = self._cookie(cpu)
         for source in (cpu, *(other for other in self._kernel.cpus if other is not cpu)):
             for task in source.runqueue:
@@ -129,7 +131,7 @@ class Scheduler:
                 break  # only an idle CPU takes others' tasks
         return None
 
-    def _cookie(self, cpu: "CpuContext") -> int | None:
+    def _cookie(self, cpu: CpuContext) -> int | None:
         """Return whose tasks a CPU may run beside its sibling's: None for anybody's."""
         sibling = cpu.sibling
         if sibling is None:
@@ -142,12 +144,12 @@ class Scheduler:
             return None
         return turn
 
-    def _sibling_starves(self, cpu: "CpuContext") -> bool:
+    def _sibling_starves(self, cpu: CpuContext) -> bool:
         """Whether the sibling idles only because its tasks may not run beside this CPU's."""
         sibling = cpu.sibling
         return sibling is not None and sibling.task is sibling.idle and bool(sibling.runqueue)
 
-    def _hand_core_over(self, cpu: "CpuContext", prev: "Task") -> None:
+    def _hand_core_over(self, cpu: CpuContext, prev: Task) -> None:
         """Core scheduling: after a slice it is the turn of who waited, on whichever thread of the core."""
         sibling = cpu.sibling
         if sibling is None:
@@ -178,21 +180,21 @@ class Scheduler:
         if enabled:
             kernel.irq_enable()
 
-    def _may_go_on(self, cpu: "CpuContext", task: "Task") -> bool:
+    def _may_go_on(self, cpu: CpuContext, task: Task) -> bool:
         return (
             task.status is TaskStatus.RUNNABLE
             and task.may_run_on(cpu.number)
             and self._cookie(cpu) in (None, task.cookie)
         )
 
-    def _requeue(self, cpu: "CpuContext", prev: "Task") -> None:
+    def _requeue(self, cpu: CpuContext, prev: Task) -> None:
         """Put a task that its CPU has just left, and that could go on, where it waits for its next turn."""
         if prev.may_run_on(cpu.number):
             cpu.runqueue.append(prev)
         else:
             self._enqueue(prev)
 
-    def finish(self, task: "Task") -> None:
+    def finish(self, task: Task) -> None:
         """Leave a dead task for good: what is on its stack never goes on. Returns to the bottom of its greenlet."""
         kernel = self._kernel
         cpu = kernel.cpu
@@ -202,7 +204,7 @@ class Scheduler:
         cpu.picked, cpu.slice_start = next_, cpu.time
         self._switch(cpu, task, next_)
 
-    def _switch(self, cpu: "CpuContext", prev: "Task", next_: "Task") -> None:
+    def _switch(self, cpu: CpuContext, prev: Task, next_: Task) -> None:
         """`context_switch()`."""
         kernel = self._kernel
         kernel.asi.run(Happening.CONTEXT_SWITCH)
@@ -217,7 +219,7 @@ class Scheduler:
             prev.active_mm = None
         self._switch_to(cpu, prev, next_)
 
-    def _switch_to(self, cpu: "CpuContext", prev: "Task", next_: "Task") -> None:
+    def _switch_to(self, cpu: CpuContext, prev: Task, next_: Task) -> None:
         kernel = self._kernel
         dead = prev.status is TaskStatus.DEAD
         prev.asi, prev.frames = cpu.thread.task, cpu.thread.frames
@@ -241,7 +243,7 @@ class Scheduler:
         next_.greenlet.switch()
         kernel.check_alive()
 
-    def switch_mm(self, context: "MemoryContext") -> None:
+    def switch_mm(self, context: MemoryContext) -> None:
         """Load an mm's page tables on the running CPU, unless they are loaded: `switch_mm_irqs_off()`."""
         kernel = self._kernel
         cpu = kernel.cpu
@@ -264,7 +266,7 @@ class Scheduler:
                 cpu.hw.invpcid(Invpcid.SINGLE_CONTEXT, pcid)
         kernel.contexts.release(old)
 
-    def _choose_new_asid(self, cpu: "CpuContext", context: "MemoryContext") -> tuple[int, bool]:
+    def _choose_new_asid(self, cpu: CpuContext, context: MemoryContext) -> tuple[int, bool]:
         """Return an ASID for an mm and whether its translations are outdated: `choose_new_asid()`."""
         for number, asid in enumerate(cpu.asids):
             if asid.mm == context.id:
@@ -280,7 +282,7 @@ class Scheduler:
 
     # Idle.
 
-    def idle(self, cpu: "CpuContext") -> None:
+    def idle(self, cpu: CpuContext) -> None:
         """What an idle task does: wait for work, with its sibling free to run. `do_idle()`."""
         kernel = self._kernel
         asi = kernel.asi

@@ -5,6 +5,8 @@ the protocol's business: each CPU that flushes runs one of its TLB_FLUSHES; the 
 for the unrestricted address space.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -31,11 +33,11 @@ _PAGE: Final = 4096
 class Smp:
     """Functions that other CPUs are made to call."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._queues: list[deque[tuple[Callable[[CpuContext], None], list[int]]]] = [deque() for _ in kernel.cpus]
 
-    def call(self, cpus: "Iterable[CpuContext]", function: "Callable[[CpuContext], None]", what: str) -> None:
+    def call(self, cpus: Iterable[CpuContext], function: Callable[[CpuContext], None], what: str) -> None:
         """Make CPUs call a function, this one among them if it is given, and wait until all have.
 
         Interrupts must be on: two CPUs that call one another would wait for ever.
@@ -63,7 +65,7 @@ class Smp:
             else:
                 self._interrupt_idle(targets)
 
-    def _interrupt_idle(self, cpus: "Iterable[CpuContext]") -> None:
+    def _interrupt_idle(self, cpus: Iterable[CpuContext]) -> None:
         """Outside of a run, when a scenario is being set up, the others take the interrupt when they are told to."""
         kernel = self._kernel
         me = kernel.cpu
@@ -72,7 +74,7 @@ class Smp:
             kernel.interrupts.poll()
         kernel.cpu = me
 
-    def run_calls(self, cpu: "CpuContext") -> None:
+    def run_calls(self, cpu: CpuContext) -> None:
         """Call what others want this CPU to call: the handler of CALL_FUNCTION_VECTOR."""
         queue = self._queues[cpu.number]
         while queue:
@@ -88,7 +90,7 @@ class Shootdown:
     :ivar in_progress: Ranges whose flush has begun and not ended, as (mm or None for the kernel's, start, end).
     """
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.generations = Generations()
         self.in_progress: list[tuple[int | None, int, int]] = []
@@ -128,7 +130,7 @@ class Shootdown:
             cpu.hw.invpcid(Invpcid.ADDRESS, entry, vaddr)
 
     def _run(
-        self, cpus: "list[CpuContext]", what: tuple[int | None, int, int], flush: "Callable[[CpuContext], None]"
+        self, cpus: list[CpuContext], what: tuple[int | None, int, int], flush: Callable[[CpuContext], None]
     ) -> None:
         kernel = self._kernel
         self.in_progress.append(what)
@@ -141,7 +143,7 @@ class Shootdown:
 
     # What each CPU does.
 
-    def _flush_user(self, cpu: "CpuContext", context: "MemoryContext", pages: range | None) -> None:
+    def _flush_user(self, cpu: CpuContext, context: MemoryContext, pages: range | None) -> None:
         """`flush_tlb_func()` for user addresses; a lazy CPU lets go of the mm instead."""
         kernel = self._kernel
         if cpu.loaded_mm is not context:
@@ -156,7 +158,7 @@ class Shootdown:
             self._flush_own(cpu, pages)
             cpu.asids[cpu.loaded_asid].tlb_gen = context.tlb_gen
 
-    def _flush_kernel(self, cpu: "CpuContext", pages: range | None) -> None:
+    def _flush_kernel(self, cpu: CpuContext, pages: range | None) -> None:
         kernel = self._kernel
         with kernel.function("do_flush_tlb_all" if pages is None else "do_kernel_range_flush"):
             for observer in kernel.observers:
@@ -166,7 +168,7 @@ class Shootdown:
             for number, asid in enumerate(cpu.asids):
                 asid.outdated = number != cpu.loaded_asid
 
-    def _flush_own(self, cpu: "CpuContext", pages: range | None) -> None:
+    def _flush_own(self, cpu: CpuContext, pages: range | None) -> None:
         """Flush the unrestricted address space; and the restricted one loaded, where its generations do not do that."""
         asi = self._kernel.asi
         if not asi.has_pcids:
@@ -188,7 +190,7 @@ class Shootdown:
     # Generations: whoever flushes counts one before anybody is interrupted. Each CPU's own state says so when it takes
     # the interrupt, or loads the mm again: until then the flush is not over, and nothing depends on it.
 
-    def _outdate_user(self, context: "MemoryContext") -> None:
+    def _outdate_user(self, context: MemoryContext) -> None:
         for asi_class in self._kernel.protocol.config.classes:
             if asi_class.maps_user:
                 self.generations = self.generations.flush(DomainId(context.id, asi_class))

@@ -4,6 +4,8 @@ The modelled kernel computes nothing transiently. Whoever attacks it says what t
 where it predicts or goes on past a fault.
 """
 
+from __future__ import annotations
+
 from typing import Protocol
 
 __all__ = ["Speculation"]

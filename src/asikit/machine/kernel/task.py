@@ -4,6 +4,8 @@ A task's kernel code is ordinary Python: it may block in the middle (`Scheduler.
 and goes on there, perhaps on another CPU. What a CPU's protocol state has of a task (`asi`, `frames`) goes with it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -71,27 +73,27 @@ class Task:
     pid: int
     tgid: int
     comm: str
-    mm: "MmStruct | None"
-    run: "Callable[[], object]"
+    mm: MmStruct | None
+    run: Callable[[], object]
     cookie: int = 0
     cpu: int = 0
     idle: bool = False
     on_cpu: bool = False
     status: TaskStatus = TaskStatus.NEW
-    active_mm: "MmStruct | None" = None
+    active_mm: MmStruct | None = None
     waits_for: str = ""
     exiting: bool = False
     exit_code: int | None = None
     asi: TaskState = field(default_factory=TaskState)
-    frames: "tuple[Frame, ...]" = ()
+    frames: tuple[Frame, ...] = ()
     stack: tuple[int, int] = (0, 0)
-    kernel_stack: "Stack | None" = None
-    calls: "list[Symbol]" = field(default_factory=list)
+    kernel_stack: Stack | None = None
+    calls: list[Symbol] = field(default_factory=list)
     uaccess: int = 0
     uncounted: int = 0
     allowed: frozenset[int] | None = None
     atomic: int = 0
-    greenlet: "greenlet | None" = None
+    greenlet: greenlet | None = None
     owner: object = None
 
     def __str__(self) -> str:

@@ -1,5 +1,7 @@
 """Where kernel functions are: addresses in the kernel image and in modules, given out when a function first runs."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.errors import ScenarioError
@@ -23,7 +25,7 @@ _PAGE = 4096
 class KernelText:
     """The symbol table. Functions of a module lie in pages of that module's own."""
 
-    def __init__(self, layout: "Layout") -> None:
+    def __init__(self, layout: Layout) -> None:
         self._addresses: dict[Symbol, int] = {}
         # The first page is `startup_64` and what only boot runs.
         self._next_image = layout.kernel_image.start + _PAGE
@@ -32,7 +34,7 @@ class KernelText:
         self._modules_end = layout.modules.start + MODULE_TEXT_BYTES
         self._next_in_module: dict[str, int] = {}
 
-    def address(self, symbol: "Symbol") -> int:
+    def address(self, symbol: Symbol) -> int:
         """Return a function's address, the same for ever. Raises ScenarioError if there is no more room for text."""
         address = self._addresses.get(symbol)
         if address is None:
@@ -40,7 +42,7 @@ class KernelText:
             self._addresses[symbol] = address
         return address
 
-    def symbols(self) -> "Iterator[tuple[Symbol, int]]":
+    def symbols(self) -> Iterator[tuple[Symbol, int]]:
         """Yield the functions that ran so far, with their addresses."""
         yield from self._addresses.items()
 

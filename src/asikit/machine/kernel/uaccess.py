@@ -4,6 +4,8 @@ Faults at user addresses are handled in the middle of it, by mapping what is mis
 table. Sizes and addresses are in bytes.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.errors import MachineError
@@ -46,7 +48,7 @@ class UserFixup(MachineError):  # noqa: N818 - not an error: how the exception t
 class UserAccess:
     """User access of the current task."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
     def access_ok(self, address: int, size: int) -> bool:
@@ -150,7 +152,7 @@ class UserAccess:
         kernel.cpu.hw.ac = depth > 0
 
 
-def _pages(address: int, size: int) -> "Iterator[tuple[int, int]]":
+def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
     """Split a range at page borders."""
     end = address + size
     while address < end:

@@ -6,6 +6,8 @@ numbers of x86-64 Linux, take addresses in user memory and give back what Linux 
 instruction; the other methods are what a C library makes of it: data as `bytes`, errors as `OSError`.
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -59,7 +61,7 @@ class User:
     Addresses and sizes are in bytes.
     """
 
-    def __init__(self, thread: "Thread") -> None:
+    def __init__(self, thread: Thread) -> None:
         self._thread = thread
         self._process = thread.process
         self._kernel = thread.process.kernel
@@ -230,7 +232,7 @@ class User:
         """Return the number of the thread."""
         return self._call(Nr.GETTID)
 
-    def fork(self, program: "Program") -> int:
+    def fork(self, program: Program) -> int:
         """Make a child process with a copy of the memory, which runs `program`; returns its number.
 
         A running Python function cannot be copied, so the child begins with another one.
@@ -238,7 +240,7 @@ class User:
         self._thread.child_program = program
         return self._call(Nr.FORK)
 
-    def thread(self, program: "Program") -> int:
+    def thread(self, program: Program) -> int:
         """Make a thread of this process, which runs `program`; returns its number, for `join`."""
         word = self.mmap(_THREAD_STACK) + _THREAD_STACK - _WORDS
         self._thread.child_program = program
@@ -252,7 +254,7 @@ class User:
         while (value := self.load_u32(word)) != 0:
             self.syscall(Nr.FUTEX, word, FutexOp.WAIT, value)
 
-    def execve(self, program: "Program") -> NoReturn:
+    def execve(self, program: Program) -> NoReturn:
         """Replace this process' memory and program. The open files stay."""
         path = self._kernel.userland.vfs.install(program)
         with self._string(path) as name:
@@ -279,7 +281,7 @@ class User:
         """Let others run."""
         self._call(Nr.SCHED_YIELD)
 
-    def sched_setaffinity(self, cpus: "Iterable[int]", tid: int = 0) -> None:
+    def sched_setaffinity(self, cpus: Iterable[int], tid: int = 0) -> None:
         """Say on which CPUs a thread, or this one, may run; it is on one of them when this returns."""
         with self._data(sum(1 << cpu for cpu in set(cpus)).to_bytes(8, "little")) as mask:
             self._call(Nr.SCHED_SETAFFINITY, tid, 8, mask)
@@ -321,7 +323,7 @@ class User:
         with self._data(b"".join(number.to_bytes(width, "little") for number, width in numbers)) as region:
             self.ioctl(fd, KvmIoctl.SET_USER_MEMORY_REGION, region)
 
-    def create_vcpu(self, fd: int, program: "GuestProgram") -> int:
+    def create_vcpu(self, fd: int, program: GuestProgram) -> int:
         """Make a virtual CPU of a virtual machine's that runs a program; returns its descriptor."""
         self._thread.guest_program = program
         return self.ioctl(fd, KvmIoctl.CREATE_VCPU)
@@ -345,7 +347,7 @@ class User:
         return result
 
     @contextmanager
-    def _buffer(self, size: int) -> "Iterator[int]":
+    def _buffer(self, size: int) -> Iterator[int]:
         """Have memory for a while; gives its address."""
         if size > _ON_STACK:
             address = self.mmap(size)
@@ -362,7 +364,7 @@ class User:
             thread.stack_pointer = before
 
     @contextmanager
-    def _data(self, data: bytes) -> "Iterator[int]":
+    def _data(self, data: bytes) -> Iterator[int]:
         """Have data in memory for a while; gives its address."""
         with self._buffer(len(data)) as address:
             self.store(address, data)

@@ -1,5 +1,7 @@
 """What the kernel offers to programs: system calls, files, futexes, signals that kill. One for each machine."""
 
+from __future__ import annotations
+
 import signal
 from collections import Counter
 from functools import partial
@@ -31,7 +33,7 @@ class Userland:
     :ivar futexes: Who waits where.
     """
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._names = Counter[str]()
         self.vfs = Vfs(kernel)
@@ -53,20 +55,20 @@ class Userland:
         """Return a system call's name, as Linux has it; a number without a name is its own."""
         return SYSCALLS[number].number.label if number in SYSCALLS else str(number)
 
-    def dispatch(self, task: "Task", number: int, arguments: "Sequence[int]") -> int:
+    def dispatch(self, task: Task, number: int, arguments: Sequence[int]) -> int:
         """Do a system call, in kernel mode: `do_syscall_x64()`."""
         call = SYSCALLS.get(number)
         return -Errno.ENOSYS if call is None else call(self._kernel, task, arguments)
 
     # Signals, of which there are those that kill.
 
-    def end_process(self, task: "Task", status: int) -> NoReturn:
+    def end_process(self, task: Task, status: int) -> NoReturn:
         """End the current task's process from user mode, as a signal does; `status` is as wait4() has it."""
         handler = partial(do_group_exit, self._kernel, task, status)
         self._kernel.entry.syscall(int(Nr.EXIT_GROUP), Nr.EXIT_GROUP.label, handler, (status,))
         raise AssertionError("a process goes on after its end")
 
-    def _get_signal(self, task: "Task") -> bool:
+    def _get_signal(self, task: Task) -> bool:
         """Deliver a signal on the way back to user mode. Raises TaskExit."""
         if fatal_signal_pending(task):
             self._kernel.irq_enable()
@@ -74,7 +76,7 @@ class Userland:
                 do_exit(self._kernel, task, thread_of(task).process.ending or 0)
         return False
 
-    def _pagefault_out_of_memory(self, task: "Task") -> None:
+    def _pagefault_out_of_memory(self, task: Task) -> None:
         """Kill the process that finds no memory; Linux chooses the largest."""
         kill_process(thread_of(task).process, int(signal.SIGKILL))
 

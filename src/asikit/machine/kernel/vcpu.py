@@ -4,6 +4,8 @@ The host is an AMD one as far as VM exits are concerned: exit codes and the VMCB
 appendices B and C).
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -87,7 +89,7 @@ class Vmcb:
     NESTED_CR3: ClassVar[int] = 0xB0
     RAX: ClassVar[int] = 0x5F8
 
-    def __init__(self, kernel: "Kernel", nested_root: int) -> None:
+    def __init__(self, kernel: Kernel, nested_root: int) -> None:
         self._kernel = kernel
         self._pfn = kernel.allocator.alloc_pages(GFP_KERNEL_ACCOUNT | Gfp.ZERO)
         self._paddr = self._pfn << PAGE_SHIFT
@@ -124,7 +126,7 @@ class Vcpu:
     :ivar access: How its code reaches memory.
     """
 
-    def __init__(self, kernel: "Kernel", paging: "NestedPageTables", program: "GuestProgram", name: str) -> None:
+    def __init__(self, kernel: Kernel, paging: NestedPageTables, program: GuestProgram, name: str) -> None:
         self._kernel = kernel
         self._paging = paging
         self._name = name
@@ -204,7 +206,7 @@ class Vcpu:
             self._request = None
 
     def _execute(  # noqa: PLR0911 - one for each kind of instruction
-        self, request: "GuestRequest"
+        self, request: GuestRequest
     ) -> tuple[SvmExit, int, int] | None:
         match request:
             case Load(address, size):
@@ -354,7 +356,7 @@ class Vcpu:
             case PortOut() | Store() if pending in {KvmExit.IO, KvmExit.MMIO}:
                 self._finish_instruction(None)
 
-    def _finish_instruction(self, answer: "Answer") -> None:
+    def _finish_instruction(self, answer: Answer) -> None:
         """The instruction is done: the guest goes on after it."""
         self._request, self._answer = None, answer
         if answer is not None:
@@ -386,7 +388,7 @@ _VENDOR: Final = (b"Auth", b"cAMD", b"enti")
 """CPUID leaf 0: EBX, ECX and EDX."""
 
 
-def _pages(address: int, size: int) -> "Iterator[tuple[int, int]]":
+def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
     """Split a range at page borders; gives addresses and sizes."""
     end = address + size
     while address < end:

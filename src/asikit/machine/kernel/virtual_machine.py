@@ -1,5 +1,7 @@
 """A virtual machine as its VMM has it: user-space code over the KVM API."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -44,7 +46,7 @@ class VmExit:
 class GuestCpu:
     """A virtual CPU, for the thread that made it."""
 
-    def __init__(self, user: "User", fd: int) -> None:
+    def __init__(self, user: User, fd: int) -> None:
         self._user = user
         self._fd = fd
         self._run = user.mmap(_RUN_BYTES, _READ_WRITE, MapFlags.SHARED, fd)
@@ -97,7 +99,7 @@ class VirtualMachine:
     :ivar size: Its size in bytes.
     """
 
-    def __init__(self, user: "User", size: int) -> None:
+    def __init__(self, user: User, size: int) -> None:
         self._user = user
         device = user.open("/dev/kvm", OpenFlag.RDWR)
         self._fd = user.ioctl(device, KvmIoctl.CREATE_VM)
@@ -106,7 +108,7 @@ class VirtualMachine:
         self.address = user.mmap(self.size)
         user.set_guest_memory(self._fd, self.address, self.size)
 
-    def vcpu(self, program: "GuestProgram", *, user: "User | None" = None) -> GuestCpu:
+    def vcpu(self, program: GuestProgram, *, user: User | None = None) -> GuestCpu:
         """Make a virtual CPU that runs a program, to be run by this thread, or by `user`'s."""
         runner = user or self._user
         return GuestCpu(runner, runner.create_vcpu(self._fd, program))

@@ -1,5 +1,7 @@
 """Sleeping until something is true: wait queues (kernel/sched/wait.c)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ __all__ = ["Killable", "WaitQueue", "fatal_signal_pending"]
 class _Waiter:
     """A task in a queue; `woken` since it last looked at its condition."""
 
-    task: "Task"
+    task: Task
     woken: bool = False
 
 
@@ -33,7 +35,7 @@ class Killable:
     exiting: bool = False
 
 
-def fatal_signal_pending(task: "Task") -> bool:
+def fatal_signal_pending(task: Task) -> bool:
     """Return whether a task is to end, and so must not sleep any more."""
     owner = task.owner
     return isinstance(owner, Killable) and owner.killed and not owner.exiting
@@ -42,7 +44,7 @@ def fatal_signal_pending(task: "Task") -> bool:
 class WaitQueue:
     """Tasks that sleep until a condition holds, in the order in which they came."""
 
-    def __init__(self, kernel: "Kernel", waits_for: str) -> None:
+    def __init__(self, kernel: Kernel, waits_for: str) -> None:
         self._kernel = kernel
         self._waits_for = waits_for
         self._waiters: list[_Waiter] = []
@@ -50,7 +52,7 @@ class WaitQueue:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def wait_event(self, condition: "Callable[[], bool]") -> None:
+    def wait_event(self, condition: Callable[[], bool]) -> None:
         """Sleep until `condition` holds. Raises SyscallError EINTR if the task is to end instead.
 
         The condition may access memory. A wakeup between looking and sleeping is not lost: the task is in the queue

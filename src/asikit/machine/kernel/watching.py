@@ -1,5 +1,7 @@
 """What the page allocator tells the rest of the kernel: counts, observers' events, checks."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +14,10 @@ __all__ = ["AllocationWatch"]
 class AllocationWatch:
     """The kernel's AllocatorObserver."""
 
-    def __init__(self, kernel: "Kernel") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    def on_alloc(self, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
+    def on_alloc(self, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         """Frames were handed out."""
         kernel = self._kernel
         kernel.tally.allocations["pages"] += 1 << order

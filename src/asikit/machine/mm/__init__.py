@@ -9,6 +9,8 @@ On top of it: address spaces (`mmstruct`, `vma`, `fault`, `fork`), files and the
 `ephmap`), and the kernel's own memory (`slab`, `vmalloc`, `stacks`, `percpu`). `services` is what they are all given.
 """
 
+from __future__ import annotations
+
 from asikit.machine.mm._observing import AllocatorCounters, AllocatorObserver
 from asikit.machine.mm._requests import Request
 from asikit.machine.mm.access import BootMemory, FrameStore, KernelMemory

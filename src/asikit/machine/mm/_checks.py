@@ -1,5 +1,7 @@
 """What must hold of the page allocator between any two of its steps (I6), checked from the lists and tables alone."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.mm.buddy import NOT_BUDDY, FrameTable, Zone
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from asikit.machine.mm.allocator import PageAllocator
 
 
-def check_lists(allocator: "PageAllocator") -> None:
+def check_lists(allocator: PageAllocator) -> None:
     """Every free frame is on exactly one list, of its block's sensitivity, and no other frame is on any.
 
     Raises FreelistError for the first contradiction.
@@ -96,7 +98,7 @@ def _check_allocations(table: FrameTable) -> None:
         pfn += frames
 
 
-def check_mappings(allocator: "PageAllocator") -> None:
+def check_mappings(allocator: PageAllocator) -> None:
     """A frame is in the restricted direct map if and only if its block is nonsensitive and the frame has a mapping.
 
     Blocks that are changing just now may be either. Raises UnexpectedlyNonsensitiveError or UnexpectedlySensitiveError.
@@ -118,7 +120,7 @@ def check_mappings(allocator: "PageAllocator") -> None:
         pfn += min(size, restricted_size, 1 << allocator.pageblocks.order)
 
 
-def check_allocator(allocator: "PageAllocator") -> None:
+def check_allocator(allocator: PageAllocator) -> None:
     """Check lists and mappings, and that no list mixes sensitivities with ASI off."""
     check_lists(allocator)
     check_mappings(allocator)

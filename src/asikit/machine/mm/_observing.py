@@ -1,5 +1,7 @@
 """What the page allocator tells about what it does."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 class AllocatorObserver(Protocol):
     """Told of what the allocator did, after it did it."""
 
-    def on_alloc(self, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
+    def on_alloc(self, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         """Frames were handed out; a cleared page is cleared by now. `PageAllocator.page` has the rest."""
         ...
 

@@ -1,5 +1,7 @@
 """A request for pages, worked out from its gfp flags: which zones, which list, which reserves, what it may do."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +33,7 @@ class Request(NamedTuple):
     """What a sensitivity policy decides about: `allocated_by` is the allocating kernel function, empty if unknown."""
 
     gfp: Gfp
-    kind: "PageKind"
+    kind: PageKind
     cache: str | None
     allocated_by: str
 

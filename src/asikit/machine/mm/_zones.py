@@ -4,6 +4,8 @@ There is no ZONE_DMA, as with CONFIG_ZONE_DMA=n: GFP_DMA means nothing then. ZON
 on 64 bits.
 """
 
+from __future__ import annotations
+
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,7 @@ class Zones:
     :ivar lowmem_reserve: By zone, by the highest zone of a request: frames kept for those that can use no other.
     """
 
-    def __init__(self, table: FrameTable, free: "Iterable[range]", cpus: int, max_order: int, dma32_end: int) -> None:
+    def __init__(self, table: FrameTable, free: Iterable[range], cpus: int, max_order: int, dma32_end: int) -> None:
         if dma32_end & (1 << max_order) - 1:
             raise ValueError(f"zones meet at a multiple of {1 << max_order} frames, not at {dma32_end:#x}")
         self.table = table

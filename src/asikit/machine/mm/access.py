@@ -1,5 +1,7 @@
 """How kernel code reaches memory."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class KernelMemory(Protocol):
         """Write an aligned 64-bit number."""
         ...
 
-    def enter(self, symbol: "Symbol") -> None:
+    def enter(self, symbol: Symbol) -> None:
         """Begin a kernel function: its text is fetched, and it goes on the call stack."""
         ...
 
@@ -62,7 +64,7 @@ class FrameStore(Protocol):
 class BootMemory:
     """Early boot, before there are page tables: direct-map addresses by arithmetic, and no others."""
 
-    def __init__(self, memory: FrameStore, layout: "Layout") -> None:
+    def __init__(self, memory: FrameStore, layout: Layout) -> None:
         self._memory = memory
         self._phys = layout.phys
 
@@ -82,7 +84,7 @@ class BootMemory:
         """Write an aligned 64-bit number; NotDirectMappedError outside of the direct map."""
         self._memory.write_u64(self._phys(vaddr), value)
 
-    def enter(self, symbol: "Symbol") -> None:
+    def enter(self, symbol: Symbol) -> None:
         """Nobody asks yet what runs."""
 
     def leave(self) -> None:

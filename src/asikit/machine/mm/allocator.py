@@ -8,6 +8,8 @@ doings touch modelled memory only to clear pages and to edit the direct map. Lef
 killer, CMA, page isolation and memory hotplug.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.mm._checks import check_allocator
@@ -67,15 +69,15 @@ class PageAllocator:
 
     def __init__(  # noqa: PLR0913 - the machine's parts and the configuration's choices
         self,
-        access: "KernelMemory",
-        direct_map: "DirectMap",
-        free: "Iterable[range]",
-        context: "Context",
+        access: KernelMemory,
+        direct_map: DirectMap,
+        free: Iterable[range],
+        context: Context,
         *,
         cpus: int = 1,
         debug: bool = False,
-        sensitivity: "Callable[[Request], bool] | None" = None,
-        allocated_by: "Callable[[], str] | None" = None,
+        sensitivity: Callable[[Request], bool] | None = None,
+        allocated_by: Callable[[], str] | None = None,
         max_order: int = MAX_ORDER,
         dma32_end: int = DMA32_END,
     ) -> None:

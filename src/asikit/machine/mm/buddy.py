@@ -5,6 +5,8 @@ here runs without reaching modelled memory, so no other CPU can come between: it
 Python objects; only what they are about, the pages, is in modelled memory.
 """
 
+from __future__ import annotations
+
 from asikit.machine.mm.errors import FreelistError
 from asikit.machine.mm.freetype import FALLBACKS, NR_FREETYPES, can_merge_freetypes
 from asikit.machine.mm.pageblock import MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype, Pageblocks

@@ -1,5 +1,7 @@
 """What memory management asks of whoever runs it: on which CPU it runs, what it may do there, and TLB flushes."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -111,6 +113,6 @@ class SpinLock:
         self.owner = cpu
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.owner = None

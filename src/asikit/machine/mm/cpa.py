@@ -9,6 +9,8 @@ The mirror is where the published series has a bug: it copies the attributes as 
 only if the page is nonsensitive and present in the unrestricted map.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.mm.context import SpinLock
@@ -38,10 +40,10 @@ class ChangePageAttr:
         pgd: int,
         nonsensitive_pgd: int | None,
         frames: int,
-        mapped: "Callable[[int], bool]",
+        mapped: Callable[[int], bool],
         *,
-        context: "Context",
-        flusher: "TlbFlusher",
+        context: Context,
+        flusher: TlbFlusher,
     ) -> None:
         self.tables = tables
         self.pgd = pgd

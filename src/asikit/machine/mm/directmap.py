@@ -4,6 +4,8 @@ The restricted one, `asi_nonsensitive_pgd`, maps the nonsensitive memory at the 
 down to the entries that map a pageblock, so that a change of sensitivity writes entries and never allocates.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.mm.context import BootContext, BootFlusher, Context, TlbFlusher
@@ -45,11 +47,11 @@ class DirectMap(SetMemory):
 
     def __init__(  # noqa: PLR0913 - the machine's parts and the configuration's choices
         self,
-        access: "KernelMemory",
-        layout: "Layout",
+        access: KernelMemory,
+        layout: Layout,
         frames: int,
-        allocate: "Callable[[], int]",
-        peek: "Callable[[int], int]",
+        allocate: Callable[[], int],
+        peek: Callable[[int], int],
         *,
         asi: bool = True,
         gigabyte_pages: bool = False,
@@ -102,11 +104,11 @@ class DirectMap(SetMemory):
     def attach(
         self,
         *,
-        access: "KernelMemory | None" = None,
+        access: KernelMemory | None = None,
         context: Context | None = None,
         flusher: TlbFlusher | None = None,
-        allocate: "Callable[[], int] | None" = None,
-        free: "Callable[[int], None] | None" = None,
+        allocate: Callable[[], int] | None = None,
+        free: Callable[[int], None] | None = None,
     ) -> None:
         """Replace what early boot had by what the running kernel has; None leaves something as it is."""
         self.tables.access = access or self.tables.access

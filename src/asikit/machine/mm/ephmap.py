@@ -10,6 +10,8 @@ reach the page through this CPU's slot, and keep that in its TLB after the mappi
 flushed. No CPU's code does so on purpose, but one that misspeculates might.
 """
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -51,12 +53,12 @@ class Ephmap:
 
     def __init__(
         self,
-        services: "MmServices",
+        services: MmServices,
         cpus: int,
         *,
-        read_kinds: "Collection[PageKind]" = (),
-        write_kinds: "Collection[PageKind]" = (),
-        flush_one: "Callable[[int], None]",
+        read_kinds: Collection[PageKind] = (),
+        write_kinds: Collection[PageKind] = (),
+        flush_one: Callable[[int], None],
     ) -> None:
         """Make the tables of all slots; OutOfMemoryError."""
         self._services = services
@@ -81,7 +83,7 @@ class Ephmap:
         return self._serves(pfn, self._write_kinds)
 
     @contextmanager
-    def mapped(self, pfn: int, *, writable: bool = False) -> "Iterator[int]":
+    def mapped(self, pfn: int, *, writable: bool = False) -> Iterator[int]:
         """Map a page for the block's accesses on this CPU; gives the address. EphmapError if no slot is free."""
         cpu = self._services.context.cpu_number
         depth = self._depth[cpu]
@@ -111,6 +113,6 @@ class Ephmap:
             finally:
                 self._access.leave()
 
-    def _serves(self, pfn: int, kinds: "frozenset[PageKind]") -> bool:
+    def _serves(self, pfn: int, kinds: frozenset[PageKind]) -> bool:
         allocator = self._services.allocator
         return allocator.asi and allocator.page(pfn).kind in kinds and allocator.pageblocks.sensitive(pfn)

@@ -1,5 +1,7 @@
 """What can go wrong in memory management: each way has a name and carries the frame or address that it is about."""
 
+from __future__ import annotations
+
 from asikit.errors import AsikitError
 
 

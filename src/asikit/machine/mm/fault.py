@@ -3,6 +3,8 @@
 Read faults map one page, not also its neighbours that happen to be cached (`do_fault_around()`).
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar
 
 from asikit.machine.mm.errors import MmError
@@ -59,7 +61,7 @@ class VmFault:
     Each method leaves the entry and the counts of pages as they were if it runs out of memory.
     """
 
-    def __init__(self, mm: "MmStruct", area: Vma, vaddr: int, *, write: bool) -> None:
+    def __init__(self, mm: MmStruct, area: Vma, vaddr: int, *, write: bool) -> None:
         self.access: KernelMemory = mm.access
         self._mm = mm
         self._services = mm.services
@@ -95,7 +97,7 @@ class VmFault:
         self._set_pte(entry, pfn, prot | RW | DIRTY)
 
     @kernel_function("do_fault")
-    def _do_fault(self, entry: Entry, file: "Inode") -> None:
+    def _do_fault(self, entry: Entry, file: Inode) -> None:
         """A page of a file: `do_read_fault()`, `do_cow_fault()` and `do_shared_fault()`."""
         prot = vm_page_prot(self._area)
         if self._write and not self._area.shared:
@@ -105,7 +107,7 @@ class VmFault:
         self._add_rmap(pfn)
         self._set_pte(entry, pfn, prot | RW | DIRTY if self._write else prot)
 
-    def _do_cow_fault(self, entry: Entry, file: "Inode", flags: int) -> None:
+    def _do_cow_fault(self, entry: Entry, file: Inode, flags: int) -> None:
         """Copy a page of a file for a private area that is written before it was read."""
         self._area.anon = True
         pfn = self._alloc_anon()
@@ -119,7 +121,7 @@ class VmFault:
         self._add_rmap(pfn)
         self._set_pte(entry, pfn, flags)
 
-    def _file_page(self, file: "Inode") -> int:
+    def _file_page(self, file: Inode) -> int:
         """Return the page of the file, with a reference: `__do_fault()`."""
         index = self._area.linear_page_index(self._vaddr)
         if index << PAGE_SHIFT >= file.size:

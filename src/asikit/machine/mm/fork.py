@@ -1,5 +1,7 @@
 """A copy of an address space that shares pages until somebody writes: kernel/fork.c and mm/memory.c."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["dup_mm"]
 
 
-def dup_mm(mm: MmStruct, number: int, *, on_pgd_change: "Iterable[Callable[[int, int], None]]" = ()) -> MmStruct:
+def dup_mm(mm: MmStruct, number: int, *, on_pgd_change: Iterable[Callable[[int, int], None]] = ()) -> MmStruct:
     """Return a copy-on-write copy of an address space, which has one user, the caller.
 
     Private pages become read-only in both; the parent's TLB entries are flushed before this returns or raises.

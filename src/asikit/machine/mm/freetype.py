@@ -3,6 +3,8 @@
 A freetype is a number, ``MIGRATE_TYPES * sensitive + migratetype``. With ASI off all memory is nonsensitive.
 """
 
+from __future__ import annotations
+
 from asikit.machine.mm.gfp import Gfp
 from asikit.machine.mm.pageblock import MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype
 

@@ -1,5 +1,7 @@
 """Taking pages out of use in the only safe order: entries, then TLBs, then the pages (mm/mmu_gather.c, mm/memory.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Self
 
 from asikit.machine.mm.layout import PAGE_SIZE
@@ -15,7 +17,7 @@ __all__ = ["MmuGather"]
 class MmuGather:
     """`struct mmu_gather`: collects what is no longer mapped, and frees it at its end, after a flush of all TLBs."""
 
-    def __init__(self, mm: "MmStruct") -> None:
+    def __init__(self, mm: MmStruct) -> None:
         self._mm = mm
         self._pages: list[int] = []
         self._page_tables: list[int] = []
@@ -26,7 +28,7 @@ class MmuGather:
         return self
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Flush and free: `tlb_finish_mmu()`."""
         services = self._mm.services

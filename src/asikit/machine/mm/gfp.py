@@ -3,6 +3,8 @@
 Bit values and names (without the leading underscores) are those of Linux 6.1, include/linux/gfp_types.h.
 """
 
+from __future__ import annotations
+
 from enum import IntFlag
 
 

@@ -1,5 +1,7 @@
 """Files: what holds cached pages, and which functions of which file system (built in, or a module) reach them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -80,8 +82,8 @@ class Inode:
 
     name: str
     filesystem: FileSystem
-    lock: "AbstractContextManager[None]"
-    evict: "Callable[[Inode], None]" = field(repr=False)
+    lock: AbstractContextManager[None]
+    evict: Callable[[Inode], None] = field(repr=False)
     size: int = 0
     backing: bytes = b""
     pages: dict[int, int] = field(default_factory=dict)

@@ -1,5 +1,7 @@
 """The kernel's virtual address space: Linux's own numbers (Documentation/arch/x86/x86_64/mm.rst), without KASLR."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 

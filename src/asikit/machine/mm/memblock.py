@@ -1,5 +1,7 @@
 """Boot-time allocation of page frames, before there is a page allocator: from the lowest frame up."""
 
+from __future__ import annotations
+
 from asikit.machine.mm.errors import OutOfMemoryError
 
 

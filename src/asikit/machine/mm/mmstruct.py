@@ -4,6 +4,8 @@ Page faults are in fault.py, fork in fork.py. Every method takes `mmap_lock` its
 kernel's readers share that lock; here page faults of one address space happen one at a time.
 """
 
+from __future__ import annotations
+
 from enum import IntFlag
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -104,11 +106,11 @@ class MmStruct:
 
     def __init__(
         self,
-        services: "MmServices",
-        page_cache: "PageCache",
+        services: MmServices,
+        page_cache: PageCache,
         number: int,
         *,
-        on_pgd_change: "Iterable[PgdObserver]" = (),
+        on_pgd_change: Iterable[PgdObserver] = (),
         pgd_order: int = 0,
     ) -> None:
         """Make an empty address space: `mm_init()`.
@@ -183,7 +185,7 @@ class MmStruct:
         length: int,
         prot: Prot,
         flags: MapFlags,
-        file: "Inode | None" = None,
+        file: Inode | None = None,
         offset: int = 0,
         *,
         address: int = 0,
@@ -310,7 +312,7 @@ class MmStruct:
 
     # Inside
 
-    def _check_mmap(self, length: int, flags: MapFlags, file: "Inode | None", offset: int, address: int) -> None:
+    def _check_mmap(self, length: int, flags: MapFlags, file: Inode | None, offset: int, address: int) -> None:
         if not length:
             raise MmapError(address, "nothing to map: length 0")
         if bool(flags & MapFlags.SHARED) == bool(flags & MapFlags.PRIVATE):
@@ -323,7 +325,7 @@ class MmStruct:
             raise OutOfMemoryError(f"no address space for {length:#x} bytes")
 
     def _new_area(  # noqa: PLR0913, PLR0917 - the parameters of mmap(2)
-        self, address: int, length: int, prot: Prot, flags: MapFlags, file: "Inode | None", offset: int
+        self, address: int, length: int, prot: Prot, flags: MapFlags, file: Inode | None, offset: int
     ) -> Vma:
         vm_flags = VmFlags(int(prot)) & VmFlags.ACCESS
         if flags & MapFlags.GROWSDOWN:
@@ -375,7 +377,7 @@ class MmStruct:
         self.vmas.expand_downwards(area, start)
         return area
 
-    def unmap_mapping_range(self, file: "Inode", first: int) -> None:
+    def unmap_mapping_range(self, file: Inode, first: int) -> None:
         """Unmap a file's pages from number `first` on, private copies among them (mm/memory.c)."""
         with self.mmap_lock, MmuGather(self) as gather:
             for area in self.vmas:

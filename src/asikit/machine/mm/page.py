@@ -1,5 +1,7 @@
 """What is known of a page frame: `struct page`, as a Python object (it is not in modelled memory)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 

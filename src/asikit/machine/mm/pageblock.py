@@ -1,5 +1,7 @@
 """Pageblocks: the unit of memory that has one migratetype and one sensitivity."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 PAGEBLOCK_ORDER = 9

@@ -1,5 +1,7 @@
 """Cached file pages, reading and writing them: mm/filemap.c, mm/shmem.c, lib/iov_iter.c."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -57,7 +59,7 @@ class PageCache:
     Content is reached through the direct map, or through the ephemeral mapping for pages and accesses that it serves.
     """
 
-    def __init__(self, services: "MmServices", ephmap: "Ephmap | None" = None) -> None:
+    def __init__(self, services: MmServices, ephmap: Ephmap | None = None) -> None:
         self.access: KernelMemory = services.access
         self._services = services
         self._allocator = services.allocator
@@ -286,7 +288,7 @@ class PageCache:
         return inode.backing[index << PAGE_SHIFT : (index + 1) << PAGE_SHIFT].ljust(PAGE_SIZE, b"\0")
 
     @contextmanager
-    def _inside(self, symbols: tuple[Symbol, ...]) -> "Iterator[None]":
+    def _inside(self, symbols: tuple[Symbol, ...]) -> Iterator[None]:
         """Run as the innermost of these functions."""
         for entered, symbol in enumerate(symbols):
             try:

@@ -4,6 +4,8 @@ Sizes are those of `zone_batchsize()` and `zone_highsize()` in mm/page_alloc.c. 
 (`pcp->alloc_factor`, `pcp->free_count`); here they are constant.
 """
 
+from __future__ import annotations
+
 from collections import deque
 
 from asikit.machine.mm.freetype import NR_SENSITIVITIES
@@ -86,7 +88,7 @@ class PerCpuPages:
         """Page frames on all lists."""
         self.lists: tuple[deque[int], ...] = tuple(deque() for _ in range(NR_PCP_LISTS))
 
-    def take_coldest(self, count: int, pindex: int) -> "list[tuple[int, int]]":
+    def take_coldest(self, count: int, pindex: int) -> list[tuple[int, int]]:
         """Remove blocks with `count` frames in all: the order of `free_pcppages_bulk()`.
 
         The list `pindex` comes first, then the others in turn. Returns first frames and orders.

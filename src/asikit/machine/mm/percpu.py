@@ -1,5 +1,7 @@
 """Variables of which each CPU has its own (mm/percpu.c): one area a CPU, mapped once at boot."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.mm.errors import MmError, OutOfMemoryError
@@ -30,7 +32,7 @@ class PerCpu:
     :ivar frames: The areas' page frames, for good.
     """
 
-    def __init__(self, services: "MmServices", cpus: int, unit_size: int = PCPU_MIN_UNIT_SIZE) -> None:
+    def __init__(self, services: MmServices, cpus: int, unit_size: int = PCPU_MIN_UNIT_SIZE) -> None:
         """Allocate and map all areas: `setup_per_cpu_areas()`.
 
         :param cpus: How many CPUs there are.

@@ -4,6 +4,8 @@ A table is known by the page frame that holds it; an entry is the plain 64-bit n
 (PMD) and 3 (PUD) to the root's, 4 or 5. Only the processor's walk (x86/) checks permissions; this is bookkeeping.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.machine.mm.errors import PageTableError
@@ -130,11 +132,11 @@ class PageTables:
 
     def __init__(
         self,
-        access: "KernelMemory",
-        layout: "Layout",
-        allocate: "Callable[[], int]",
-        free: "Callable[[int], None] | None" = None,
-        on_root_change: "Callable[[int, int, int], None] | None" = None,
+        access: KernelMemory,
+        layout: Layout,
+        allocate: Callable[[], int],
+        free: Callable[[int], None] | None = None,
+        on_root_change: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.access = access
         self.layout = layout
@@ -241,7 +243,7 @@ class PageTables:
         self.access.store_u64(entry.address, make_entry(entry.pfn, flags))
         return entry
 
-    def range(self, root: int, start: int, end: int) -> "Iterator[Entry]":
+    def range(self, root: int, start: int, end: int) -> Iterator[Entry]:
         """Yield every leaf entry that is not zero, from `start` up to but not including `end`.
 
         The tables may change meanwhile; what changes ahead is seen.

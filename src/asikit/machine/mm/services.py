@@ -1,5 +1,7 @@
 """What the parts of user memory management are given to work with."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class BootLock:
         self.held = True
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.held = False
 
@@ -53,11 +55,11 @@ class MmServices:
     :ivar new_lock: Makes sleeping locks.
     """
 
-    access: "KernelMemory"
-    allocator: "PageAllocator"
-    flusher: "TlbFlusher"
-    context: "Context"
-    layout: "Layout"
+    access: KernelMemory
+    allocator: PageAllocator
+    flusher: TlbFlusher
+    context: Context
+    layout: Layout
     init_pgd: int
     zero_page: int
     new_lock: LockFactory = BootLock

@@ -6,6 +6,8 @@ share its slab. A cache made with the flag has sensitive slabs only, by `allocfl
 memory only. Which objects are free is kept beside the memory, not in it: nothing is stored in a free object.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +73,7 @@ class BadObjectError(MmError):
 class _Slab:
     """`struct slab`: pages cut into objects; `free` are the addresses of those that are not in use."""
 
-    cache: "KmemCache"
+    cache: KmemCache
     pfn: int
     order: int
     objects: int
@@ -91,7 +93,7 @@ class KmemCache:
     :ivar allocflags: Flags that every request for its pages has.
     """
 
-    def __init__(self, services: "MmServices", name: str, size: int, allocflags: Gfp) -> None:
+    def __init__(self, services: MmServices, name: str, size: int, allocflags: Gfp) -> None:
         if not 0 < size <= PAGE_SIZE << MAX_ORDER:
             raise ValueError(f"cache {name}: objects of {size} bytes")
         self.access: KernelMemory = services.access
@@ -184,7 +186,7 @@ class KmemCache:
 class SlabAllocator:
     """All caches, and kmalloc on top of some of them."""
 
-    def __init__(self, services: "MmServices") -> None:
+    def __init__(self, services: MmServices) -> None:
         self.access: KernelMemory = services.access
         self._services = services
         self._caches: dict[str, KmemCache] = {}
@@ -205,7 +207,7 @@ class SlabAllocator:
             raise ValueError(f"cache {name} exists with objects of {cache.size} bytes and {cache.allocflags!r}")
         return cache
 
-    def __iter__(self) -> "Iterator[KmemCache]":
+    def __iter__(self) -> Iterator[KmemCache]:
         return iter(tuple(self._caches.values()))
 
     @kernel_function("__kmalloc")

@@ -1,5 +1,7 @@
 """Kernel stacks: vmalloc'd, so that running over the end hits a page that is not mapped (kernel/fork.c, VMAP_STACK)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +41,7 @@ class Stack:
 class KernelStacks:
     """Makes kernel stacks; a few are kept for the next task of the CPU."""
 
-    def __init__(self, services: "MmServices", vmalloc: "Vmalloc") -> None:
+    def __init__(self, services: MmServices, vmalloc: Vmalloc) -> None:
         self.access: KernelMemory = services.access
         self._context = services.context
         self._vmalloc = vmalloc

@@ -1,5 +1,7 @@
 """Kernel functions by name: what is running, for call stacks, causes of exits, and fetches of kernel text."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
@@ -25,7 +27,7 @@ class HasAccess(Protocol):
     """An object whose methods run as kernel code."""
 
     @property
-    def access(self) -> "KernelMemory":
+    def access(self) -> KernelMemory:
         """How its code reaches memory."""
         ...
 
@@ -35,14 +37,14 @@ S = TypeVar("S", bound=HasAccess)
 
 def kernel_function(
     name: str = "", module: str | None = None
-) -> "Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]":
+) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
     """Decorate a method of an object with `access`: it runs as the kernel function `name` (else its own name).
 
     The function is entered before the body runs and left after it, on exceptions too. The decorated method has
     its `Symbol` as attribute `symbol`.
     """
 
-    def decorate(method: "Callable[Concatenate[S, P], R]") -> "Callable[Concatenate[S, P], R]":
+    def decorate(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
         symbol = Symbol(name or method.__name__, module)
 
         def function(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,5 +1,7 @@
 """Page-table entries of user memory: what an area's pages may be used for (arch/x86/mm/pgprot.c, mm/mprotect.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.mm.inode import TMPFS
@@ -31,7 +33,7 @@ def vm_page_prot(area: Vma) -> int:
     return flags
 
 
-def change_protection(mm: "MmStruct", start: int, end: int) -> int:
+def change_protection(mm: MmStruct, start: int, end: int) -> int:
     """Give the pages of a range the flags of their areas (mm/mprotect.c); return how many entries changed.
 
     The caller flushes TLBs and holds mmap_lock.

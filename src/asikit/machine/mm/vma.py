@@ -3,6 +3,8 @@
 Pure bookkeeping: nothing here reads or writes memory or page tables. Addresses are bytes, always multiples of 4096.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from enum import IntFlag
@@ -53,7 +55,7 @@ class Vma:
     start: int
     end: int
     flags: VmFlags
-    file: "Inode | None" = None
+    file: Inode | None = None
     pgoff: int = 0
     anon: bool = False
 
@@ -81,7 +83,7 @@ class Vma:
         """Return the page of the file that an address shows (include/linux/pagemap.h)."""
         return ((vaddr - self.start) >> PAGE_SHIFT) + self.pgoff
 
-    def can_merge_before(self, other: "Vma") -> bool:
+    def can_merge_before(self, other: Vma) -> bool:
         """Whether one area can stand for this and the one after it, `can_vma_merge_before()`."""
         return (
             self.end == other.start
@@ -98,7 +100,7 @@ class VmaList:
         self._areas: list[Vma] = []
         self._starts: list[int] = []
 
-    def __iter__(self) -> "Iterator[Vma]":
+    def __iter__(self) -> Iterator[Vma]:
         return iter(tuple(self._areas))
 
     def __len__(self) -> int:

@@ -4,6 +4,8 @@ The tables right below the top-level one are all made at boot (`preallocate_vmal
 that top-level entries never change and address spaces that copied them, the restricted ones too, see every mapping.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -46,7 +48,7 @@ class KernelTables(PageTables):
     :ivar frames: Every table's frame; they are never freed.
     """
 
-    def __init__(self, services: "MmServices", region: "Span") -> None:
+    def __init__(self, services: MmServices, region: Span) -> None:
         """Make the tables right below the top-level one; OutOfMemoryError leaves those made so far in place."""
         self._allocator = services.allocator
         self.frames: list[int] = []
@@ -83,7 +85,7 @@ class VmStruct:
 class Vmalloc:
     """The vmalloc area of the kernel's address space."""
 
-    def __init__(self, services: "MmServices") -> None:
+    def __init__(self, services: MmServices) -> None:
         """Fill the region's top-level entries, before any address space copies them; OutOfMemoryError."""
         self.access: KernelMemory = services.access
         self.tables = KernelTables(services, services.layout.vmalloc)
@@ -125,7 +127,7 @@ class Vmalloc:
         return self._map(VmStruct(address, tuple(pages)))
 
     @kernel_function()
-    def vmap(self, pages: "Sequence[int]") -> int:
+    def vmap(self, pages: Sequence[int]) -> int:
         """Map frames of the caller's and return the address; OutOfMemoryError as for `vmalloc`."""
         return self._map(VmStruct(self._alloc_vmap_area(len(pages), PAGE_SIZE), tuple(pages), owns_pages=False))
 

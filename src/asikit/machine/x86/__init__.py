@@ -6,6 +6,8 @@ together. `structures` are what code leaves behind in a core, recorded only if a
 of them from `data/cpus`. Nothing here knows of a kernel.
 """
 
+from __future__ import annotations
+
 from asikit.machine.x86.apic import ApicBus, LocalApic
 from asikit.machine.x86.core import Core, Processor, Uncore
 from asikit.machine.x86.cpu import Cpu, Invpcid

@@ -1,5 +1,7 @@
 """Local APICs: interrupts between processors, non-maskable interrupts, the timer (SDM 3A chapter 11, 6.7)."""
 
+from __future__ import annotations
+
 from typing import Final
 
 __all__ = ["ApicBus", "LocalApic"]
@@ -15,13 +17,13 @@ class ApicBus:
     def __init__(self) -> None:
         self._apics: dict[int, LocalApic] = {}
 
-    def attach(self, apic: "LocalApic") -> None:
+    def attach(self, apic: LocalApic) -> None:
         """Add an APIC. Raises ValueError if there is one with its number."""
         if apic.number in self._apics:
             raise ValueError(f"there are two CPUs with number {apic.number}")
         self._apics[apic.number] = apic
 
-    def apic(self, number: int) -> "LocalApic":
+    def apic(self, number: int) -> LocalApic:
         """Return the APIC of a CPU. Raises ValueError if there is no such CPU."""
         if number not in self._apics:
             raise ValueError(f"there is no CPU {number} (there are {', '.join(map(str, sorted(self._apics)))})")

@@ -3,6 +3,8 @@
 Each function raises GeneralProtection with the reason, or returns and has changed nothing.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from asikit.machine.x86.errors import UnsupportedError

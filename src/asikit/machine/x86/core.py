@@ -1,5 +1,7 @@
 """Cores and processors: logical processors that share caches, predictors and buffers."""
 
+from __future__ import annotations
+
 from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ __all__ = ["Core", "Processor", "Uncore"]
 class Uncore:
     """What all cores of a package share: the staging buffer, and the APICs' connection."""
 
-    def __init__(self, model: "CpuModel") -> None:
+    def __init__(self, model: CpuModel) -> None:
         self.bus = ApicBus()
         self.staging_buffer = StagingBuffer(model.structures.staging_buffer, threads=1)
 
@@ -38,8 +40,8 @@ class Core:
     def __init__(  # noqa: PLR0913 - a core is what it is made of
         self,
         number: int,
-        model: "CpuModel",
-        memory: "PhysicalMemory",
+        model: CpuModel,
+        memory: PhysicalMemory,
         *,
         threads: int = 1,
         first_cpu: int | None = None,
@@ -107,8 +109,8 @@ class Processor:
 
     def __init__(  # noqa: PLR0913 - a processor is what it is made of
         self,
-        model: "CpuModel",
-        memory: "PhysicalMemory",
+        model: CpuModel,
+        memory: PhysicalMemory,
         *,
         cores: int = 1,
         threads: int = 1,

@@ -1,5 +1,7 @@
 """One logical processor: its control registers, which say how its memory is reached, and invalidation instructions."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -60,7 +62,7 @@ class Cpu(Mmu):
         "number",
     )
 
-    def __init__(self, number: int, core: "Core", thread: int, *, levels: int, seed: int) -> None:
+    def __init__(self, number: int, core: Core, thread: int, *, levels: int, seed: int) -> None:
         self.number = number
         self.core = core
         self.apic = LocalApic(number, core.uncore.bus)

@@ -1,5 +1,7 @@
 """What can go wrong in this room, but for the processor's own exceptions (`paging`), which are part of the model."""
 
+from __future__ import annotations
+
 from asikit.errors import AsikitError
 
 __all__ = ["BusError", "CpuModelError", "UnsupportedError"]

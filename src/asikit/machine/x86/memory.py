@@ -1,5 +1,7 @@
 """Physical memory: sparse, byte-exact, little-endian."""
 
+from __future__ import annotations
+
 from struct import Struct
 
 from asikit.machine.x86.errors import BusError

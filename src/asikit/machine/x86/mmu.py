@@ -4,6 +4,8 @@ What decides about a translation besides the tables is set from outside: the con
 (`asikit.machine.x86.cpu`) say which root, PCID and mode, privilege and AC say who asks.
 """
 
+from __future__ import annotations
+
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +65,7 @@ class Mmu:
         "tlb",
     )
 
-    def __init__(self, memory: "PhysicalMemory", tlb: "Tlb", thread: int, mode: "PagingMode") -> None:
+    def __init__(self, memory: PhysicalMemory, tlb: Tlb, thread: int, mode: PagingMode) -> None:
         self.memory = memory
         self.tlb = tlb
         self.thread = thread
@@ -101,7 +103,7 @@ class Mmu:
             self._select()
 
     @property
-    def mode(self) -> "PagingMode":
+    def mode(self) -> PagingMode:
         """How an address is translated now."""
         return self._mode
 
@@ -242,7 +244,7 @@ class Mmu:
                 self.cr2 = vaddr
                 raise
 
-    def _usable(self, entry: "TlbEntry", access: Access) -> bool:
+    def _usable(self, entry: TlbEntry, access: Access) -> bool:
         """Whether a TLB entry serves an access without a walk.
 
         An entry that allows too little does not fault: the processor may report a spurious fault or look again (SDM 3A
@@ -251,7 +253,7 @@ class Mmu:
         """
         return self._allowed[access][entry.rights] and (entry.dirty or access != _WRITE)
 
-    def _walk(self, vaddr: int, access: Access, *, stale: bool, mode: "PagingMode | None" = None) -> "TlbEntry":
+    def _walk(self, vaddr: int, access: Access, *, stale: bool, mode: PagingMode | None = None) -> TlbEntry:
         tlb = self.tlb
         tlb.misses += 1
         if stale:
@@ -264,7 +266,7 @@ class Mmu:
             raise
         return tlb.insert(vaddr, self._pcid, translation)
 
-    def _note(self, entry: "TlbEntry", page: int, pfn: int, access: Access) -> None:
+    def _note(self, entry: TlbEntry, page: int, pfn: int, access: Access) -> None:
         """Remember that an access to a page needs no further check while its TLB entry lives and the mode stays."""
         if access == _READ:
             self._read[page] = self.memory.frame(pfn)
@@ -274,7 +276,7 @@ class Mmu:
             self._write[page] = self.memory.frame(pfn)
         self.tlb.note(entry, page)
 
-    def _set_mode(self, base: "PagingMode", *, paged: bool) -> None:
+    def _set_mode(self, base: PagingMode, *, paged: bool) -> None:
         """Translate in another mode, whoever asks; without paging if not `paged`."""
         self._base = base
         self._paged = paged
@@ -307,7 +309,7 @@ def _parts(vaddr: int, size: int) -> list[tuple[int, int]]:
     return parts
 
 
-def _rights(mode: "PagingMode") -> Rights:
+def _rights(mode: PagingMode) -> Rights:
     """Tabulate `rights_allow` by Access and `TlbEntry.rights`."""
     return tuple(
         tuple(

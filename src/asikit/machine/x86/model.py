@@ -3,6 +3,8 @@
 A model file says nothing about prices but may have a table `[costs]`, which is kept as it is for who knows its keys.
 """
 
+from __future__ import annotations
+
 import tomllib
 from enum import StrEnum
 from importlib.resources import files
@@ -231,11 +233,11 @@ def load_cpu(name_or_file: str | Path) -> CpuModel:
     return _checked(_read(source), str(source) if isinstance(source, Path) else source.name)
 
 
-def _folder() -> "Traversable":
+def _folder() -> Traversable:
     return files("asikit") / "data" / "cpus"
 
 
-def _read(source: "Traversable") -> dict[str, Any]:
+def _read(source: Traversable) -> dict[str, Any]:
     shown = str(source)
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))

@@ -7,6 +7,8 @@ linear-address translation" (4.8); some processors set the accessed flags of the
 then fails, and kvm-unit-tests' access.c takes either.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -171,7 +173,7 @@ def address_mask(maxphyaddr: int) -> int:
     return (1 << maxphyaddr) - (1 << 12)
 
 
-def rights_allow(access: Access, mode: "PagingMode", *, writable: bool, user: bool, nx: bool) -> bool:
+def rights_allow(access: Access, mode: PagingMode, *, writable: bool, user: bool, nx: bool) -> bool:
     """Whether the rights of a translation (as in Translation) allow an access (SDM 3A 4.6.1)."""
     if mode.user and not mode.implicit:
         if not user:
@@ -186,7 +188,7 @@ def rights_allow(access: Access, mode: "PagingMode", *, writable: bool, user: bo
     return access == Access.READ or writable or not mode.wp
 
 
-def _error_code(access: int, mode: "PagingMode", cause: int) -> int:
+def _error_code(access: int, mode: PagingMode, cause: int) -> int:
     code = cause
     if access == Access.WRITE:
         code |= _PF_W
@@ -198,7 +200,7 @@ def _error_code(access: int, mode: "PagingMode", cause: int) -> int:
 
 
 def walk(  # noqa: PLR0913 - what a translation depends on
-    memory: "PhysicalMemory", root: int, vaddr: int, access: Access, mode: "PagingMode", *, mark: bool = True
+    memory: PhysicalMemory, root: int, vaddr: int, access: Access, mode: PagingMode, *, mark: bool = True
 ) -> Translation:
     """Translate an address as the processor does, with every check; sets accessed and dirty flags.
 
@@ -240,7 +242,7 @@ def walk(  # noqa: PLR0913 - what a translation depends on
 
 
 def _descend(
-    memory: "PhysicalMemory", root: int, vaddr: int, access: Access, mode: "PagingMode"
+    memory: PhysicalMemory, root: int, vaddr: int, access: Access, mode: PagingMode
 ) -> tuple[list[tuple[int, int]], int]:
     """Follow the entries to a page: each one's physical address and value, and the page's size as a power of 2."""
     reserved = (1 << 52) - (1 << mode.maxphyaddr) | (0 if mode.nxe else _NX)
@@ -269,7 +271,7 @@ def _descend(
     return path, shift
 
 
-def lookup(memory: "PhysicalMemory", root: int, vaddr: int, levels: int = 4) -> Entry | None:
+def lookup(memory: PhysicalMemory, root: int, vaddr: int, levels: int = 4) -> Entry | None:
     """Find the entry at which the walk of an address ends, as the kernel's `lookup_address`: no checks, nothing is set.
 
     :param root: Physical address of the topmost table.

@@ -1,5 +1,7 @@
 """What the structures of a core learn of what its threads do. Off unless asked for, as only attacks need it."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from asikit.machine.x86.structures import (
@@ -29,7 +31,7 @@ __all__ = ["Recorder"]
 class Recorder:
     """The structures of one core. Cpu.load and Cpu.store feed it; the rest is told by who models the code."""
 
-    def __init__(self, model: "CpuModel", memory: "PhysicalMemory", threads: int, staging: "StagingBuffer") -> None:
+    def __init__(self, model: CpuModel, memory: PhysicalMemory, threads: int, staging: StagingBuffer) -> None:
         described = model.structures
         self._memory = memory
         self.btb = Btb(described.btb, threads)
@@ -45,7 +47,7 @@ class Recorder:
         self.staging_buffer = staging
 
     @property
-    def structures(self) -> "tuple[Structure[Datum] | Structure[Training], ...]":
+    def structures(self) -> tuple[Structure[Datum] | Structure[Training], ...]:
         """All structures, the uncore's last."""
         return (
             self.btb,

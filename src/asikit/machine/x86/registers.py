@@ -1,5 +1,7 @@
 """Control registers, EFER and RFLAGS: the bits that decide about paging (SDM 3A 2.5, 2.2.1, 4.1.3)."""
 
+from __future__ import annotations
+
 from enum import IntFlag
 from typing import NamedTuple
 

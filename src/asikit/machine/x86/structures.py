@@ -5,6 +5,8 @@ Two kinds. A *data structure* holds values that passed through it (`Datum`); a *
 whether something leaks: `visible` says what a hardware thread's next access or prediction may come by.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -74,7 +76,7 @@ class Structure(Generic[E]):
 
     name: ClassVar[str]
 
-    def __init__(self, model: "StructureModel", threads: int) -> None:
+    def __init__(self, model: StructureModel, threads: int) -> None:
         self.model = model
         own_parts = model.sharing in {Sharing.THREAD, Sharing.PARTITIONED}
         room = max(1, model.entries // threads) if model.sharing == Sharing.PARTITIONED else model.entries
@@ -161,7 +163,7 @@ class L1d(_Data):
     name = "l1d"
     line_bytes: ClassVar[int] = 64
 
-    def __init__(self, model: "StructureModel", threads: int) -> None:
+    def __init__(self, model: StructureModel, threads: int) -> None:
         super().__init__(model, threads)
         self._lines: dict[int | None, Datum] = {}
 

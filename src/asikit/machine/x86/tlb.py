@@ -6,6 +6,8 @@ any two entries may coexist for an address (4.10.2.3; the smaller page's is used
 and evictions are random, seeded.
 """
 
+from __future__ import annotations
+
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +36,7 @@ class TlbEntry:
 
     __slots__ = ("_seen", "_slot", "dirty", "paddr", "page", "page_bytes", "rights", "tag")
 
-    def __init__(self, page: int, tag: int, translation: "Translation") -> None:
+    def __init__(self, page: int, tag: int, translation: Translation) -> None:
         self.page = page
         self.tag = tag
         self.page_bytes = translation.page_bytes
@@ -131,7 +133,7 @@ class Tlb:
                 return entry
         return None
 
-    def insert(self, vaddr: int, pcid: int, translation: "Translation") -> TlbEntry:
+    def insert(self, vaddr: int, pcid: int, translation: Translation) -> TlbEntry:
         """Cache a translation of `vaddr`, in place of one of the same page, and evict another if there is no room."""
         tag = _GLOBAL if translation.global_ else pcid
         page = vaddr & -translation.page_bytes

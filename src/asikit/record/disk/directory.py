@@ -1,5 +1,7 @@
 """Directories, as they lie on the disk (Documentation/filesystems/ext4/directory.rst)."""
 
+from __future__ import annotations
+
 import stat
 import struct
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class Directory:
     indexed: bool
 
 
-def make_directory(number: int, parent: int, names: "Sequence[Name]") -> Directory:
+def make_directory(number: int, parent: int, names: Sequence[Name]) -> Directory:
     """Give a directory.
 
     :param number: Its own inode's.
@@ -64,7 +66,7 @@ def make_directory(number: int, parent: int, names: "Sequence[Name]") -> Directo
     return Directory(_index(dot + dotdot, leaves) + b"".join(block for _, block in leaves), indexed=True)
 
 
-def _linear(names: "Iterable[Name]") -> bytes:
+def _linear(names: Iterable[Name]) -> bytes:
     """Give blocks with these entries, in this order."""
     done = bytearray()
     last, end = 0, BLOCK_BYTES
@@ -79,7 +81,7 @@ def _linear(names: "Iterable[Name]") -> bytes:
     return bytes(done)
 
 
-def _leaves(names: "Iterable[Name]") -> list[tuple[int, bytes]]:
+def _leaves(names: Iterable[Name]) -> list[tuple[int, bytes]]:
     """Divide entries into blocks by their hashes; give each block with the least hash in it.
 
     The least has its lowest bit set where the block before has names of the same hash.
@@ -99,7 +101,7 @@ def _leaves(names: "Iterable[Name]") -> list[tuple[int, bytes]]:
     return leaves
 
 
-def _index(dots: bytes, leaves: "Sequence[tuple[int, bytes]]") -> bytes:
+def _index(dots: bytes, leaves: Sequence[tuple[int, bytes]]) -> bytes:
     """Give the blocks of the index: the first alone, or also a level of nodes below it."""
     if len(leaves) <= _ROOT_ENTRIES:
         entries = [(least, 1 + place) for place, (least, _) in enumerate(leaves)]
@@ -115,7 +117,7 @@ def _index(dots: bytes, leaves: "Sequence[tuple[int, bytes]]") -> bytes:
     return dots + _INFO.pack(0, _HALF_MD4, _INFO.size, 1, 0) + _entries(roots, _ROOT_ENTRIES) + b"".join(nodes)
 
 
-def _entries(entries: "Sequence[tuple[int, int]]", room: int) -> bytes:
+def _entries(entries: Sequence[tuple[int, int]], room: int) -> bytes:
     """Give an index block's entries, the first of which has the numbers of entries in the place of its hash."""
     packed = b"".join(_INDEX_ENTRY.pack(*entry) for entry in entries)
     return (_LIMITS.pack(room, len(entries)) + packed[_LIMITS.size :]).ljust(room * _INDEX_ENTRY.size, b"\0")

@@ -4,6 +4,8 @@ Their source is Documentation/filesystems/ext4/ in the kernel's source (super.rs
 ifork.rst, journal.rst) and fs/ext4/ext4.h, whose names are used here.
 """
 
+from __future__ import annotations
+
 import stat
 import struct
 from dataclasses import dataclass
@@ -232,7 +234,7 @@ def device_map(mode: int, device: tuple[int, int]) -> bytes:
     return struct.pack("<II", *words).ljust(60, b"\0")
 
 
-def extent_node(entries: "Sequence[tuple[int, int, int]]", depth: int, room: int) -> bytes:
+def extent_node(entries: Sequence[tuple[int, int, int]], depth: int, room: int) -> bytes:
     """Give a node of an extent tree: at depth 0 its entries are extents, else they lead to further nodes.
 
     :param entries: For each the first logical block, its address on the disk, and how many blocks an extent has.

@@ -1,5 +1,7 @@
 """What runs of blocks hold: the host's files, fixed bytes, the extent trees of large files."""
 
+from __future__ import annotations
+
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -28,12 +30,12 @@ Chunk = tuple[int, int]
 class OpenFiles:
     """The host's files that are open, the one that was used last at the end."""
 
-    def __init__(self, tree: "HostTree") -> None:
+    def __init__(self, tree: HostTree) -> None:
         """Begin with none."""
         self._tree = tree
         self._files: OrderedDict[tuple[int, int], int] = OrderedDict()
 
-    def get(self, path: "Callable[[], bytes]", identity: tuple[int, int]) -> int:
+    def get(self, path: Callable[[], bytes], identity: tuple[int, int]) -> int:
         """Give a file's descriptor.
 
         :param path: Gives the path, which is asked for only if the file is not open.
@@ -67,7 +69,7 @@ class Fixed:
         start = (self.first + first) * BLOCK_BYTES
         return self.content[start : start + count * BLOCK_BYTES].ljust(count * BLOCK_BYTES, b"\0")
 
-    def part(self, first: int) -> "Fixed":
+    def part(self, first: int) -> Fixed:
         """Give the same from a block of it on."""
         return Fixed(self.content, self.first + first)
 
@@ -77,7 +79,7 @@ class HostFile:
     """A regular file of the host, read when the guest reads it."""
 
     files: OpenFiles
-    path: "Callable[[], bytes]"
+    path: Callable[[], bytes]
     identity: tuple[int, int]
     first: int = 0
 
@@ -96,7 +98,7 @@ class HostFile:
             data += more
         return data
 
-    def part(self, first: int) -> "HostFile":
+    def part(self, first: int) -> HostFile:
         """Give the same from a block of it on."""
         return HostFile(self.files, self.path, self.identity, self.first + first)
 
@@ -123,7 +125,7 @@ class HostFile:
         return found
 
 
-def chunks_of(segments: "Sequence[Chunk]", largest: int) -> list[Chunk]:
+def chunks_of(segments: Sequence[Chunk], largest: int) -> list[Chunk]:
     """Divide segments so that each part fits into a room."""
     return [
         (first + done, min(largest, count - done)) for first, count in segments for done in range(0, count, largest)
@@ -134,10 +136,10 @@ def chunks_of(segments: "Sequence[Chunk]", largest: int) -> list[Chunk]:
 class _Mapping:
     """How a file's extent tree is made: of which chunks, in which rooms."""
 
-    chunks: "Sequence[Chunk]"
-    content: "Fixed | HostFile"
-    data: "Room"
-    meta: "Room"
+    chunks: Sequence[Chunk]
+    content: Fixed | HostFile
+    data: Room
+    meta: Room
 
     def entries(self, start: int, stop: int, depth: int) -> list[tuple[int, int, int]]:
         """Give the entries of a node for some of the chunks, with room for what they lead to.
@@ -172,7 +174,7 @@ class _Node:
         return self.made
 
 
-def map_chunks(chunks: "Sequence[Chunk]", content: "Fixed | HostFile", data: "Room", meta: "Room") -> tuple[bytes, int]:
+def map_chunks(chunks: Sequence[Chunk], content: Fixed | HostFile, data: Room, meta: Room) -> tuple[bytes, int]:
     """Give a file's ``i_block``, and how many blocks it takes with those of its extent tree.
 
     A file of at most four chunks gets its room now, a larger one as its extent tree is read.

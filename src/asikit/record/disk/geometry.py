@@ -5,6 +5,8 @@ for used, then those that the guest may take for what it writes. Of a group's in
 upper the guest's. So what the guest creates finds room in its parent's group, as on a file system that is not full.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 __all__ = ["BLOCK_BYTES", "INODES_PER_BLOCK", "INODE_BYTES", "Geometry", "blocks_of"]

@@ -1,5 +1,7 @@
 """The disk: an ext4 file system that shows a folder of the host, made up as it is read."""
 
+from __future__ import annotations
+
 import stat
 from typing import TYPE_CHECKING, Self
 
@@ -42,12 +44,12 @@ class HostDisk:
 
     def __init__(  # noqa: PLR0913  (each named at the call)
         self,
-        root: "Path",
+        root: Path,
         *,
-        hidden: "Iterable[Path]" = (),
-        empty: "Iterable[Path]" = (),
-        extra: "Mapping[str, ExtraFile] | None" = None,
-        scratch: "Path | None" = None,
+        hidden: Iterable[Path] = (),
+        empty: Iterable[Path] = (),
+        extra: Mapping[str, ExtraFile] | None = None,
+        scratch: Path | None = None,
         groups: int = _GROUPS,
     ) -> None:
         """Prepare.
@@ -83,7 +85,7 @@ class HostDisk:
         self.size = geometry.blocks * BLOCK_BYTES
         """Bytes."""
 
-    def graft(self, place: "Path", folder: "Path") -> None:
+    def graft(self, place: Path, folder: Path) -> None:
         """Show a folder of the host at another place, an absolute path in the guest; before anything is read."""
         self._tree.graft(place, folder)
 

@@ -1,5 +1,7 @@
 """The host's files as inodes: numbers, and blocks of the inode table, made up as the guest reads them."""
 
+from __future__ import annotations
+
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,19 +42,19 @@ class Rooms:
     :ivar meta: For directories, extent trees and long symbolic links.
     """
 
-    inodes: "Room"
-    data: "Room"
-    meta: "Room"
+    inodes: Room
+    data: Room
+    meta: Room
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
     """An inode. A hard link's second name leads to the node of the first."""
 
-    entry: "Entry"
-    parent: "_Node | None"
+    entry: Entry
+    parent: _Node | None
     number: int = 0
-    home: "_TableRun | None" = None
+    home: _TableRun | None = None
     made: bytes | None = None
 
     def path(self) -> bytes:
@@ -69,7 +71,7 @@ class _Node:
 class _TableRun:
     """Blocks of the inode table and the inodes in them, which are made as their block is read."""
 
-    inodes: "Inodes"
+    inodes: Inodes
     nodes: list[_Node] = field(default_factory=list)
     address: int = 0
 
@@ -95,7 +97,7 @@ class Inodes:
     files that it holds fill that block.
     """
 
-    def __init__(self, geometry: Geometry, tree: "HostTree", rooms: Rooms) -> None:
+    def __init__(self, geometry: Geometry, tree: HostTree, rooms: Rooms) -> None:
         """Begin with the root alone.
 
         :raises OSError: The root cannot be looked at.
@@ -176,7 +178,7 @@ class Inodes:
         of = replace(node.entry.attributes, size=size, links=links)
         return inode(of, block_map, blocks, extents=True, indexed=directory.indexed)
 
-    def _number(self, folder: _Node, entries: list["Entry"]) -> list[_Node]:
+    def _number(self, folder: _Node, entries: list[Entry]) -> list[_Node]:
         """Give each entry's node, numbered."""
         nodes: list[_Node] = []
         files: list[_Node] = []

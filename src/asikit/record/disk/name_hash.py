@@ -1,5 +1,7 @@
 """The hash by which ext4 finds a name in a large directory: half MD4 (``ext4fs_dirhash()``, fs/ext4/hash.c)."""
 
+from __future__ import annotations
+
 __all__ = ["SEED", "name_hash"]
 
 SEED = (0x61736B69, 0x74206861, 0x73682073, 0x65656421)

@@ -4,6 +4,8 @@ The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 client uses, and no more: the "fixed newstyle" handshake and simple replies.
 """
 
+from __future__ import annotations
+
 import socket
 import struct
 import threading
@@ -53,7 +55,7 @@ class NbdServer:
     :ivar reads: Requests to read.
     """
 
-    def __init__(self, disk: "HostDisk", path: "Path | None" = None) -> None:
+    def __init__(self, disk: HostDisk, path: Path | None = None) -> None:
         """Prepare.
 
         :param path: Where the socket is to be; None: nowhere, so that nothing is left behind and nobody else connects.
@@ -83,7 +85,7 @@ class NbdServer:
         return self
 
     def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, and remove the socket."""
         self._closing = True
@@ -130,7 +132,7 @@ class NbdServer:
             if _shake_hands(connection, self._disk.size):
                 self._answer(connection)
 
-    def _answer(self, connection: "_Connection") -> None:
+    def _answer(self, connection: _Connection) -> None:
         """Answer requests until the client has had enough.
 
         :raises _GoneError: It went without a word.

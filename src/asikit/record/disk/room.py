@@ -1,5 +1,7 @@
 """Blocks that get their meaning when the guest asks for what needs them."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from typing import Protocol
 

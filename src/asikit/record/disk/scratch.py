@@ -1,5 +1,7 @@
 """What the guest has written: kept in a file without a name, at the place that it has on the disk."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ __all__ = ["Scratch"]
 class Scratch:
     """Blocks that have been written. The file is as long as the disk and has holes; it goes with this process."""
 
-    def __init__(self, folder: "Path | None") -> None:
+    def __init__(self, folder: Path | None) -> None:
         """Make the file.
 
         :raises OSError: It cannot be made.

@@ -1,5 +1,7 @@
 """A folder of the host as the guest is to see it: what is hidden, what is shown empty, and files that are not there."""
 
+from __future__ import annotations
+
 import os
 import stat
 from contextlib import suppress
@@ -58,7 +60,7 @@ class Entry:
 class _Made:
     """A folder in which there is what the host does not have."""
 
-    folders: "dict[bytes, _Made]" = field(default_factory=dict)
+    folders: dict[bytes, _Made] = field(default_factory=dict)
     files: dict[bytes, ExtraFile] = field(default_factory=dict)
     source: bytes | None = None
     """The folder of the host that is shown here."""
@@ -71,7 +73,7 @@ class HostTree:
     """
 
     def __init__(
-        self, root: "Path", *, hidden: "Iterable[Path]", empty: "Iterable[Path]", extra: "Mapping[str, ExtraFile]"
+        self, root: Path, *, hidden: Iterable[Path], empty: Iterable[Path], extra: Mapping[str, ExtraFile]
     ) -> None:
         """Prepare; all paths are absolute, as in the guest."""
         self._root = os.fsencode(root.absolute()).rstrip(b"/")
@@ -90,7 +92,7 @@ class HostTree:
             with suppress(OSError):  # it is not there
                 self._hidden_identities.add(_identity(os.stat(self._on_host(name))))  # noqa: PTH116  (paths are bytes)
 
-    def graft(self, place: "Path", folder: "Path") -> None:
+    def graft(self, place: Path, folder: Path) -> None:
         """Show a folder of the host at another place, instead of what is there."""
         self._make(_parts(place)).source = os.fsencode(folder.absolute())
 
@@ -213,7 +215,7 @@ class HostTree:
         return b"/".join([start, *names[rest:]]) or b"/"
 
 
-def _parts(path: "str | Path") -> list[bytes]:
+def _parts(path: str | Path) -> list[bytes]:
     """Split an absolute path of the guest."""
     return [part for part in os.fsencode(path).split(b"/") if part not in {b"", b"."}]
 

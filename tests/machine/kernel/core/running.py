@@ -1,5 +1,7 @@
 """Programs for tests of the core: no system-call layer, just handlers that run in kernel mode."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,10 +35,10 @@ def machine(**fields: Any) -> Machine:  # noqa: ANN401 - the fields of MachineCo
 class Program:
     """What a program in user mode can do; its methods are for the function that it is given to."""
 
-    kernel: "Kernel"
+    kernel: Kernel
     seen: list[object] = field(default_factory=list)
 
-    def call(self, handler: "Callable[[], object]", number: int = 39) -> int:
+    def call(self, handler: Callable[[], object], number: int = 39) -> int:
         """Do a system call that runs a handler; returns its number, or 0 if that is none."""
 
         def body() -> int:
@@ -69,7 +71,7 @@ class Program:
         return self.call(lambda: self.kernel.access.load_u64(address), 0)
 
     @property
-    def mm(self) -> "MmStruct":
+    def mm(self) -> MmStruct:
         """The address space."""
         mm = self.kernel.current.mm
         assert mm is not None
@@ -101,9 +103,9 @@ class Program:
 
 def spawn(  # noqa: PLR0913 - what there is to say about a task
     target: Machine,
-    function: "Callable[[Program], object]",
+    function: Callable[[Program], object],
     *,
-    mm: "MmStruct | None" = None,
+    mm: MmStruct | None = None,
     comm: str = "program",
     cpu: int | None = None,
     pinned: bool = False,
@@ -154,16 +156,16 @@ class Recorder(Observer):
     enters: list[tuple[int, str]] = field(default_factory=list)
     events: list[tuple[object, ...]] = field(default_factory=list)
 
-    def micro_op(self, cpu: int, path: str, effect: "Effect | None") -> None:
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """Keep it."""
         self.ops.append((cpu, path))
         self.effects += [str(effect)] if effect is not None else []
 
-    def asi_exit(self, cpu: int, reason: "ExitReason") -> None:
+    def asi_exit(self, cpu: int, reason: ExitReason) -> None:
         """Keep it."""
         self.exits.append((cpu, reason.value))
 
-    def asi_enter(self, cpu: int, space: "Space") -> None:
+    def asi_enter(self, cpu: int, space: Space) -> None:
         """Keep it."""
         self.enters.append((cpu, space.label))
 

@@ -1,5 +1,7 @@
 """Booting: every combination runs a program, and looks as it should."""
 
+from __future__ import annotations
+
 import gc
 import weakref
 from dataclasses import replace

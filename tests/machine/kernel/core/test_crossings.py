@@ -1,5 +1,7 @@
 """Entries and returns as observers and reports have them: round trips, guests, interrupts, double faults."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

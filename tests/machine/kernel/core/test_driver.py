@@ -1,5 +1,7 @@
 """The driver against the protocol itself: the same micro-operations, states and effects."""
 
+from __future__ import annotations
+
 import random
 
 import pytest

@@ -1,5 +1,7 @@
 """Page faults, in kernel and in user mode, and what comes of them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

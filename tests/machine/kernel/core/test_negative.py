@@ -4,6 +4,8 @@ In tests/protocol, as they are about taints alone: KVM's policy with `=`, DATA_M
 instead of seven. In tests/machine/mm: the mirror that makes a sensitive page present, the unmap that is never done.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,7 +67,7 @@ NOFLUSH = ProtocolConfig(noflush=True)
         pytest.param(lambda p: p.without("__asi_enter.flush_data"), "I2", id="enter: buffers not flushed"),
     ],
 )
-def test_an_order_that_is_wrong(edit: "Callable[[Protocol], Protocol]", name: str) -> None:
+def test_an_order_that_is_wrong(edit: Callable[[Protocol], Protocol], name: str) -> None:
     """The driver executes whatever order the protocol has; debug mode sees what is wrong with it."""
     target = machine(protocol_edit=edit(Protocol(STANDARD)))
     with pytest.raises(InvariantError) as caught:
@@ -99,7 +101,7 @@ def test_a_missing_shootdown() -> None:
     def only_local(target: Machine) -> None:
         smp = target.kernel.smp
 
-        def call(cpus: "list[CpuContext]", function: "Callable[[CpuContext], None]", what: str) -> None:
+        def call(cpus: list[CpuContext], function: Callable[[CpuContext], None], what: str) -> None:
             del what
             for cpu in cpus:
                 if cpu is target.kernel.cpu:
@@ -255,7 +257,7 @@ def test_touch_in_the_critical_section() -> None:
     entry = target.kernel.entry
     original = entry.about_to_resume
 
-    def touching(cpu: "CpuContext") -> None:
+    def touching(cpu: CpuContext) -> None:
         original(cpu)
         target.kernel.access.load(address, 8)
 

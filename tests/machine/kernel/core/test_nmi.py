@@ -1,5 +1,7 @@
 """An NMI in every place of enter and exit, its handler touching a secret."""
 
+from __future__ import annotations
+
 import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ NOISY: dict[str, dict[str, Any]] = {
 }
 
 
-def run(script: Scripted, fields: dict[str, Any]) -> "tuple[list[object], Report]":
+def run(script: Scripted, fields: dict[str, Any]) -> tuple[list[object], Report]:
     """A system call that exits, one that does not, and a fault that exits; returns what the program saw."""
     target = machine(interleaver=script, **fields)
     touched, by_nmi = secret(target), secret(target)

@@ -1,5 +1,7 @@
 """What observers are told is enough to replay: the protocol over the events gives the machine's own counts."""
 
+from __future__ import annotations
+
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,7 @@
 """Tasks and CPUs: sleeping, waking, slices, migration, deadlocks, determinism."""
 
+from __future__ import annotations
+
 from contextlib import suppress
 
 import pytest

@@ -1,5 +1,7 @@
 """Two hyperthreads of a core: the stun, core scheduling, the idle class."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

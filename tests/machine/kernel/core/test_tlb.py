@@ -1,5 +1,7 @@
 """TLBs and address spaces: ASIDs, shootdowns, generations."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 import pytest

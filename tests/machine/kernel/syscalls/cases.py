@@ -4,6 +4,8 @@ A case is a function of one `User` and of a list that it notes things in. Number
 between the two and are not noted.
 """
 
+from __future__ import annotations
+
 import errno
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,7 +29,7 @@ ANONYMOUS = MapFlags.PRIVATE | MapFlags.ANONYMOUS
 BAD = 0x10
 
 
-def attempt(note: Note, action: "Callable[[], object]") -> None:
+def attempt(note: Note, action: Callable[[], object]) -> None:
     """Note what an action returns, or its errno's name."""
     try:
         note(action())
@@ -35,7 +37,7 @@ def attempt(note: Note, action: "Callable[[], object]") -> None:
         note(errno.errorcode[error.errno or 0])
 
 
-def reading_past_the_end(user: "User", note: Note) -> None:
+def reading_past_the_end(user: User, note: Note) -> None:
     """Reads stop at the end of the file, and then are empty."""
     fd = user.open("/dir/data")
     size = len(CONTENT)
@@ -49,7 +51,7 @@ def reading_past_the_end(user: "User", note: Note) -> None:
     attempt(note, lambda: user.pread(fd, 6000, 3000) == CONTENT[3000:9000])
 
 
-def positions(user: "User", note: Note) -> None:
+def positions(user: User, note: Note) -> None:
     """Reading and writing move on; lseek goes anywhere but before the beginning; dup and fork share the position."""
     fd = user.open("/dir/data", OpenFlag.RDWR)
     attempt(note, lambda: user.read(fd, 3))
@@ -65,7 +67,7 @@ def positions(user: "User", note: Note) -> None:
     attempt(note, lambda: user.lseek(again, 5, Whence.SET))
     attempt(note, lambda: user.read(fd, 2))
 
-    def child(user: "User") -> None:
+    def child(user: User) -> None:
         user.read(fd, 4)
 
     user.fork(child)
@@ -75,7 +77,7 @@ def positions(user: "User", note: Note) -> None:
     attempt(note, lambda: user.lseek(fd, 0, Whence.CUR))
 
 
-def writing_makes_holes(user: "User", note: Note) -> None:
+def writing_makes_holes(user: User, note: Note) -> None:
     """A file grows; what was skipped reads as zeroes."""
     fd = user.open("/dir/new", OpenFlag.RDWR | OpenFlag.CREAT)
     attempt(note, lambda: user.pwrite(fd, b"end", 9000))
@@ -87,7 +89,7 @@ def writing_makes_holes(user: "User", note: Note) -> None:
     attempt(note, lambda: user.pread(fd, 8, 3996))
 
 
-def appending(user: "User", note: Note) -> None:
+def appending(user: User, note: Note) -> None:
     """O_APPEND writes at the end, pwrite too."""
     fd = user.open("/dir/data", OpenFlag.RDWR | OpenFlag.APPEND)
     attempt(note, lambda: user.write(fd, b"tail"))
@@ -96,7 +98,7 @@ def appending(user: "User", note: Note) -> None:
     attempt(note, lambda: user.pread(fd, 100, len(CONTENT)))
 
 
-def opening(user: "User", note: Note) -> None:
+def opening(user: User, note: Note) -> None:
     """The errors of open, and the lowest free descriptor."""
     attempt(note, lambda: user.open("/dir/missing"))
     attempt(note, lambda: user.open("/dir/data/below"))
@@ -120,7 +122,7 @@ def opening(user: "User", note: Note) -> None:
     attempt(note, lambda: user.read(second, 10))
 
 
-def wrong_descriptors(user: "User", note: Note) -> None:
+def wrong_descriptors(user: User, note: Note) -> None:
     """What was not opened for it is EBADF."""
     reading, writing = user.open("/dir/data"), user.open("/dir/data", OpenFlag.WRONLY)
     attempt(note, lambda: user.write(reading, b"x"))
@@ -134,7 +136,7 @@ def wrong_descriptors(user: "User", note: Note) -> None:
         attempt(note, partial(user.mmap, PAGE, Prot.READ, MapFlags.PRIVATE, fd))
 
 
-def bad_addresses(user: "User", note: Note) -> None:
+def bad_addresses(user: User, note: Note) -> None:
     """EFAULT, and how much was done before it."""
     fd = user.open("/dir/data", OpenFlag.RDWR)
     attempt(note, lambda: user.read_into(fd, BAD, 10))
@@ -157,7 +159,7 @@ def bad_addresses(user: "User", note: Note) -> None:
     attempt(note, lambda: user.pwrite_from(fd, area, 10, 0))
 
 
-def pipes(user: "User", note: Note) -> None:
+def pipes(user: User, note: Note) -> None:
     """End of file, EPIPE, EAGAIN, ESPIPE, and how much goes in."""
     reading, writing = user.pipe()
     note((reading, writing))
@@ -186,7 +188,7 @@ def pipes(user: "User", note: Note) -> None:
     attempt(note, lambda: user.dup(0) - writing)
 
 
-def full_pipes(user: "User", note: Note) -> None:
+def full_pipes(user: User, note: Note) -> None:
     """A pipe takes 64 KiB, less if its pages are not full; without blocking the rest is EAGAIN."""
     reading, writing = user.pipe(OpenFlag.NONBLOCK)
     attempt(note, lambda: user.read(reading, 1))
@@ -217,7 +219,7 @@ def full_pipes(user: "User", note: Note) -> None:
     attempt(note, lambda: len(user.read(reading, 3 * PAGE)))
 
 
-def small_writes(user: "User", note: Note) -> None:
+def small_writes(user: User, note: Note) -> None:
     """What does not fill a page goes to the last page, if all of it fits there: so many writes go in."""
     for size in (1000, 1500, 5000):
         reading, writing = user.pipe(OpenFlag.NONBLOCK)
@@ -236,11 +238,11 @@ def small_writes(user: "User", note: Note) -> None:
             note(data)
 
 
-def pipe_between_processes(user: "User", note: Note) -> None:
+def pipe_between_processes(user: User, note: Note) -> None:
     """Sleeping on both sides: a writer that fills the pipe, a reader that empties it."""
     reading, writing = user.pipe()
 
-    def child(user: "User") -> int:
+    def child(user: User) -> int:
         user.close(reading)
         total = sum(user.write(writing, bytes([number]) * 30_000) for number in range(5))
         return total == 150_000
@@ -254,7 +256,7 @@ def pipe_between_processes(user: "User", note: Note) -> None:
     note(user.wait()[1])
 
 
-def mapping_files(user: "User", note: Note) -> None:
+def mapping_files(user: User, note: Note) -> None:
     """A shared mapping is the file; a private one is not."""
     fd = user.open("/dir/data", OpenFlag.RDWR)
     shared = user.mmap(PAGE, flags=MapFlags.SHARED, fd=fd)
@@ -275,7 +277,7 @@ def mapping_files(user: "User", note: Note) -> None:
     note(user.pread(user.open("/dir/data"), 5, 0))
 
 
-def mmap_errors(user: "User", note: Note) -> None:
+def mmap_errors(user: User, note: Note) -> None:
     """EINVAL, EACCES, EBADF, ENOMEM, EEXIST and ENODEV."""
     reading, writing = user.open("/dir/data"), user.open("/dir/data", OpenFlag.WRONLY)
     pipe, _ = user.pipe()
@@ -301,7 +303,7 @@ def mmap_errors(user: "User", note: Note) -> None:
     attempt(note, lambda: user.mprotect(area + PAGE, PAGE, 0x100))
 
 
-def anonymous_memory(user: "User", note: Note) -> None:
+def anonymous_memory(user: User, note: Note) -> None:
     """Zeroes at first; a hole in the middle; a fixed mapping replaces."""
     area = user.mmap(8 * PAGE)
     note(user.load(area + 4090, 12))
@@ -316,7 +318,7 @@ def anonymous_memory(user: "User", note: Note) -> None:
     note(again - area)
 
 
-def heap(user: "User", note: Note) -> None:
+def heap(user: User, note: Note) -> None:
     """Brk grows and shrinks; what was given back is gone; below the heap's start nothing happens."""
     start = user.brk()
     note(user.brk(start + 3 * PAGE) - start)
@@ -333,17 +335,17 @@ def heap(user: "User", note: Note) -> None:
     note(user.sbrk(8) - start)
 
 
-def fork_copies_memory(user: "User", note: Note) -> None:
+def fork_copies_memory(user: User, note: Note) -> None:
     """Parent and child do not see one another's writes, but in shared memory they do."""
     private, shared = user.mmap(2 * PAGE), user.mmap(PAGE, flags=MapFlags.SHARED | MapFlags.ANONYMOUS)
     user.store(private, b"parent")
     user.store(shared, b"0")
 
-    def grandchild(user: "User") -> int:
+    def grandchild(user: User) -> int:
         user.store(private, b"grand")
         return user.load(private, 6) == b"grand!"
 
-    def child(user: "User") -> int:
+    def child(user: User) -> int:
         user.store(private, b"child!")
         user.store(shared, b"1")
         user.fork(grandchild)
@@ -356,7 +358,7 @@ def fork_copies_memory(user: "User", note: Note) -> None:
     note((user.load(private, 6), user.load(private + PAGE, 5), user.load(shared, 1)))
 
 
-def waiting(user: "User", note: Note) -> None:
+def waiting(user: User, note: Note) -> None:
     """ECHILD, exit codes, WNOHANG, a bad place for the status."""
     attempt(note, user.wait)
     attempt(note, lambda: user.wait(options=0x100))
@@ -368,7 +370,7 @@ def waiting(user: "User", note: Note) -> None:
     attempt(note, lambda: user.wait(options=1))
     reading, writing = user.pipe()
 
-    def sleeper(child: "User") -> None:
+    def sleeper(child: User) -> None:
         child.close(writing)
         child.read(reading, 1)
 
@@ -380,7 +382,7 @@ def waiting(user: "User", note: Note) -> None:
     note(user.syscall(Nr.WAIT4, (1 << 64) - 1, 0, 0, 0))
 
 
-def segmentation_faults(user: "User", note: Note) -> None:
+def segmentation_faults(user: User, note: Note) -> None:
     """What kills a process: reading nothing, writing what may only be read, executing data."""
     area = user.mmap(PAGE, Prot.READ)
     for wrong in (
@@ -394,7 +396,7 @@ def segmentation_faults(user: "User", note: Note) -> None:
     note(user.load(area, 1))
 
 
-def bus_errors(user: "User", note: Note) -> None:
+def bus_errors(user: User, note: Note) -> None:
     """A mapping beyond the end of its file is SIGBUS, and EFAULT for a system call."""
     fd = user.open("/dir/data", OpenFlag.RDWR)
     area = user.mmap(5 * PAGE, flags=MapFlags.SHARED, fd=fd)
@@ -406,14 +408,14 @@ def bus_errors(user: "User", note: Note) -> None:
     note(user.load(area + 3 * PAGE, 3))
 
 
-def orphans(user: "User", note: Note) -> None:
+def orphans(user: User, note: Note) -> None:
     """A child whose parent has ended is nobody's to wait for."""
     reading, writing = user.pipe()
 
-    def grandchild(child: "User") -> None:
+    def grandchild(child: User) -> None:
         child.write(writing, b"done")
 
-    def child(child: "User") -> None:
+    def child(child: User) -> None:
         child.fork(grandchild)
 
     user.fork(child)
@@ -422,14 +424,14 @@ def orphans(user: "User", note: Note) -> None:
     attempt(note, user.wait)
 
 
-def executing(user: "User", note: Note) -> None:
+def executing(user: User, note: Note) -> None:
     """Exec replaces memory and program and keeps open files, but for those that are to be closed."""
     reading, writing = user.pipe()
     kept = user.open("/dir/data")
     closed = user.open("/dir/data", OpenFlag.CLOEXEC)
     user.read(kept, 5)
 
-    def replaced(child: "User") -> int:
+    def replaced(child: User) -> int:
         child.write(writing, child.read(kept, 3))
         try:
             child.read(closed, 1)
@@ -442,7 +444,7 @@ def executing(user: "User", note: Note) -> None:
     note(user.read(reading, 10))
 
 
-def futexes(user: "User", note: Note) -> None:
+def futexes(user: User, note: Note) -> None:
     """EAGAIN when the word has changed, EINVAL and EFAULT for bad places, nobody to wake."""
     word = user.mmap(PAGE)
     user.store_u32(word, 7)
@@ -455,11 +457,11 @@ def futexes(user: "User", note: Note) -> None:
     attempt(note, lambda: user.futex_wake(word, 0))
 
 
-def futex_between_processes(user: "User", note: Note) -> None:
+def futex_between_processes(user: User, note: Note) -> None:
     """A futex in shared memory is the same one at another address in another process."""
     area = user.mmap(2 * PAGE, flags=MapFlags.SHARED | MapFlags.ANONYMOUS)
 
-    def child(child: "User") -> int:
+    def child(child: User) -> int:
         child.store_u32(area + 8, 1)
         while child.load_u32(area + 4) == 0:
             try:
@@ -476,12 +478,12 @@ def futex_between_processes(user: "User", note: Note) -> None:
     note(user.wait()[1])
 
 
-def threads(user: "User", note: Note) -> None:
+def threads(user: User, note: Note) -> None:
     """Threads share memory and files, have the process' number, and are joined."""
     area = user.mmap(PAGE)
     pid = user.getpid()
 
-    def thread(user: "User") -> None:
+    def thread(user: User) -> None:
         user.store(area, b"thread")
         user.store_u32(area + 16, user.getpid() == pid)
         user.store_u32(area + 20, user.gettid() != pid)
@@ -493,7 +495,7 @@ def threads(user: "User", note: Note) -> None:
     note(user.gettid() == pid)
 
 
-def affinity(user: "User", note: Note) -> None:
+def affinity(user: User, note: Note) -> None:
     """A mask without a CPU that exists is EINVAL; there is no process with that number."""
     attempt(note, lambda: user.sched_setaffinity([]))
     attempt(note, lambda: user.sched_setaffinity([63]))
@@ -505,7 +507,7 @@ def affinity(user: "User", note: Note) -> None:
     note(-user.syscall(Nr.SCHED_GETAFFINITY, 0, 4, BAD))
 
 
-def unknown_calls(user: "User", note: Note) -> None:
+def unknown_calls(user: User, note: Note) -> None:
     """ENOSYS and ENOTTY."""
     note(user.syscall(1000))
     attempt(note, lambda: user.ioctl(user.open("/dir/data"), 0xAE01))

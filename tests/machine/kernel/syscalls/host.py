@@ -3,6 +3,8 @@
 Run as a program: each case runs in a process of its own, in a folder of its own, and what it noted is printed as JSON.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -58,14 +60,14 @@ class HostUser(User):
         """Open a file below the case's folder."""
         return super().open(str(self._root / path.removeprefix("/")) + "/" * path.endswith("/"), flags, mode)
 
-    def fork(self, program: "Callable[[User], object]") -> int:
+    def fork(self, program: Callable[[User], object]) -> int:
         """Fork really."""
         pid = os.fork()
         if not pid:
             _exit_with(program, self)
         return pid
 
-    def thread(self, program: "Callable[[User], object]") -> int:
+    def thread(self, program: Callable[[User], object]) -> int:
         """Start a thread."""
         started = threading.Event()
         numbers: list[int] = []
@@ -87,7 +89,7 @@ class HostUser(User):
         """Wait for a thread."""
         self._process.threads[tid].join()
 
-    def execve(self, program: "Callable[[User], object]") -> NoReturn:
+    def execve(self, program: Callable[[User], object]) -> NoReturn:
         """Do what exec does to descriptors, and run another function."""
         for fd in range(3, 64):
             with suppress(OSError):
@@ -104,7 +106,7 @@ def _thread(stack: int, process: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(stack_pointer=stack, process=process)
 
 
-def _exit_with(program: "Callable[[User], object]", user: User) -> NoReturn:
+def _exit_with(program: Callable[[User], object], user: User) -> NoReturn:
     code = program(user)
     os._exit(int(code) & 0xFF if isinstance(code, int) else 0)
 

@@ -1,5 +1,7 @@
 """Running one program on a machine that checks itself."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 from asikit.machine.kernel import Machine
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from asikit.machine.kernel.user import User
 
 
-def run(program: "Callable[[User], object]", **config: Any) -> "tuple[Machine, Process]":  # noqa: ANN401 - MachineConfig's
+def run(program: Callable[[User], object], **config: Any) -> tuple[Machine, Process]:  # noqa: ANN401 - MachineConfig's
     """Run a program to its end in debug mode; returns the machine and the program's process."""
     machine = Machine(debug=True, **config)
     process = machine.process(program)

@@ -1,5 +1,7 @@
 """The system calls against the real Linux under the tests: the same little programs, the same answers."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -31,7 +33,7 @@ def test_model_answers_as_linux(name: str, *, asi: bool, linux: dict[str, list[s
     """Return values, errno's and data of each case are those of Linux, with ASI on and off."""
     noted: list[str] = []
 
-    def case(user: "User") -> None:
+    def case(user: User) -> None:
         CASES[name](user, lambda value: noted.append(repr(value)))
 
     machine = Machine(asi=asi, debug=True)

@@ -1,5 +1,7 @@
 """Guests: memory of their own, VM exits in the numbers that arithmetic gives, and what their VMM sees of them."""
 
+from __future__ import annotations
+
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ def test_exits_are_counted_by_arithmetic(*, asi: bool) -> None:
     """One violation for each new page, one exit for each CPUID, VMMCALL, port access and HLT; computing has none."""
     pages, cpuids, calls, ports = 7, 11, 5, 3
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         for page in range(pages):
             guest.store(page * PAGE + 100, b"new")
             guest.store(page * PAGE + 200, b"mapped")
@@ -50,7 +52,7 @@ def test_exits_are_counted_by_arithmetic(*, asi: bool) -> None:
 
     seen: list[VmExit] = []
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         vcpu = user.create_vm(64 * PAGE).vcpu(guest)
         while not seen or not seen[-1].halted:
             seen.append(vcpu.run())
@@ -66,8 +68,8 @@ def test_guest_memory_is_the_vmms_and_nobody_elses(*, asi: bool) -> None:
     """What the VMM writes the guest reads and the other way round; two guests with the same addresses share nothing."""
     seen: dict[str, bytes] = {}
 
-    def guest(name: str) -> "GuestProgram":
-        def program(guest: "Guest") -> None:
+    def guest(name: str) -> GuestProgram:
+        def program(guest: Guest) -> None:
             seen[f"{name} finds"] = guest.load(PAGE - 4, 8)
             guest.store(2 * PAGE, name.encode())
             guest.halt()
@@ -75,7 +77,7 @@ def test_guest_memory_is_the_vmms_and_nobody_elses(*, asi: bool) -> None:
 
         return program
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         for name in ("first", "other"):
             machine = user.create_vm(4 * PAGE)
             user.store(machine.address + PAGE - 4, f"for{name}".encode())
@@ -100,13 +102,13 @@ def test_devices_answer() -> None:
     """Port and memory-mapped reads give what the VMM replies; unknown hypercalls give -KVM_ENOSYS."""
     seen: list[object] = []
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         guest.store(1 << 30, b"\x01\x02")
         seen.extend([guest.load(1 << 30, 4), guest.inb(0x60), guest.hypercall(1), guest.hypercall(77)])
 
     stops: list[VmExit] = []
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         vcpu = user.create_vm(PAGE).vcpu(guest)
         reply = b""
         while not (stop := vcpu.run(reply)).halted:
@@ -128,13 +130,13 @@ def test_a_hypercall_of_a_scenarios_own(*, asi: bool) -> None:
     seen: list[object] = []
     where: list[int] = []
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         def handler() -> int:
             assert user._kernel.current.comm == "vmm"
             seen.append(user._kernel.uaccess.from_user(where[0], 8))
             return -22
 
-        def guest(guest: "Guest") -> None:
+        def guest(guest: Guest) -> None:
             guest.store(PAGE, b"written")
             seen.append(guest.hypercall(9, handler=handler))
             seen.append(guest.load(PAGE, 7))
@@ -154,13 +156,13 @@ def test_guest_follows_changes_of_the_vmms_memory(*, asi: bool) -> None:
     """After munmap KVM_RUN fails with EFAULT; after a new mapping and after fork the guest sees what its VMM sees."""
     seen: list[object] = []
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         guest.store(0, b"before")
         guest.halt()
         seen.append(guest.load(0, 6))
         guest.store(0, b"guest!")
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         machine = user.create_vm(2 * PAGE)
         vcpu = machine.vcpu(guest)
         vcpu.run()
@@ -172,7 +174,7 @@ def test_guest_follows_changes_of_the_vmms_memory(*, asi: bool) -> None:
         user.mmap(PAGE, flags=MapFlags.PRIVATE | MapFlags.ANONYMOUS | MapFlags.FIXED, address=machine.address)
         user.store(machine.address, b"after!")
 
-        def child(user: "User") -> int:
+        def child(user: User) -> int:
             user.store(machine.address, b"child!")
             return 0
 
@@ -189,11 +191,11 @@ def test_read_only_memory_of_the_vmm_is_read_only_for_the_guest() -> None:
     """A guest's store into memory that its VMM may only read is EFAULT for KVM_RUN; a load is fine."""
     seen: list[object] = []
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         seen.append(guest.load(0, 3))
         guest.store(0, b"x")
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         machine = user.create_vm(PAGE)
         user.store(machine.address, b"rom")
         user.mprotect(machine.address, PAGE, Prot.READ)
@@ -227,7 +229,7 @@ class _Kinds(Observer):
 def test_nested_page_tables_are_nonsensitive_and_guest_memory_is_not() -> None:
     """A violation allocates tables for KVM and a page for the guest: only the page is sensitive."""
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         guest.store(0, b"one")
         guest.store(PAGE, b"two")
 
@@ -248,8 +250,8 @@ def test_interrupts_take_the_cpu_from_a_guest(cpus: int, seed: int, *, asi: bool
     """A guest that never exits of itself is interrupted by the timer, and other processes run beside it."""
     order: list[str] = []
 
-    def vmm(user: "User") -> None:
-        def guest(guest: "Guest") -> None:
+    def vmm(user: User) -> None:
+        def guest(guest: Guest) -> None:
             guest.compute(3000)
             order.append("guest")
 
@@ -258,7 +260,7 @@ def test_interrupts_take_the_cpu_from_a_guest(cpus: int, seed: int, *, asi: bool
     machine = Machine(debug=True, asi=asi, cpus=cpus, seed=seed, timer_period=300)
     machine.process(vmm, cpu=0, pinned=True)
 
-    def other(user: "User") -> None:
+    def other(user: User) -> None:
         user.compute(400)
         order.append("process")
 
@@ -274,8 +276,8 @@ def test_nmi_in_a_guest_is_an_exit_and_then_the_hosts() -> None:
     machine = Machine(debug=True)
     machine.on_nmi(taken.append)
 
-    def vmm(user: "User") -> None:
-        def guest(guest: "Guest") -> None:
+    def vmm(user: User) -> None:
+        def guest(guest: Guest) -> None:
             guest.compute(10)
             machine.inject_nmi(0)
             guest.compute(10)
@@ -293,20 +295,20 @@ def test_nmi_in_a_guest_is_an_exit_and_then_the_hosts() -> None:
 def test_two_virtual_cpus_of_one_machine(cpus: int, seed: int, *, smt: bool, asi: bool) -> None:
     """Two threads run a virtual CPU each on the same memory; what one writes the other waits for."""
 
-    def first(guest: "Guest") -> None:
+    def first(guest: Guest) -> None:
         guest.store_u64(0, 41)
         while guest.load_u64(8) == 0:
             guest.compute(1)
 
-    def second(guest: "Guest") -> None:
+    def second(guest: Guest) -> None:
         while guest.load_u64(0) == 0:
             guest.compute(1)
         guest.store_u64(8, guest.load_u64(0) + 1)
 
-    def vmm(user: "User") -> int:
+    def vmm(user: User) -> int:
         vm = user.create_vm(PAGE)
 
-        def runs_second(thread: "User") -> None:
+        def runs_second(thread: User) -> None:
             vm.vcpu(second, user=thread).run()
 
         tid = user.thread(runs_second)
@@ -321,8 +323,8 @@ def test_two_virtual_cpus_of_one_machine(cpus: int, seed: int, *, smt: bool, asi
 def test_killing_a_vmm_ends_its_guest() -> None:
     """exit() in another thread ends a guest that runs for ever."""
 
-    def vmm(user: "User") -> None:
-        def guest(guest: "Guest") -> None:
+    def vmm(user: User) -> None:
+        def guest(guest: Guest) -> None:
             while True:
                 guest.compute(1)
 
@@ -338,10 +340,10 @@ def test_errors_of_the_api() -> None:
     """What is not KVM's, not aligned, overlaps, or comes from another process, is refused as Linux does."""
     seen: list[int] = []
 
-    def attempt(user: "User", fd: int, request: int, argument: int = 0) -> None:
+    def attempt(user: User, fd: int, request: int, argument: int = 0) -> None:
         seen.append(user.syscall(16, fd, request, argument))
 
-    def vmm(user: "User") -> None:
+    def vmm(user: User) -> None:
         device = user.open("/dev/kvm", OpenFlag.RDWR)
         attempt(user, device, KvmIoctl.GET_API_VERSION)
         attempt(user, device, KvmIoctl.RUN)
@@ -356,7 +358,7 @@ def test_errors_of_the_api() -> None:
             except OSError as error:
                 seen.append(error.errno or 0)
 
-        def child(user: "User") -> int:
+        def child(user: User) -> int:
             return -user.syscall(16, vm, KvmIoctl.SET_USER_MEMORY_REGION, area)
 
         user.fork(child)
@@ -369,7 +371,7 @@ def test_errors_of_the_api() -> None:
 def test_a_guests_mistake_ends_the_run_and_says_where() -> None:
     """An exception in a guest's program comes out of run(), with the guest's name."""
 
-    def guest(guest: "Guest") -> None:
+    def guest(guest: Guest) -> None:
         raise LookupError(f"nothing at {guest.load(0, 1)!r}")
 
     with pytest.raises(LookupError, match="nothing at") as caught:

@@ -1,5 +1,7 @@
 """Programs that sleep and wake one another give Linux' answers in any interleaving of CPUs."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +31,7 @@ def test_interleaved(name: str, seed: int, cpus: int, *, smt: bool, asi: bool) -
     """Answers do not depend on the interleaving, nor on ASI and stuns."""
     noted: list[str] = []
 
-    def case(user: "User") -> None:
+    def case(user: User) -> None:
         CASES[name](user, lambda value: noted.append(repr(value)))
 
     machine = Machine(asi=asi, debug=True, cpus=cpus, smt=smt, seed=seed)

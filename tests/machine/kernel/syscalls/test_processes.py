@@ -1,5 +1,7 @@
 """Processes and threads: how they end, whom that wakes, and what is left of them."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,13 +24,13 @@ def test_numbers_of_processes_and_parents() -> None:
     """getpid, getppid and gettid of a parent and its child; a scenario's process has no parent."""
     seen: dict[str, tuple[int, int, int]] = {}
 
-    def numbers(user: "User") -> tuple[int, int, int]:
+    def numbers(user: User) -> tuple[int, int, int]:
         return user.getpid(), user.getppid(), user.gettid()
 
-    def child(user: "User") -> None:
+    def child(user: User) -> None:
         seen["child"] = numbers(user)
 
-    def parent(user: "User") -> None:
+    def parent(user: User) -> None:
         seen["parent"] = numbers(user)
         user.fork(child)
         user.wait()
@@ -37,7 +39,7 @@ def test_numbers_of_processes_and_parents() -> None:
     assert seen == {"parent": (1, 0, 1), "child": (2, 1, 2)}
 
 
-def replacement(_: "User") -> int:
+def replacement(_: User) -> int:
     """End at once."""
     return 0
 
@@ -46,7 +48,7 @@ def replacement(_: "User") -> int:
 def test_everything_is_freed(*, asi: bool) -> None:
     """After a process with children, threads, pipes, mappings and a guest has ended, no frame and no object is lost."""
 
-    def busy(user: "User") -> None:
+    def busy(user: User) -> None:
         reading, writing = user.pipe()
         user.write(writing, b"left in the pipe" * 1000)
         area = user.mmap(16 * PAGE, flags=MapFlags.SHARED | MapFlags.ANONYMOUS)
@@ -83,11 +85,11 @@ def _in_use(machine: Machine) -> dict[str, int]:
 def test_exit_group_ends_threads_that_sleep_and_that_compute(cpus: int, seed: int) -> None:
     """exit() in one thread ends one that reads from an empty pipe and one that never stops."""
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         reading, _ = user.pipe()
         area = user.mmap(PAGE)
 
-        def computes(thread: "User") -> None:
+        def computes(thread: User) -> None:
             while True:
                 thread.store_u32(area, thread.load_u32(area) + 1)
 
@@ -105,8 +107,8 @@ def test_exit_group_ends_threads_that_sleep_and_that_compute(cpus: int, seed: in
 def test_exit_group_interrupts_a_thread_on_another_cpu() -> None:
     """A thread that runs in user mode elsewhere is not left to run until the next timer interrupt."""
 
-    def program(user: "User") -> None:
-        def computes(thread: "User") -> None:
+    def program(user: User) -> None:
+        def computes(thread: User) -> None:
             while True:
                 thread.compute(1)
 
@@ -124,8 +126,8 @@ def test_exit_group_interrupts_a_thread_on_another_cpu() -> None:
 def test_descriptors_are_not_torn_between_threads(seed: int) -> None:
     """Threads that open, close and fork at once: no file is used after it was closed, no open one is lost."""
 
-    def program(user: "User") -> None:
-        def opens(thread: "User") -> None:
+    def program(user: User) -> None:
+        def opens(thread: User) -> None:
             for _ in range(30):
                 fd = thread.open("/data")
                 assert thread.pread(fd, 4, 0) == b"data"
@@ -150,11 +152,11 @@ def test_exec_ends_the_other_threads(seed: int) -> None:
     """Exec leaves one thread, with the number of the process."""
     seen: list[int] = []
 
-    def replaced(user: "User") -> int:
+    def replaced(user: User) -> int:
         seen.append(user.getpid())
         return 4
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         reading, _ = user.pipe()
         user.thread(lambda thread: thread.read(reading, 1))
         user.execve(replaced)
@@ -167,10 +169,10 @@ def test_a_killed_program_is_unwound_without_running_on() -> None:
     """What a program does on its way out after it was killed does nothing any more."""
     unwound: list[str] = []
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         reading, _ = user.pipe()
 
-        def sleeper(thread: "User") -> None:
+        def sleeper(thread: User) -> None:
             try:
                 thread.read(reading, 1)
             finally:
@@ -190,7 +192,7 @@ def test_segmentation_fault_can_be_caught() -> None:
     """A program may catch it, as with a handler of SIGSEGV, and goes on."""
     seen: list[int] = []
 
-    def program(user: "User") -> int:
+    def program(user: User) -> int:
         area = user.mmap(PAGE, Prot.READ)
         try:
             user.store(area, b"x")
@@ -212,12 +214,12 @@ def test_uncaught_segmentation_fault_is_the_signal() -> None:
 def test_out_of_memory_kills_the_process_and_no_other(*, asi: bool) -> None:
     """A process whose page fault finds no memory is killed; what it had serves others."""
 
-    def glutton(user: "User") -> None:
+    def glutton(user: User) -> None:
         area = user.mmap(1 << 30)
         for page in range(1 << 18):
             user.store(area + page * PAGE, b"mine")
 
-    def parent(user: "User") -> int:
+    def parent(user: User) -> int:
         for _ in range(2):
             user.fork(glutton)
             _, code = user.wait()
@@ -239,7 +241,7 @@ def test_out_of_memory_is_an_errno_for_system_calls() -> None:
     """Writing to files and pipes fails with ENOMEM when there is nothing left, and goes on when there is."""
     seen: list[str] = []
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         pipes = [user.pipe(OpenFlag.NONBLOCK) for _ in range(4)]
         fd = user.open("/big", OpenFlag.RDWR | OpenFlag.CREAT)
         chunk = user.mmap(16 * PAGE)
@@ -265,8 +267,8 @@ def test_out_of_memory_is_an_errno_for_system_calls() -> None:
 def test_a_programs_mistake_ends_the_run_and_says_where() -> None:
     """An exception that a program lets out comes out of run(), with the process' name."""
 
-    def wrong(user: "User") -> None:
-        def child(user: "User") -> None:
+    def wrong(user: User) -> None:
+        def child(user: User) -> None:
             raise KeyError(f"missing {user.getpid()}")
 
         user.fork(child)
@@ -280,7 +282,7 @@ def test_a_programs_mistake_ends_the_run_and_says_where() -> None:
 def test_deadlock_names_who_waits_for_what() -> None:
     """A process that reads from its own empty pipe waits for ever."""
 
-    def reader(user: "User") -> None:
+    def reader(user: User) -> None:
         reading, _ = user.pipe()
         user.read(reading, 1)
 
@@ -291,7 +293,7 @@ def test_deadlock_names_who_waits_for_what() -> None:
 def test_results_are_what_programs_saw_in_their_order() -> None:
     """Return values, loaded bytes, exit status, files and console are in the architectural results."""
 
-    def program(user: "User") -> int:
+    def program(user: User) -> int:
         user.store(user.brk(user.brk() + PAGE) - PAGE, b"abc")
         user.load(user.brk() - PAGE, 3)
         user.write(1, b"to the console")
@@ -311,7 +313,7 @@ def test_migration(cpus: int, seed: int, *, asi: bool) -> None:
     """A process is on the CPU that it asked for, with its memory."""
     seen: list[int] = []
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         area = user.mmap(PAGE)
         for round_ in range(6):
             user.store_u32(area, round_)
@@ -327,10 +329,10 @@ def test_futex_mutex_between_threads(seed: int) -> None:
     """Three threads on two CPUs count under a mutex made of a futex; no increment is lost."""
     rounds = 8
 
-    def program(user: "User") -> int:
+    def program(user: User) -> int:
         area = user.mmap(PAGE)
 
-        def counts(thread: "User") -> None:
+        def counts(thread: User) -> None:
             for _ in range(rounds):
                 while thread.exchange_u32(area, 1):
                     try:
@@ -362,10 +364,10 @@ def test_fork_by_number_says_what_to_use() -> None:
 def test_a_mistake_is_not_hidden_by_what_it_interrupts(after: int, cpus: int, *, smt: bool, asi: bool) -> None:
     """Tasks in the middle of anything are unwound; what comes out of run() is the mistake."""
 
-    def program(user: "User") -> None:
+    def program(user: User) -> None:
         reading, writing = user.pipe()
 
-        def reader(thread: "User") -> None:
+        def reader(thread: User) -> None:
             try:
                 while True:
                     thread.read(reading, 100)

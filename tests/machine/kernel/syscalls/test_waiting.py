@@ -1,5 +1,7 @@
 """Wait queues: no wakeup is lost, and the one who is to end does not sleep."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 from typing import Any
 

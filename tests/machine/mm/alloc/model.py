@@ -5,6 +5,8 @@ still have in its TLB for the restricted address space (the worst case: everythi
 A broken promise is a `Violation` that names the rule.
 """
 
+from __future__ import annotations
+
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -238,7 +240,7 @@ class Model:
             if order < self.allocator.pageblocks.order and heads.get(pfn ^ 1 << order) == order:
                 raise Violation("buddies are not merged", hex(pfn))
 
-    def _free_blocks(self) -> "Iterator[tuple[int, int, bool, bool]]":
+    def _free_blocks(self) -> Iterator[tuple[int, int, bool, bool]]:
         """Frame, order, the list's sensitivity, and whether it is a zone's list, of all blocks on all lists."""
         for zone in self.allocator.zones:
             for order, area in enumerate(zone.free_area):

@@ -1,5 +1,7 @@
 """A small machine for the allocator alone: memory, both direct maps, a context to play with, a flusher with a log."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ class TestContext:
         raise AssertionError("a lock is taken twice")
 
     @contextmanager
-    def uncounted(self) -> "Iterator[None]":
+    def uncounted(self) -> Iterator[None]:
         """Note that the clock stands still."""
         self.uncounted_depth += 1
         yield
@@ -71,7 +73,7 @@ class TracedMemory(BootMemory):
         self.refuse_after = -1
         """Fail when that many more stores were made; -1: never."""
 
-    def enter(self, symbol: "Symbol") -> None:
+    def enter(self, symbol: Symbol) -> None:
         """Push."""
         self.stack.append(symbol.name)
 

@@ -1,5 +1,7 @@
 """The page allocator: what a request gets, fallbacks, reserves, running out, wrong frees."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.mm import (

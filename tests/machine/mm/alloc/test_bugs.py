@@ -4,6 +4,8 @@ Each test overrides one small method, runs random operations, and looks which pr
 broken. Without the override the same run is clean (`test_the_same_runs_are_clean`).
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +27,7 @@ MACHINE: dict[str, Any] = {"frames": 768, "pageblock_order": 4, "debug": False}
 
 
 def run(
-    prepare: "Callable[[Rig], None] | None" = None,
+    prepare: Callable[[Rig], None] | None = None,
     check_every: int = 30,
     **rig: Any,  # noqa: ANN401 - Rig's own
 ) -> Model:
@@ -164,7 +166,7 @@ def test_bug_freetype_without_sensitivity(asked: int) -> None:
     class Forgetful(PageAllocator):
         requests = 0
 
-        def _freetype(self, request: RequestClass, kind: "PageKind", cache: str | None) -> int:
+        def _freetype(self, request: RequestClass, kind: PageKind, cache: str | None) -> int:
             self.requests += 1
             freetype = super()._freetype(request, kind, cache)
             return freetype % 4 if self.requests % asked == 0 else freetype
@@ -179,7 +181,7 @@ def test_bug_fallback_crosses_sensitivity() -> None:
         for zone in rig.allocator.zones:
             zone.find_suitable_fallback = any_list(zone)  # type: ignore[method-assign, assignment]
 
-    def any_list(zone: "Zone") -> "Callable[[int, int], int | None]":
+    def any_list(zone: Zone) -> Callable[[int, int], int | None]:
         def find(order: int, freetype: int) -> int | None:
             lists = zone.free_area[order].free_list
             return next((other for other, blocks in enumerate(lists) if blocks and other != freetype), None)
@@ -213,7 +215,7 @@ def test_bug_flip_from_atomic_context() -> None:
     """ALLOC_NOBLOCK is derived in one place and forgotten in the other; the direct map refuses."""
 
     class Forgetful(PageAllocator):
-        def _rmqueue_buddy(self, zone: "Zone", order: int, freetype: int, flags: int) -> int | None:
+        def _rmqueue_buddy(self, zone: Zone, order: int, freetype: int, flags: int) -> int | None:
             return super()._rmqueue_buddy(zone, order, freetype, flags & ~NOBLOCK)
 
     assert caught(allocator_class=Forgetful) == "sensitivity changes in atomic context"
@@ -223,7 +225,7 @@ def test_bug_flip_from_atomic_context_that_the_direct_map_lets_through() -> None
     """The account notices by itself."""
 
     class Forgetful(PageAllocator):
-        def _rmqueue_buddy(self, zone: "Zone", order: int, freetype: int, flags: int) -> int | None:
+        def _rmqueue_buddy(self, zone: Zone, order: int, freetype: int, flags: int) -> int | None:
             return super()._rmqueue_buddy(zone, order, freetype, flags & ~NOBLOCK)
 
     class Careless(DirectMap):
@@ -259,7 +261,7 @@ def test_bug_tail_is_lost() -> None:
     """What a request does not need of the block must be freed."""
 
     class NoTail(PageAllocator):
-        def _rmqueue_asi(self, zone: "Zone", order: int, freetype: int) -> int | None:
+        def _rmqueue_asi(self, zone: Zone, order: int, freetype: int) -> int | None:
             return super()._rmqueue_asi(zone, max(order, zone.pageblock_order), freetype)
 
     assert caught(allocator_class=NoTail) == "a frame is lost"

@@ -1,5 +1,7 @@
 """The two direct maps and set_memory_*, checked by reading the raw tables."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest

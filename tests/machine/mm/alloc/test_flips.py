@@ -1,5 +1,7 @@
 """Changes of sensitivity inside the page allocator: when, what, in which order, and what a failure leaves."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -252,7 +254,7 @@ def test_other_cpus_may_allocate_while_a_block_changes() -> None:
 
 
 @contextmanager
-def other_cpu(rig: Rig) -> "Iterator[None]":
+def other_cpu(rig: Rig) -> Iterator[None]:
     """Run as CPU 1 for a while."""
     before = rig.context.cpu_number
     rig.context.cpu_number = 1

@@ -1,5 +1,7 @@
 """Freetypes and the per-CPU lists' numbers."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest

@@ -1,5 +1,7 @@
 """Numbers and names that others rely on: gfp flags, the address space, kinds and regions of the trace format."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest

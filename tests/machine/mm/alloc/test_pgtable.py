@@ -1,5 +1,7 @@
 """Editing page tables, against the processor's own walk."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.mm import BootMemory, Layout, Memblock, PageTableError, PageTables

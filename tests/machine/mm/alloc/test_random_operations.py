@@ -1,5 +1,7 @@
 """The allocator against an independent account of it (`model.py`): 111,000 random operations, and some that shrink."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
@@ -89,7 +91,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         cpu=st.integers(0, 1),
         times=st.integers(1, 12),
     )
-    def alloc(self, gfp: "Gfp", order: int, cpu: int, times: int) -> "MultipleResults[Allocation]":
+    def alloc(self, gfp: Gfp, order: int, cpu: int, times: int) -> MultipleResults[Allocation]:
         """Some of one kind."""
         made = [self.model.alloc(gfp, order, cpu) for _ in range(times)]
         return multiple(*(allocation for allocation in made if allocation is not None))

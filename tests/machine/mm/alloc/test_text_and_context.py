@@ -1,5 +1,7 @@
 """Kernel functions on the call stack, boot-time memory and its allocation, the spin lock."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.mm import (

@@ -1,5 +1,7 @@
 """What an address space is, said without pages, page tables or areas: a dictionary from page to content and rights."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 
 from asikit.machine.mm.mmstruct import Prot
@@ -120,7 +122,7 @@ class ModelProcess:
                 raise Refused("SIGSEGV")
             page.writable()[at % PAGE] = byte
 
-    def fork(self) -> "ModelProcess":
+    def fork(self) -> ModelProcess:
         """Return a copy."""
         child = ModelProcess()
         child.brk, child.start_brk = self.brk, self.start_brk

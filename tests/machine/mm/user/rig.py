@@ -4,6 +4,8 @@ What it says about page tables it finds out itself, from physical memory and the
 asikit.machine.mm.pgtable.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -61,7 +63,7 @@ class Tlb:
         """Forget everything."""
         self.entries.clear()
 
-    def on_alloc(self, pfn: int, order: int, gfp: "Gfp", migratetype: int) -> None:
+    def on_alloc(self, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         """Allocations may have been reachable by nobody before."""
         del gfp, migratetype
         self._check(pfn, order)
@@ -109,7 +111,7 @@ class WalkingMemory(BootMemory):
         """Write a number."""
         self.store(vaddr, value.to_bytes(8, "little"))
 
-    def enter(self, symbol: "Symbol") -> None:
+    def enter(self, symbol: Symbol) -> None:
         """Begin a function."""
         self.stack.append(symbol.name if symbol.module is None else f"{symbol.name} [{symbol.module}]")
 
@@ -183,7 +185,7 @@ class RunningCpu:
     irqs_enabled: bool = True
     may_block: bool = True
     own_doings: int = 0
-    others: "Callable[[], object]" = bool
+    others: Callable[[], object] = bool
 
     def cpu_relax(self) -> None:
         """Let others run, if there are any."""
@@ -284,7 +286,7 @@ class Rig:
         """Execute at an address."""
         self._user(mm, vaddr, write=False, fetch=True)
 
-    def copy_to_user(self, mm: MmStruct) -> "Callable[[int, bytes], int]":
+    def copy_to_user(self, mm: MmStruct) -> Callable[[int, bytes], int]:
         """Return the callable that read_iter wants."""
 
         def copy(uaddr: int, data: bytes) -> int:
@@ -293,7 +295,7 @@ class Rig:
 
         return copy
 
-    def copy_from_user(self, mm: MmStruct) -> "Callable[[int, int], bytes]":
+    def copy_from_user(self, mm: MmStruct) -> Callable[[int, int], bytes]:
         """Return the callable that write_iter wants."""
         return lambda uaddr, size: self.load(mm, uaddr, size)
 
@@ -318,7 +320,7 @@ class Rig:
             reclaim(0)
         return self.allocator.free_frames
 
-    def fail_at(self, number: int) -> "Failing":
+    def fail_at(self, number: int) -> Failing:
         """Return a block in which the allocation of this number (from 0) fails, and all after it."""
         return Failing(self.allocator, number)
 
@@ -334,9 +336,7 @@ class Failing:
     def __enter__(self) -> Self:
         alloc = self._allocator.alloc_pages
 
-        def alloc_pages(
-            gfp: "Gfp", order: int = 0, *, kind: PageKind = PageKind.KERNEL, cache: str | None = None
-        ) -> int:
+        def alloc_pages(gfp: Gfp, order: int = 0, *, kind: PageKind = PageKind.KERNEL, cache: str | None = None) -> int:
             if self._left == 0:
                 self.reached = True
                 raise OutOfMemoryError("made to fail")

@@ -4,6 +4,8 @@ After every step page tables, reference counts and the announced top-level entri
 physical memory by the rig's own walk; at the end every page frame must be free again.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -63,7 +65,7 @@ class Histories(RuleBasedStateMachine):
         model_process.brk = model_process.start_brk = BRK
         self.processes.append((mm, model_process))
 
-    def _announced(self, number: int) -> "Callable[[int, int], None]":
+    def _announced(self, number: int) -> Callable[[int, int], None]:
         return self.roots.setdefault(number, {}).__setitem__
 
     def _process(self, which: int) -> tuple[MmStruct, ModelProcess]:
@@ -125,7 +127,7 @@ class Histories(RuleBasedStateMachine):
         with self._refusals(lambda: model.load(vaddr, 1, fetch=fetch)):
             self.rig.fetch(mm, vaddr) if fetch else self.rig.load(mm, vaddr, 1)
 
-    def _refusals(self, expected: "Callable[[], object]") -> AbstractContextManager[object]:
+    def _refusals(self, expected: Callable[[], object]) -> AbstractContextManager[object]:
         try:
             expected()
         except Refused as refused:

@@ -1,5 +1,7 @@
 """What single faults and system calls do, and what they refuse."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -321,7 +323,7 @@ class TestPlacement:
     ],
 )
 def test_refusals(
-    rig: Rig, mm: MmStruct, call: "Callable[[MmStruct], object]", error: type[Exception], message: str
+    rig: Rig, mm: MmStruct, call: Callable[[MmStruct], object], error: type[Exception], message: str
 ) -> None:
     """Wrong arguments are named, and change nothing."""
     mm.mmap(PAGE, Prot.READ, ANONYMOUS | MapFlags.FIXED, address=0x10_0000)

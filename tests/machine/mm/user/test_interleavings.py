@@ -4,6 +4,8 @@ The rig's TLB forgets nothing by itself and complains when a frame that it maps 
 its flush, a lost update of a table, or a count that two CPUs changed at once does not go unnoticed.
 """
 
+from __future__ import annotations
+
 import random
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,7 @@ class Switching:
         self.cpus: dict[greenlet.greenlet, int] = {}
         self.main = greenlet.getcurrent()
 
-    def start(self, program: "Callable[[], None]") -> None:
+    def start(self, program: Callable[[], None]) -> None:
         """Add a task; it may be started by another one."""
         task = greenlet.greenlet(program, parent=self.main)
         self.stacks[task] = []
@@ -107,7 +109,7 @@ def switching_rig(seed: int) -> tuple[Rig, Switching]:
         switching.point()
         store(vaddr, data)
 
-    def switching_enter(symbol: "Symbol") -> None:
+    def switching_enter(symbol: Symbol) -> None:
         switching.point()
         enter(symbol)
 
@@ -131,7 +133,7 @@ def test_threads(seed: int) -> None:  # noqa: C901, PLR0915 - the programs of si
     common = mm.mmap(4 * PAGE, RW, ANONYMOUS)
     inode = rig.cache.new_inode("f", filesystem("ext4"), b"d" * 3 * PAGE)
 
-    def writer(thread: int) -> "Callable[[], None]":
+    def writer(thread: int) -> Callable[[], None]:
         def program() -> None:
             for step in range(1, STEPS + 1):
                 for page in range(4):
@@ -142,7 +144,7 @@ def test_threads(seed: int) -> None:  # noqa: C901, PLR0915 - the programs of si
 
         return program
 
-    def child(copy: MmStruct) -> "Callable[[], None]":
+    def child(copy: MmStruct) -> Callable[[], None]:
         def program() -> None:
             snapshot = [rig.load(copy, common + page * PAGE, 2) for page in range(4)]
             switching.point()
@@ -205,7 +207,7 @@ def test_threads_without_memory(seed: int) -> None:
     free = rig.free_frames()
     parents = [rig.new_mm() for _ in range(3)]
 
-    def program(mm: MmStruct) -> "Callable[[], None]":
+    def program(mm: MmStruct) -> Callable[[], None]:
         def run() -> None:
             address = mm.mmap(30 * PAGE, RW, ANONYMOUS)
             try:

@@ -1,5 +1,7 @@
 """Slabs, vmalloc, kernel stacks and per-CPU areas."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,5 +1,7 @@
 """Memory runs out at the n-th allocation, for every n: the caller sees it, nothing leaks, nothing is half done."""
 
+from __future__ import annotations
+
 import contextlib
 from itertools import count
 from typing import TYPE_CHECKING
@@ -162,7 +164,7 @@ OPERATIONS = [fork, touch, touch_shared, copy_on_write, read, write, vmalloc, st
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_every_allocation(operation: "Callable[[World], None]") -> None:
+def test_every_allocation(operation: Callable[[World], None]) -> None:
     """Until the operation needs no more allocations than it may make; each time in a fresh world."""
     wide = operation is vmalloc
     for allowed in count(step=37 if wide else 1):
@@ -219,7 +221,7 @@ def test_memory_really_runs_out() -> None:
         lambda rig: MmStruct(rig.services, rig.cache, 1),
     ],
 )
-def test_boot_without_memory(boot: "Callable[[Rig], object]") -> None:
+def test_boot_without_memory(boot: Callable[[Rig], object]) -> None:
     """What is made at boot says so as well."""
     rig = Rig(2048)
     with rig.fail_at(0), pytest.raises(OutOfMemoryError):

@@ -1,5 +1,7 @@
 """Reading and writing files: who touches pages, through which mapping, and what is left after faults."""
 
+from __future__ import annotations
+
 import pytest
 
 from asikit.machine.mm.ephmap import SLOTS, EphmapError

@@ -1,5 +1,7 @@
 """Areas against a model that knows one page at a time."""
 
+from __future__ import annotations
+
 import itertools
 
 from hypothesis import given

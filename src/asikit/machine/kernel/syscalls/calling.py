@@ -1,5 +1,7 @@
 """How a system call is called, and how it fails."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
@@ -28,11 +30,11 @@ class Syscall:
     :ivar parameters: How many arguments it takes.
     """
 
-    number: "Nr"
-    function: "Callable[..., int]"
+    number: Nr
+    function: Callable[..., int]
     parameters: int
 
-    def __call__(self, kernel: "Kernel", task: "Task", arguments: "Sequence[int]") -> int:
+    def __call__(self, kernel: Kernel, task: Task, arguments: Sequence[int]) -> int:
         """Do it; returns the result, or minus an errno."""
         registers = [argument & _REGISTER for argument in arguments[: self.parameters]]
         registers += [0] * (self.parameters - len(registers))
@@ -48,10 +50,10 @@ class Syscall:
             return -Errno[error.errno_name]
 
 
-def syscall(number: "Nr") -> "Callable[[Callable[Concatenate[Kernel, Task, P], int]], Syscall]":
+def syscall(number: Nr) -> Callable[[Callable[Concatenate[Kernel, Task, P], int]], Syscall]:
     """Decorate what does a system call: it runs as `__x64_sys_NAME`."""
 
-    def decorate(function: "Callable[Concatenate[Kernel, Task, P], int]") -> Syscall:
+    def decorate(function: Callable[Concatenate[Kernel, Task, P], int]) -> Syscall:
         parameters = function.__code__.co_argcount - 2
         return Syscall(number, kernel_function(f"__x64_sys_{number.label}")(function), parameters)
 

@@ -1,5 +1,7 @@
 """Descriptors: opening, closing, pipes, devices (fs/open.c, fs/file.c, fs/ioctl.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.abi import OpenFlag
@@ -22,7 +24,7 @@ _PIPE_FLAGS: Final = OpenFlag.NONBLOCK | OpenFlag.CLOEXEC
 
 
 @kernel_function()
-def getname(kernel: "Kernel", upath: int) -> str:
+def getname(kernel: Kernel, upath: int) -> str:
     """Copy a path from user memory; paths that do not begin at the root are taken as if they did.
 
     Raises UserAccessError, SyscallError ENAMETOOLONG or ENOENT.
@@ -37,7 +39,7 @@ def getname(kernel: "Kernel", upath: int) -> str:
 
 
 @kernel_function("do_sys_openat2")
-def do_sys_open(kernel: "Kernel", task: "Task", upath: int, flags: int) -> int:
+def do_sys_open(kernel: Kernel, task: Task, upath: int, flags: int) -> int:
     """Open a file; returns its descriptor."""
     path = getname(kernel, upath)
     files = thread_of(task).process.files
@@ -47,20 +49,20 @@ def do_sys_open(kernel: "Kernel", task: "Task", upath: int, flags: int) -> int:
 
 
 @syscall(Nr.OPEN)
-def sys_open(kernel: "Kernel", task: "Task", upath: int, flags: int, mode: int) -> int:  # noqa: ARG001 - root may all
+def sys_open(kernel: Kernel, task: Task, upath: int, flags: int, mode: int) -> int:  # noqa: ARG001 - root may all
     """Open a file; returns its descriptor."""
     return do_sys_open(kernel, task, upath, flags)
 
 
 @syscall(Nr.CLOSE)
-def sys_close(_: "Kernel", task: "Task", fd: int) -> int:
+def sys_close(_: Kernel, task: Task, fd: int) -> int:
     """Close a descriptor."""
     thread_of(task).process.files.close(signed32(fd))
     return 0
 
 
 @syscall(Nr.DUP)
-def sys_dup(_: "Kernel", task: "Task", fd: int) -> int:
+def sys_dup(_: Kernel, task: Task, fd: int) -> int:
     """Return another descriptor of an open file."""
     files = thread_of(task).process.files
     file = files.get(signed32(fd))
@@ -72,7 +74,7 @@ def sys_dup(_: "Kernel", task: "Task", fd: int) -> int:
 
 
 @kernel_function()
-def do_pipe2(kernel: "Kernel", task: "Task", uends: int, flags: int) -> int:
+def do_pipe2(kernel: Kernel, task: Task, uends: int, flags: int) -> int:
     """Make a pipe and store the descriptors of its two ends."""
     if flags & ~_PIPE_FLAGS:
         raise SyscallError(Errno.EINVAL)
@@ -88,19 +90,19 @@ def do_pipe2(kernel: "Kernel", task: "Task", uends: int, flags: int) -> int:
 
 
 @syscall(Nr.PIPE)
-def sys_pipe(kernel: "Kernel", task: "Task", uends: int) -> int:
+def sys_pipe(kernel: Kernel, task: Task, uends: int) -> int:
     """Make a pipe."""
     return do_pipe2(kernel, task, uends, 0)
 
 
 @syscall(Nr.PIPE2)
-def sys_pipe2(kernel: "Kernel", task: "Task", uends: int, flags: int) -> int:
+def sys_pipe2(kernel: Kernel, task: Task, uends: int, flags: int) -> int:
     """Make a pipe, perhaps one that never sleeps."""
     return do_pipe2(kernel, task, uends, flags)
 
 
 @syscall(Nr.IOCTL)
-def sys_ioctl(_: "Kernel", task: "Task", fd: int, request: int, argument: int) -> int:
+def sys_ioctl(_: Kernel, task: Task, fd: int, request: int, argument: int) -> int:
     """Ask something of a device."""
     with opened(task, fd) as file:
         return file.ioctl(request & 0xFFFF_FFFF, argument)

@@ -1,5 +1,7 @@
 """How a system call fails: errno, by Linux' numbers (include/uapi/asm-generic/errno*.h)."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 __all__ = ["Errno", "SyscallError"]

@@ -1,5 +1,7 @@
 """futex() (kernel/futex/syscalls.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.abi import FutexOp
@@ -20,7 +22,7 @@ _WORD: Final = 0xFFFF_FFFF
 
 @syscall(Nr.FUTEX)
 def sys_futex(  # noqa: PLR0913, PLR0917 - futex(2) has six parameters
-    kernel: "Kernel", task: "Task", address: int, operation: int, value: int, timeout: int, address2: int, value3: int
+    kernel: Kernel, task: Task, address: int, operation: int, value: int, timeout: int, address2: int, value3: int
 ) -> int:
     """Wait at a word, without a timeout, or wake who waits."""
     private = bool(operation & _PRIVATE)

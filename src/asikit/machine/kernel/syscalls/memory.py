@@ -1,5 +1,7 @@
 """Address spaces (mm/mmap.c, mm/mprotect.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.process import mm_of
@@ -22,7 +24,7 @@ _PROTECTIONS: Final = int(Prot.READ | Prot.WRITE | Prot.EXEC)
 
 @syscall(Nr.MMAP)
 def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six parameters
-    _: "Kernel", task: "Task", address: int, length: int, prot: int, flags: int, fd: int, offset: int
+    _: Kernel, task: Task, address: int, length: int, prot: int, flags: int, fd: int, offset: int
 ) -> int:
     """Map memory or a file; returns the address."""
     mm = mm_of(task)
@@ -44,7 +46,7 @@ def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six parameters
     return where
 
 
-def _populate(mm: "MmStruct", address: int, length: int, *, write: bool) -> None:
+def _populate(mm: MmStruct, address: int, length: int, *, write: bool) -> None:
     """Fault a mapping's pages in; what cannot be is left for later: `mm_populate()`."""
     for page in range(address, address + length, PAGE_SIZE):
         try:
@@ -54,14 +56,14 @@ def _populate(mm: "MmStruct", address: int, length: int, *, write: bool) -> None
 
 
 @syscall(Nr.MUNMAP)
-def sys_munmap(_: "Kernel", task: "Task", address: int, length: int) -> int:
+def sys_munmap(_: Kernel, task: Task, address: int, length: int) -> int:
     """Unmap a range."""
     mm_of(task).munmap(address, length)
     return 0
 
 
 @syscall(Nr.MPROTECT)
-def sys_mprotect(_: "Kernel", task: "Task", address: int, length: int, prot: int) -> int:
+def sys_mprotect(_: Kernel, task: Task, address: int, length: int, prot: int) -> int:
     """Change what may be done with a range."""
     if address % PAGE_SIZE:
         raise SyscallError(Errno.EINVAL)
@@ -76,7 +78,7 @@ def sys_mprotect(_: "Kernel", task: "Task", address: int, length: int, prot: int
 
 
 @syscall(Nr.BRK)
-def sys_brk(_: "Kernel", task: "Task", brk: int) -> int:
+def sys_brk(_: Kernel, task: Task, brk: int) -> int:
     """Move the end of the heap; returns where it is then."""
     return mm_of(task).set_brk(brk)
 

@@ -1,5 +1,7 @@
 """The numbers of x86-64 Linux's system calls (arch/x86/entry/syscalls/syscall_64.tbl) that this kernel has."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 __all__ = ["Nr"]

@@ -1,5 +1,7 @@
 """How processes and threads come and go (kernel/fork.c, fs/exec.c, kernel/exit.c)."""
 
+from __future__ import annotations
+
 import signal
 from contextlib import ExitStack
 from functools import partial
@@ -47,7 +49,7 @@ _SIGNAL: Final = 0xFF
 
 @kernel_function("kernel_clone")
 def clone_thread(  # noqa: PLR0913, PLR0917 - the parameters of clone(2)
-    kernel: "Kernel", task: "Task", flags: CloneFlag, stack: int, parent_tid: int, child_tid: int
+    kernel: Kernel, task: Task, flags: CloneFlag, stack: int, parent_tid: int, child_tid: int
 ) -> int:
     """Make a thread of the same process; returns its number."""
     parent = thread_of(task)
@@ -76,7 +78,7 @@ def clone_thread(  # noqa: PLR0913, PLR0917 - the parameters of clone(2)
 
 
 @kernel_function("kernel_clone")
-def fork_process(kernel: "Kernel", task: "Task") -> int:
+def fork_process(kernel: Kernel, task: Task) -> int:
     """Make a child process with a copy-on-write copy of the memory and the same open files; returns its number."""
     parent = thread_of(task)
     program = _child_program(parent)
@@ -100,7 +102,7 @@ def fork_process(kernel: "Kernel", task: "Task") -> int:
     return child.pid
 
 
-def _child_program(parent: "Thread") -> "Program":
+def _child_program(parent: Thread) -> Program:
     program, parent.child_program = parent.child_program, None
     if program is None:
         raise ScenarioError(
@@ -110,14 +112,14 @@ def _child_program(parent: "Thread") -> "Program":
 
 
 @syscall(Nr.FORK)
-def sys_fork(kernel: "Kernel", task: "Task") -> int:
+def sys_fork(kernel: Kernel, task: Task) -> int:
     """Make a child process."""
     return fork_process(kernel, task)
 
 
 @syscall(Nr.CLONE)
 def sys_clone(  # noqa: PLR0913, PLR0917 - clone(2) has five parameters
-    kernel: "Kernel", task: "Task", flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
+    kernel: Kernel, task: Task, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
 ) -> int:
     """Make a thread, with the flags that pthread_create gives, or a process, with none of them."""
     wanted = CloneFlag(flags & ~_SIGNAL)
@@ -129,13 +131,13 @@ def sys_clone(  # noqa: PLR0913, PLR0917 - clone(2) has five parameters
 
 
 @syscall(Nr.EXECVE)
-def sys_execve(kernel: "Kernel", task: "Task", upath: int, uargv: int, uenvp: int) -> int:  # noqa: ARG001 - no arguments
+def sys_execve(kernel: Kernel, task: Task, upath: int, uargv: int, uenvp: int) -> int:  # noqa: ARG001 - no arguments
     """Replace memory and program; returns 0 into the new program."""
     return do_execve(kernel, task, getname(kernel, upath))
 
 
 @kernel_function("do_execveat_common.isra.0")
-def do_execve(kernel: "Kernel", task: "Task", path: str) -> int:
+def do_execve(kernel: Kernel, task: Task, path: str) -> int:
     """Load an executable file in the place of what runs."""
     thread = thread_of(task)
     kernel.userland.vfs.program(path)
@@ -157,7 +159,7 @@ def do_execve(kernel: "Kernel", task: "Task", path: str) -> int:
 
 
 @kernel_function()
-def de_thread(_: "Kernel", thread: "Thread") -> None:
+def de_thread(_: Kernel, thread: Thread) -> None:
     """End the other threads of a process and wait until they are gone. Raises SyscallError EINTR."""
     process = thread.process
     for other in tuple(process.threads):
@@ -170,19 +172,19 @@ def de_thread(_: "Kernel", thread: "Thread") -> None:
 
 
 @syscall(Nr.EXIT)
-def sys_exit(kernel: "Kernel", task: "Task", code: int) -> int:
+def sys_exit(kernel: Kernel, task: Task, code: int) -> int:
     """End a thread."""
     do_exit(kernel, task, (code & 0xFF) << 8)
 
 
 @syscall(Nr.EXIT_GROUP)
-def sys_exit_group(kernel: "Kernel", task: "Task", code: int) -> int:
+def sys_exit_group(kernel: Kernel, task: Task, code: int) -> int:
     """End a process."""
     do_group_exit(kernel, task, (code & 0xFF) << 8)
 
 
 @kernel_function()
-def do_group_exit(kernel: "Kernel", task: "Task", status: int) -> NoReturn:
+def do_group_exit(kernel: Kernel, task: Task, status: int) -> NoReturn:
     """End a process, all its threads; the first to do so says with which status."""
     kill_process(thread_of(task).process, status)
     do_exit(kernel, task, status)
@@ -197,7 +199,7 @@ def kill_process(process: Process, status: int) -> None:
 
 
 @kernel_function()
-def do_exit(kernel: "Kernel", task: "Task", status: int) -> NoReturn:
+def do_exit(kernel: Kernel, task: Task, status: int) -> NoReturn:
     """End a thread; the last one ends the process."""
     thread = thread_of(task)
     process = thread.process
@@ -218,7 +220,7 @@ def do_exit(kernel: "Kernel", task: "Task", status: int) -> NoReturn:
     raise TaskExit(status)
 
 
-def _mm_release(kernel: "Kernel", task: "Task") -> None:
+def _mm_release(kernel: Kernel, task: Task) -> None:
     """Tell who joins the thread: clear its word and wake them (`mm_release`, CLONE_CHILD_CLEARTID)."""
     word = thread_of(task).struct.clear_child_tid
     if word and mm_of(task).mm_users > 1:
@@ -230,7 +232,7 @@ def _mm_release(kernel: "Kernel", task: "Task") -> None:
 
 
 @kernel_function()
-def exit_notify(_: "Kernel", process: Process) -> None:
+def exit_notify(_: Kernel, process: Process) -> None:
     """Leave what the parent waits for; children without a parent wait for nobody."""
     for child in process.children:
         child.parent = None
@@ -256,7 +258,7 @@ def release_task(process: Process) -> None:
 
 @syscall(Nr.WAIT4)
 def sys_wait4(  # noqa: PLR0913, PLR0917 - wait4(2) has four parameters
-    kernel: "Kernel", task: "Task", pid: int, ustatus: int, options: int, usage: int
+    kernel: Kernel, task: Task, pid: int, ustatus: int, options: int, usage: int
 ) -> int:
     """Wait until a child has ended; returns its number. All processes are of one group."""
     wanted = signed32(pid)
@@ -275,7 +277,7 @@ def sys_wait4(  # noqa: PLR0913, PLR0917 - wait4(2) has four parameters
 
 
 @kernel_function()
-def do_wait(_: "Kernel", task: "Task", pid: int, *, hang: bool) -> Process | None:
+def do_wait(_: Kernel, task: Task, pid: int, *, hang: bool) -> Process | None:
     """Return a child that has ended, which is nobody's child any more; None if none has and the caller does not wait.
 
     Raises SyscallError ECHILD or EINTR.
@@ -303,19 +305,19 @@ def do_wait(_: "Kernel", task: "Task", pid: int, *, hang: bool) -> Process | Non
 
 
 @syscall(Nr.GETPID)
-def sys_getpid(_: "Kernel", task: "Task") -> int:
+def sys_getpid(_: Kernel, task: Task) -> int:
     """Return the process' number, `task_tgid_vnr()`."""
     return thread_of(task).struct.tgid
 
 
 @syscall(Nr.GETTID)
-def sys_gettid(_: "Kernel", task: "Task") -> int:
+def sys_gettid(_: Kernel, task: Task) -> int:
     """Return the thread's number, `task_pid_vnr()`."""
     return thread_of(task).struct.pid
 
 
 @syscall(Nr.GETPPID)
-def sys_getppid(_: "Kernel", task: "Task") -> int:
+def sys_getppid(_: Kernel, task: Task) -> int:
     """Return the parent's number; 0 if the parent is none of the machine's processes."""
     parent = thread_of(task).process.parent
     return 0 if parent is None else parent.leader.struct.tgid

@@ -1,5 +1,7 @@
 """Reading and writing files (fs/read_write.c)."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +22,7 @@ __all__ = ["CALLS", "opened"]
 
 
 @contextmanager
-def opened(task: "Task", fd: int) -> "Iterator[File]":
+def opened(task: Task, fd: int) -> Iterator[File]:
     """Hold what a descriptor refers to: `fdget()` and `fdput()`. Raises SyscallError EBADF."""
     file = thread_of(task).process.files.get(signed32(fd))
     try:
@@ -30,7 +32,7 @@ def opened(task: "Task", fd: int) -> "Iterator[File]":
 
 
 @contextmanager
-def _positioned(task: "Task", fd: int) -> "Iterator[File]":
+def _positioned(task: Task, fd: int) -> Iterator[File]:
     """Hold an open file, and its position if it has one: `fdget_pos()`."""
     with opened(task, fd) as file:
         if not file.seekable:
@@ -41,7 +43,7 @@ def _positioned(task: "Task", fd: int) -> "Iterator[File]":
 
 
 @kernel_function()
-def ksys_read(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) -> int:  # noqa: ARG001 - runs as kernel
+def ksys_read(kernel: Kernel, task: Task, fd: int, ubuf: int, count: int) -> int:  # noqa: ARG001 - runs as kernel
     """Read where the file is, and move on."""
     with _positioned(task, fd) as file:
         position = file.position if file.seekable else 0
@@ -52,7 +54,7 @@ def ksys_read(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) ->
 
 
 @kernel_function()
-def ksys_write(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) -> int:  # noqa: ARG001 - runs as kernel
+def ksys_write(kernel: Kernel, task: Task, fd: int, ubuf: int, count: int) -> int:  # noqa: ARG001 - runs as kernel
     """Write where the file is, or at its end if it appends, and move on."""
     with _positioned(task, fd) as file:
         position = file.write_position() if file.seekable else 0
@@ -63,19 +65,19 @@ def ksys_write(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) -
 
 
 @syscall(Nr.READ)
-def sys_read(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) -> int:
+def sys_read(kernel: Kernel, task: Task, fd: int, ubuf: int, count: int) -> int:
     """Read where the file is."""
     return ksys_read(kernel, task, fd, ubuf, count)
 
 
 @syscall(Nr.WRITE)
-def sys_write(kernel: "Kernel", task: "Task", fd: int, ubuf: int, count: int) -> int:
+def sys_write(kernel: Kernel, task: Task, fd: int, ubuf: int, count: int) -> int:
     """Write where the file is."""
     return ksys_write(kernel, task, fd, ubuf, count)
 
 
 @syscall(Nr.PREAD64)
-def sys_pread64(_: "Kernel", task: "Task", fd: int, ubuf: int, count: int, position: int) -> int:
+def sys_pread64(_: Kernel, task: Task, fd: int, ubuf: int, count: int, position: int) -> int:
     """Read at a position."""
     if signed(position) < 0:
         raise SyscallError(Errno.EINVAL)
@@ -86,7 +88,7 @@ def sys_pread64(_: "Kernel", task: "Task", fd: int, ubuf: int, count: int, posit
 
 
 @syscall(Nr.PWRITE64)
-def sys_pwrite64(_: "Kernel", task: "Task", fd: int, ubuf: int, count: int, position: int) -> int:
+def sys_pwrite64(_: Kernel, task: Task, fd: int, ubuf: int, count: int, position: int) -> int:
     """Write at a position; a file that appends is written at its end all the same, as Linux has it."""
     if signed(position) < 0:
         raise SyscallError(Errno.EINVAL)
@@ -97,7 +99,7 @@ def sys_pwrite64(_: "Kernel", task: "Task", fd: int, ubuf: int, count: int, posi
 
 
 @syscall(Nr.LSEEK)
-def sys_lseek(_: "Kernel", task: "Task", fd: int, offset: int, whence: int) -> int:
+def sys_lseek(_: Kernel, task: Task, fd: int, offset: int, whence: int) -> int:
     """Set where the file is."""
     with _positioned(task, fd) as file:
         if whence > _SEEK_MAX:

@@ -1,5 +1,7 @@
 """Where and when tasks run (kernel/sched/core.c)."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.kernel.syscalls.calling import signed32, syscall
@@ -18,20 +20,20 @@ _MASK_BYTES: Final = 8
 
 
 @syscall(Nr.SCHED_YIELD)
-def sys_sched_yield(kernel: "Kernel", _: "Task") -> int:
+def sys_sched_yield(kernel: Kernel, _: Task) -> int:
     """Let others run."""
     do_sched_yield(kernel)
     return 0
 
 
 @kernel_function()
-def do_sched_yield(kernel: "Kernel") -> None:
+def do_sched_yield(kernel: Kernel) -> None:
     """Go to the end of the run queue."""
     kernel.sched.yield_()
 
 
 @syscall(Nr.SCHED_SETAFFINITY)
-def sys_sched_setaffinity(kernel: "Kernel", task: "Task", pid: int, length: int, umask: int) -> int:
+def sys_sched_setaffinity(kernel: Kernel, task: Task, pid: int, length: int, umask: int) -> int:
     """Say on which CPUs a task may run."""
     mask = int.from_bytes(kernel.uaccess.from_user(umask, min(length, _MASK_BYTES)), "little")
     target = _find(kernel, task, signed32(pid))
@@ -43,14 +45,14 @@ def sys_sched_setaffinity(kernel: "Kernel", task: "Task", pid: int, length: int,
 
 
 @kernel_function("__set_cpus_allowed_ptr")
-def set_cpus_allowed(kernel: "Kernel", task: "Task", allowed: frozenset[int]) -> None:
+def set_cpus_allowed(kernel: Kernel, task: Task, allowed: frozenset[int]) -> None:
     """Restrict a task to CPUs, and move it if it is on another."""
     task.allowed = allowed
     kernel.sched.migrate(task)
 
 
 @syscall(Nr.SCHED_GETAFFINITY)
-def sys_sched_getaffinity(kernel: "Kernel", task: "Task", pid: int, length: int, umask: int) -> int:
+def sys_sched_getaffinity(kernel: Kernel, task: Task, pid: int, length: int, umask: int) -> int:
     """Store on which CPUs a task may run; returns the bytes of that."""
     if length % _MASK_BYTES or length * 8 < len(kernel.cpus):
         raise SyscallError(Errno.EINVAL)
@@ -60,7 +62,7 @@ def sys_sched_getaffinity(kernel: "Kernel", task: "Task", pid: int, length: int,
     return _MASK_BYTES
 
 
-def _find(kernel: "Kernel", task: "Task", pid: int) -> "Task":
+def _find(kernel: Kernel, task: Task, pid: int) -> Task:
     """Return a task, the caller's for 0. Raises SyscallError ESRCH."""
     found = kernel.tasks.get(pid) if pid else task
     if found is None:
@@ -69,7 +71,7 @@ def _find(kernel: "Kernel", task: "Task", pid: int) -> "Task":
 
 
 @syscall(Nr.GETCPU)
-def sys_getcpu(kernel: "Kernel", _: "Task", ucpu: int, unode: int, cache: int) -> int:  # noqa: ARG001 - unused, as in Linux
+def sys_getcpu(kernel: Kernel, _: Task, ucpu: int, unode: int, cache: int) -> int:  # noqa: ARG001 - unused, as in Linux
     """Store on which CPU the caller runs, and on which node, which is 0."""
     if ucpu:
         kernel.uaccess.put_u32(ucpu, kernel.cpu.number)

@@ -1,5 +1,7 @@
 """The system calls that there are."""
 
+from __future__ import annotations
+
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SYSCALLS"]
 
-SYSCALLS: "Final[Mapping[int, Syscall]]" = MappingProxyType(
+SYSCALLS: Final[Mapping[int, Syscall]] = MappingProxyType(
     {
         int(call.number): call
         for family in (descriptors, locking, memory, processes, reading_writing, scheduling)
