@@ -57,12 +57,19 @@ class Regions:
     @cached_property
     def enter_before_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, curr_asi set, CR3 not."""
-        return self.before("maybe_flush_control_for_enter.*", "__asi_enter.write_cr3")
+        return [*self.before("maybe_flush_control_for_enter.*"), *self.loading("__asi_enter")]
 
     @cached_property
     def enter_after_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, CR3 written."""
-        return self.before("maybe_flush_data.*", "__asi_enter.set_taints", "__asi_enter.release_sibling")
+        loaded = self.before("__asi_enter.record_tlb_gen", "__asi_enter.written")
+        rest = self.before("maybe_flush_data.*", "__asi_enter.set_taints", "__asi_enter.release_sibling")
+        return [*loaded, *rest]
+
+    def loading(self, transition: str) -> list[Place]:
+        """Return the places from where `__asi_enter` or `asi_exit` goes about to write CR3, up to the write."""
+        steps = ("barrier", "read_tlb_gen", "note_tlb_gen", "write_cr3", "write_cr3_noflush")
+        return self.before(*(f"{transition}.{step}" for step in steps))
 
     @cached_property
     def entering(self) -> list[Place]:
@@ -79,7 +86,8 @@ class Regions:
     @cached_property
     def resuming(self) -> list[Place]:
         """Before untrusted code, entered."""
-        return self.before("return_user.resume", "vm_entry.resume", "vm_entry.refresh_host_cr3")
+        user = self.before("return_user.enter_user_half", "return_user.resume")
+        return [*user, *self.before("vm_entry.resume", "vm_entry.refresh_host_cr3")]
 
     @cached_property
     def after_fault(self) -> list[Place]:
