@@ -7,15 +7,16 @@ passes a point named by the micro-operation's path, at which an NMI may come or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.x86 import Invpcid
 from asikit.protocol import AsiClass, EffectKind, PcidLayout, Space, Status, space_of
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
-    from asikit.protocol import Effect, Happening, Protocol, Step
+    from asikit.protocol import Effect, Happening, Step
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["AsiDriver"]
 
@@ -34,10 +35,16 @@ _PRIMITIVES = frozenset(
 _ENTER_IDLE = f"asi_enter_{AsiClass.IDLE.name.lower()}"
 
 
+class _Kernel(
+    doors.Processors, doors.Points, doors.Watched, doors.Interruptible, doors.AddressSpaces, doors.Transitions, Protocol
+):
+    """What is needed of the kernel here."""
+
+
 class AsiDriver:
     """Runs transitions on the running CPU."""
 
-    def __init__(self, kernel: Kernel, protocol: Protocol) -> None:
+    def __init__(self, kernel: _Kernel, protocol: AsiProtocol) -> None:
         config = protocol.config
         self._kernel = kernel
         self.protocol = protocol

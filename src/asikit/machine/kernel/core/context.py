@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import DeadlockError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.kernel.core.task import Task
 
 __all__ = ["KernelContext", "Mutex"]
 
 
+class _Kernel(doors.Processors, doors.Points, doors.Interruptible, doors.Scheduled, Protocol):
+    """What is needed of the kernel here."""
+
+
 class KernelContext:
     """What `asikit.machine.mm` knows as its Context."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
 
     @property
@@ -90,7 +94,7 @@ class Mutex:
     :ivar owner: The task that holds it.
     """
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
+    def __init__(self, kernel: _Kernel, name: str) -> None:
         self._kernel = kernel
         self.name = name
         self.owner: Task | None = None

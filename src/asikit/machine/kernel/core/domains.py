@@ -6,26 +6,41 @@ entries never change once the machine has booted. Its user half is the mm's if t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.mm import GFP_PGTABLE_USER, OutOfMemoryError, PageKind
 from asikit.machine.mm.pgtable import ENTRIES, KERNEL_PGD_BOUNDARY, PRESENT
 from asikit.protocol import AsiClass, DomainId, Domains, Space, space_of
 from asikit.protocol.errors import DomainOutOfMemoryError
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.memory_context import MemoryContext
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["DomainTables"]
 
 _ENTRY_BYTES = 8
 
 
+class _Kernel(
+    doors.Processors,
+    doors.Described,
+    doors.PhysicallySeen,
+    doors.Memory,
+    doors.Allocating,
+    doors.AddressSpaces,
+    Protocol,
+):
+    """What is needed of the kernel here."""
+
+    protocol: AsiProtocol
+
+
 class DomainTables:
     """Makes, mirrors and destroys the page tables of domains."""
 
-    def __init__(self, kernel: Kernel, nonsensitive_pgd: int | None) -> None:
+    def __init__(self, kernel: _Kernel, nonsensitive_pgd: int | None) -> None:
         config = kernel.protocol.config
         self._kernel = kernel
         self._pti = config.pti
@@ -194,7 +209,7 @@ class DomainTables:
         return None
 
 
-def _first_difference(kernel: Kernel, one: int, other: int, first: int, last: int) -> int | None:
+def _first_difference(kernel: _Kernel, one: int, other: int, first: int, last: int) -> int | None:
     begin, end = first * _ENTRY_BYTES, last * _ENTRY_BYTES
     size = end - begin
     mine = kernel.physical.read((one << 12) + begin, size)

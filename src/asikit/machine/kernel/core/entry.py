@@ -7,8 +7,9 @@ faults handled as the hardware and the kernel would; `syscall` is the SYSCALL in
 from __future__ import annotations
 
 from signal import SIGSEGV
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.fault import SegmentationFault
 from asikit.machine.kernel.core.report import RoundTrip
 from asikit.machine.x86 import GeneralProtection, PageFault, PfError
@@ -17,8 +18,8 @@ from asikit.protocol import Happening
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.machine.kernel.core.task import Task
 
 __all__ = ["Entry"]
 
@@ -28,10 +29,26 @@ _PAGE_FAULT_VECTOR = 14
 _GENERAL_PROTECTION_VECTOR = 13
 
 
+class _Kernel(
+    doors.Processors,
+    doors.Points,
+    doors.Watched,
+    doors.Attacked,
+    doors.Interruptible,
+    doors.Memory,
+    doors.Transitions,
+    doors.Scheduled,
+    Protocol,
+):
+    """What is needed of the kernel here."""
+
+    exit_work: Callable[[Task], bool] | None
+
+
 class Entry:
     """Crossings between user mode, guests and the kernel, of the running CPU's current task."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
 
     # What user code does.

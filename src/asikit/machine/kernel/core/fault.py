@@ -9,8 +9,9 @@ table, or an oops.
 from __future__ import annotations
 
 from signal import SIGBUS, SIGSEGV
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import InvariantError, KernelOopsError
 from asikit.machine.kernel.core.uaccess import UserFixup
 from asikit.machine.mm import OutOfMemoryError
@@ -19,8 +20,10 @@ from asikit.machine.x86 import Access, GeneralProtection, PageFault, PfError, wa
 from asikit.protocol import Happening, Space
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.core.kernel import Kernel
+    from collections.abc import Callable
+
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.machine.kernel.core.task import Task
 
 __all__ = ["PageFaults", "SegmentationFault"]
 
@@ -29,6 +32,21 @@ _DOUBLE_FAULT_VECTOR: Final = 8
 MAX_RETRIES: Final = 16
 """Faults of one access before something is wrong: I5 says that they end. Each but the first needs another CPU to take a
 mapping away meanwhile, or an NMI to restore the restricted address space."""
+
+
+class _Kernel(
+    doors.Processors,
+    doors.Points,
+    doors.Watched,
+    doors.Interruptible,
+    doors.Described,
+    doors.AddressSpaces,
+    doors.Transitions,
+    Protocol,
+):
+    """What is needed of the kernel here."""
+
+    out_of_memory: Callable[[Task], None]
 
 
 class SegmentationFault(Exception):  # noqa: N818 - SIGSEGV, which a program may catch
@@ -47,7 +65,7 @@ class SegmentationFault(Exception):  # noqa: N818 - SIGSEGV, which a program may
 class PageFaults:
     """The page-fault handler."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
 
     # In kernel mode.

@@ -6,16 +6,17 @@ call on the current greenlet's stack. Vectors are those of arch/x86/include/asm/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.report import RoundTrip
 from asikit.protocol import Happening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.machine.kernel.core.smp import Smp
 
 __all__ = [
     "ASI_STUN_VECTOR",
@@ -49,6 +50,12 @@ VM_EXIT_INTERRUPT: Final = 0x60
 """VMEXIT_INTR (AMD manual volume 2, appendix C), as `asikit.machine.kernel.kvm.vcpu.SvmExit` has it."""
 
 
+class _Kernel(doors.Processors, doors.Watched, doors.Transitions, doors.Scheduled, Protocol):
+    """What is needed of the kernel here."""
+
+    smp: Smp
+
+
 class Interrupts:
     """All CPUs' interrupts.
 
@@ -56,7 +63,7 @@ class Interrupts:
     :ivar on_interrupt: Body of device interrupts' handlers. Takes the CPU's number and the vector.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
         self.on_nmi: Callable[[int], object] | None = None
         self.on_interrupt: Callable[[int, int], object] | None = None

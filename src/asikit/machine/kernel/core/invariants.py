@@ -7,8 +7,9 @@ violation ends the run with an InvariantError, whatever the program would catch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import InvariantError
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
 from asikit.protocol import DomainId, EffectKind, Space, step_invariants, taint_invariants
@@ -16,10 +17,11 @@ from asikit.protocol import DomainId, EffectKind, Space, step_invariants, taint_
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.machine.kernel.core.smp import Shootdown
     from asikit.machine.x86 import TlbEntry
     from asikit.protocol import Generation, Step
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["InvariantChecker"]
 
@@ -35,10 +37,26 @@ _BY_NAME = {
 _TAINTS = frozenset({"no-attacker-near-secrets", "no-other-mm-near-kernel-data", "no-attacker-near-user-data"})
 
 
+class _Kernel(
+    doors.Processors,
+    doors.Points,
+    doors.Described,
+    doors.PhysicallySeen,
+    doors.Allocating,
+    doors.AddressSpaces,
+    doors.Transitions,
+    Protocol,
+):
+    """What is needed of the kernel here."""
+
+    flusher: Shootdown
+    protocol: AsiProtocol
+
+
 class InvariantChecker:
     """Checks one machine."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         config = kernel.protocol.config
         self._kernel = kernel
         self._invariants = [

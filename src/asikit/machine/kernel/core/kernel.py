@@ -95,6 +95,7 @@ class Kernel:
     :ivar stopped: A run has ended at its limit, in the middle of tasks.
     """
 
+    access: CurrentMemory
     allocator: PageAllocator
     contexts: MemoryContexts
     direct_map: DirectMap

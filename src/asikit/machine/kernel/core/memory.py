@@ -6,16 +6,17 @@ point at which something is due, a fault to be handled and the access retried, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.x86 import Access, GeneralProtection, PageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.machine.kernel.core.text import KernelText
     from asikit.machine.mm import Symbol
 
     R = TypeVar("R")
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["CurrentMemory"]
 
 _READ, _WRITE, _FETCH = Access.READ, Access.WRITE, Access.FETCH
+
+
+class _Kernel(doors.Processors, doors.Points, doors.Watched, doors.Attacked, doors.Transitions, Protocol):
+    """What is needed of the kernel here."""
+
+    text: KernelText
 
 
 class CurrentMemory:
@@ -33,7 +40,7 @@ class CurrentMemory:
 
     __slots__ = ("_address", "_kernel", "watched")
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
         self._address = kernel.text.address
         self.watched = False

@@ -7,8 +7,9 @@ which page tables stand for it in each address space.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.mm import OutOfMemoryError
 from asikit.machine.mm.fork import dup_mm
 from asikit.machine.mm.mmstruct import MmStruct
@@ -17,13 +18,22 @@ from asikit.protocol import AsiClass, Space
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.task import Task
+    from asikit.machine.mm import MmServices, PageCache
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["INIT_MM", "MemoryContext", "MemoryContexts"]
 
 INIT_MM = 0
 """The id of init_mm, which maps no user addresses."""
+
+
+class _Kernel(doors.Processors, doors.Interruptible, doors.AddressSpaces, doors.Scheduled, Protocol):
+    """What is needed of the kernel here."""
+
+    services: MmServices
+    page_cache: PageCache
+    protocol: AsiProtocol
 
 
 @dataclass(eq=False)
@@ -58,7 +68,7 @@ class MemoryContext:
 class MemoryContexts:
     """All mm's of a machine, by id."""
 
-    def __init__(self, kernel: Kernel, init_pgd: int) -> None:
+    def __init__(self, kernel: _Kernel, init_pgd: int) -> None:
         self._kernel = kernel
         self._next = 1
         self.init = MemoryContext(INIT_MM, None, init_pgd)

@@ -8,8 +8,9 @@ address spaces only if somebody mirrors it, as `RestrictedVmalloc` does; a missi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.config import Mapped
 from asikit.machine.mm import PAGE_SHIFT, PAGE_SIZE, PageKind, Region
 from asikit.machine.mm.gfp import GFP_KERNEL, GFP_PGTABLE_KERNEL, Gfp
@@ -36,7 +37,6 @@ from asikit.machine.x86 import Access
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.mm import MmServices
 
 __all__ = ["RestrictedMap", "RestrictedVmalloc", "is_whole"]
@@ -44,7 +44,11 @@ __all__ = ["RestrictedMap", "RestrictedVmalloc", "is_whole"]
 _SIGN = 0xFFFF_0000_0000_0000
 
 
-def is_whole(kernel: Kernel, region: Region) -> bool:
+class _Kernel(doors.Described, doors.PhysicallySeen, doors.Memory, doors.Allocating, doors.AddressSpaces, Protocol):
+    """What is needed of the kernel here."""
+
+
+def is_whole(kernel: _Kernel, region: Region) -> bool:
     """Return whether restricted address spaces have all of a region."""
     return all(kernel.config.mapped(region, access) is Mapped.MAPPED for access in Access)
 
@@ -52,7 +56,7 @@ def is_whole(kernel: Kernel, region: Region) -> bool:
 class RestrictedMap:
     """Fills the kernel half of `asi_nonsensitive_pgd`, once."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
         self._absent = kernel.config.absent_pages()
         self._sign = _SIGN if kernel.layout.levels == 4 else 0xFE00_0000_0000_0000  # noqa: PLR2004 - 4 or 5
@@ -137,7 +141,7 @@ class RestrictedMap:
             kernel.direct_map.remove_restricted(pfn)
 
 
-def restricted_leaf(kernel: Kernel, region: Region, value: int) -> int:
+def restricted_leaf(kernel: _Kernel, region: Region, value: int) -> int:
     """Return a page's entry in the restricted address space: less its rights to what the region's policy withholds."""
     sensitive = kernel.direct_map.pageblocks.sensitive((value & PTE_PFN_MASK) >> PAGE_SHIFT)
 
@@ -154,7 +158,7 @@ def restricted_leaf(kernel: Kernel, region: Region, value: int) -> int:
 class RestrictedVmalloc(Vmalloc):
     """The vmalloc area where restricted address spaces have only some of it, in tables of their own."""
 
-    def __init__(self, services: MmServices, kernel: Kernel) -> None:
+    def __init__(self, services: MmServices, kernel: _Kernel) -> None:
         self._kernel = kernel
         super().__init__(services)
 

@@ -6,17 +6,17 @@ others. Kernel code is never preempted: a task goes on until it blocks or return
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from greenlet import getcurrent
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.interrupts import RESCHEDULE_VECTOR
 from asikit.machine.kernel.core.task import TaskStatus
 from asikit.machine.x86 import Invpcid
 from asikit.protocol import Happening, Space
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.memory_context import MemoryContext
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.kernel.core.task import Task
@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["Scheduler"]
 
 
+class _Kernel(
+    doors.Processors, doors.Points, doors.Watched, doors.Interruptible, doors.AddressSpaces, doors.Transitions, Protocol
+):
+    """What is needed of the kernel here."""
+
+
 class Scheduler:
     """Decides which task each CPU runs."""
 
-    def __init__(self, kernel: Kernel, slice_: int) -> None:
+    def __init__(self, kernel: _Kernel, slice_: int) -> None:
         self._kernel = kernel
         self._slice = slice_
 

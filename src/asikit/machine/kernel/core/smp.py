@@ -8,8 +8,9 @@ for the unrestricted address space.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import KernelOopsError
 from asikit.machine.kernel.core.interrupts import CALL_FUNCTION_VECTOR
 from asikit.machine.kernel.core.memory_context import INIT_MM
@@ -19,9 +20,9 @@ from asikit.protocol import DomainId, Generations, Happening, Space
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.memory_context import MemoryContext
     from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["Shootdown", "Smp"]
 
@@ -30,10 +31,26 @@ FLUSH_CEILING: Final = 33
 _PAGE: Final = 4096
 
 
+class _Kernel(
+    doors.Processors,
+    doors.Points,
+    doors.Watched,
+    doors.Interruptible,
+    doors.AddressSpaces,
+    doors.Transitions,
+    doors.Scheduled,
+    Protocol,
+):
+    """What is needed of the kernel here."""
+
+    smp: Smp
+    protocol: AsiProtocol
+
+
 class Smp:
     """Functions that other CPUs are made to call."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
         self._queues: list[deque[tuple[Callable[[CpuContext], None], list[int]]]] = [deque() for _ in kernel.cpus]
 
@@ -90,7 +107,7 @@ class Shootdown:
     :ivar in_progress: Ranges whose flush has begun and not ended, as (mm or None for the kernel's, start, end).
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
         self.generations = Generations()
         self.in_progress: list[tuple[int | None, int, int]] = []

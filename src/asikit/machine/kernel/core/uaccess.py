@@ -6,21 +6,25 @@ table. Sizes and addresses are in bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import MachineError
 from asikit.machine.mm import Symbol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asikit.machine.kernel.core.kernel import Kernel
 
 __all__ = ["UserAccess", "UserAccessError", "UserFixup"]
 
 _PAGE = 4096
 _FROM_USER = Symbol("_copy_from_user")
 _TO_USER = Symbol("_copy_to_user")
+
+
+class _Kernel(doors.Processors, doors.Described, doors.Memory, Protocol):
+    """What is needed of the kernel here."""
 
 
 class UserAccessError(Exception):
@@ -48,7 +52,7 @@ class UserFixup(MachineError):  # noqa: N818 - not an error: how the exception t
 class UserAccess:
     """User access of the current task."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
 
     def access_ok(self, address: int, size: int) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from asikit.machine.kernel.core import doors
 from asikit.machine.uapi.errno import Errno, SyscallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.task import Task
 
 __all__ = ["Killable", "WaitQueue", "fatal_signal_pending"]
+
+
+class _Kernel(doors.Processors, doors.Scheduled, Protocol):
+    """What is needed of the kernel here."""
 
 
 @dataclass(eq=False, slots=True)
@@ -44,7 +48,7 @@ def fatal_signal_pending(task: Task) -> bool:
 class WaitQueue:
     """Tasks that sleep until a condition holds, in the order in which they came."""
 
-    def __init__(self, kernel: Kernel, waits_for: str) -> None:
+    def __init__(self, kernel: _Kernel, waits_for: str) -> None:
         self._kernel = kernel
         self._waits_for = waits_for
         self._waiters: list[_Waiter] = []

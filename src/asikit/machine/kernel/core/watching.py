@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from asikit.machine.kernel.core import doors
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.mm import Gfp
 
 __all__ = ["AllocationWatch"]
 
 
+class _Kernel(doors.Processors, doors.Watched, doors.Described, Protocol):
+    """What is needed of the kernel here."""
+
+
 class AllocationWatch:
     """The kernel's AllocatorObserver."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: _Kernel) -> None:
         self._kernel = kernel
 
     def on_alloc(self, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
