@@ -34,8 +34,8 @@ STALLED = 400
 GETPID = 39
 VMMCALL = 0x81
 FOREVER = 1 << 62
-BY_HARDWARE = ("unmapped_touch.",)
-"""Micro-operations that the machine's processor does, not its driver."""
+BY_HARDWARE = f"{H.UNMAPPED_TOUCH}."
+"""What the paths begin with of micro-operations that the machine's processor does, not its driver."""
 
 
 class StoryOver(Exception):  # noqa: N818 - no error

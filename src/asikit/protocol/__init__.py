@@ -14,12 +14,13 @@ from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
 from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config
 from asikit.protocol.domains import Domain, Domains
 from asikit.protocol.effects import Effect, EffectKind, ExitReason
-from asikit.protocol.errors import ConfigError, MisuseError, ProtocolError, UnknownNameError
+from asikit.protocol.errors import ConfigError, MissingRoleError, MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening, Outcome
 from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
 from asikit.protocol.operations import MicroOp, Program, ProgramOp, Transition
 from asikit.protocol.pcid import PcidLayout
 from asikit.protocol.protocol import Protocol
+from asikit.protocol.roles import Role, Routine
 from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, State, TaskState, ThreadState
 from asikit.protocol.stepping import HANDLER, Status, Step
 from asikit.protocol.taints import ALL_TAINTS, CONTROL_MASK, DATA_MASK, ClassRegistry, Taint, TaintPolicy
@@ -61,6 +62,7 @@ __all__ = [
     "Invariant",
     "Mailbox",
     "MicroOp",
+    "MissingRoleError",
     "MisuseError",
     "Outcome",
     "PcidLayout",
@@ -69,6 +71,8 @@ __all__ = [
     "Protocol",
     "ProtocolConfig",
     "ProtocolError",
+    "Role",
+    "Routine",
     "SeenGenerations",
     "Space",
     "State",
