@@ -356,6 +356,12 @@ class _Pricer:
 
 
 def _unit_of(term: Term, parameters: Mapping[str, Parameter]) -> Unit:
+    missing = [name for name in term.price if name not in parameters]
+    if missing:
+        raise CostError(
+            f"data/costs.toml has no [{missing[0]}], which {term.what!r} costs: "
+            "add it, with unit, basis, source and figures"
+        )
     units = {parameters[name].unit for name in term.price}
     for unit in (Unit.NANOSECONDS, Unit.CYCLES):
         if unit in units:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asikit.cost.expression import Monomial, Range
 from asikit.cost.mitigations import Source
 from asikit.cost.parameters import Basis, Parameter, Unit
-from asikit.protocol import EffectKind, Happening
+from asikit.protocol import PRIMITIVES, EffectKind, Happening, Side
 from asikit.replay import ALL_CLASSES, MechanismKind
 from asikit.replay._steps import Stepper
 
@@ -40,15 +40,15 @@ TRANSLATIONS = "translations_per_switch"
 LINES = "lines_per_flush"
 """Counted in the trace: L1D lines to be fetched again for each flush of the L1D."""
 
+_FLUSHES = {Side.CONTROL: Source.PREDICTOR_FLUSH, Side.DATA: Source.BUFFER_FLUSH}
 _PRICES: Mapping[EffectKind, tuple[tuple[Source, tuple[str, ...]], ...]] = {
+    # A primitive costs the parameter of its name; what else it costs, and under which line, is below.
+    **{each.kind: ((_FLUSHES[each.side], (each.kind.value,)),) for each in PRIMITIVES},
     EffectKind.IBPB: (
         (Source.PREDICTOR_FLUSH, ("ibpb",)),
         (Source.PREDICTOR_REFILL, ("predictor_refill",)),
     ),
-    EffectKind.BHB_CLEAR: ((Source.PREDICTOR_FLUSH, ("bhb_clear",)),),
     EffectKind.RSB_FILL: ((Source.RSB_FILL, ("rsb_fill",)),),
-    EffectKind.VERW: ((Source.BUFFER_FLUSH, ("verw",)),),
-    EffectKind.DUMMY_DIVIDE: ((Source.BUFFER_FLUSH, ("dummy_divide",)),),
     EffectKind.L1D_FLUSH: (
         (Source.L1D_FLUSH, ("l1d_flush",)),
         (Source.L1D_REFILL, (LINES, "l1d_line_refill")),

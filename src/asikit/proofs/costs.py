@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.proofs.threads import Mode, Move, Thread, View
-from asikit.protocol import HANDLER, EffectKind
+from asikit.protocol import HANDLER, PRIMITIVES, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from asikit.proofs.hardware import Layout
     from asikit.proofs.model import World
+    from asikit.protocol import EffectKind
 
 MOST = 2
 """Where the account is cut off above; and what an exit that has not written CR3 yet may draw in advance."""
-CONTROL, DATA = EffectKind.IBPB, EffectKind.L1D_FLUSH
+CONTROL, DATA = (next(each.kind for each in PRIMITIVES if each.side is side) for side in (Side.CONTROL, Side.DATA))
 """The primitive that stands for each flush: the first one, which is asked for once in it."""
 
 

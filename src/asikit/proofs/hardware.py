@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from enum import Flag, IntFlag, auto
 from typing import TYPE_CHECKING
 
-from asikit.protocol import EffectKind
+from asikit.protocol import PRIMITIVES, Side
 
 if TYPE_CHECKING:
-    from asikit.protocol import ProtocolConfig
+    from asikit.protocol import EffectKind, ProtocolConfig
 
 ASSUMPTIONS: tuple[str, ...] = (
     "H1  Speculation reaches what the present page tables map, and nothing else, but may do so at any time.",
@@ -84,13 +84,11 @@ class Structure:
     cleared_by: EffectKind
 
 
-STRUCTURES: tuple[Structure, ...] = (
-    Structure("L1D cache", "data", EffectKind.L1D_FLUSH),
-    Structure("fill and store buffers", "data", EffectKind.VERW),
-    Structure("divider", "data", EffectKind.DUMMY_DIVIDE),
-    Structure("branch target buffer", "training", EffectKind.IBPB),
-    Structure("return stack buffer", "training", EffectKind.RSB_FILL),
-    Structure("branch history buffer", "training", EffectKind.BHB_CLEAR),
+STRUCTURES: tuple[Structure, ...] = tuple(
+    Structure(primitive.channel, holds, primitive.kind)
+    for side, holds in ((Side.DATA, "data"), (Side.CONTROL, "training"))
+    for primitive in PRIMITIVES
+    if primitive.side is side
 )
 """The kernel's Documentation/admin-guide/hw-vuln. What no primitive clears is beyond any protocol."""
 

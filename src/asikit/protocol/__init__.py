@@ -11,9 +11,10 @@ holds, `edits` makes mutants. `taints`, `pcid`, `tlb` and `domains` are the valu
 from __future__ import annotations
 
 from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
-from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config
+from asikit.protocol.config import ProtocolConfig, blanket_config
+from asikit.protocol.cpu import CpuBug, CpuFeature
 from asikit.protocol.domains import Domain, Domains
-from asikit.protocol.effects import Effect, EffectKind, ExitReason
+from asikit.protocol.effects import PRIMITIVES, Effect, EffectKind, ExitReason, Primitive, Side
 from asikit.protocol.errors import ConfigError, MissingRoleError, MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening, Outcome
 from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
@@ -40,6 +41,7 @@ __all__ = [
     "DATA_MASK",
     "HANDLER",
     "NO_DOMAIN",
+    "PRIMITIVES",
     "TLB_FLUSHES",
     "AsiClass",
     "ClassRegistry",
@@ -66,6 +68,7 @@ __all__ = [
     "MisuseError",
     "Outcome",
     "PcidLayout",
+    "Primitive",
     "Program",
     "ProgramOp",
     "Protocol",
@@ -74,6 +77,7 @@ __all__ = [
     "Role",
     "Routine",
     "SeenGenerations",
+    "Side",
     "Space",
     "State",
     "Status",

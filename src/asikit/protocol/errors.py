@@ -30,6 +30,10 @@ class UnknownNameError(ProtocolError):
         super().__init__(f"no {what} called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
+class PrimitivesError(ProtocolError):
+    """The table of primitives and the effects do not fit."""
+
+
 class MissingRoleError(ProtocolError):
     """No micro-operation has a role that was asked for."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from asikit.machine.kernel.core import doors
 from asikit.machine.x86 import Invpcid
-from asikit.protocol import AsiClass, EffectKind, PcidLayout, Role, Routine, Space, Status, space_of
+from asikit.protocol import PRIMITIVES, AsiClass, EffectKind, PcidLayout, Role, Routine, Space, Status, space_of
 from asikit.protocol.switching import enter_name
 
 if TYPE_CHECKING:
@@ -21,17 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsiDriver"]
 
-_PRIMITIVES = frozenset(
-    {
-        EffectKind.IBPB,
-        EffectKind.RSB_FILL,
-        EffectKind.BHB_CLEAR,
-        EffectKind.L1D_FLUSH,
-        EffectKind.VERW,
-        EffectKind.DUMMY_DIVIDE,
-    }
-)
-"""Effects that are one primitive of the core."""
+_PRIMITIVES = frozenset(primitive.kind for primitive in PRIMITIVES)
 
 _ENTER_IDLE = enter_name(AsiClass.IDLE)
 
