@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, Sharing, walk
-from asikit.protocol import HANDLER, PRIMITIVES, Side
+from asikit.protocol import HANDLER, PRIMITIVES, FlushSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,7 @@ GUEST = "the guest of "
 LINE = 64
 
 
-def _structures(side: Side) -> dict[str, tuple[EffectKind, str]]:
+def _structures(side: FlushSide) -> dict[str, tuple[EffectKind, str]]:
     """Return the structures of one side: what empties each, and what it is called."""
     return {
         name: (primitive.kind, label)
@@ -41,8 +41,8 @@ def _structures(side: Side) -> dict[str, tuple[EffectKind, str]]:
     }
 
 
-DATA = _structures(Side.DATA)
-PREDICTORS = _structures(Side.CONTROL)
+DATA = _structures(FlushSide.DATA)
+PREDICTORS = _structures(FlushSide.CONTROL)
 _BRANCH, _GADGET = 0x1000, 0x2000
 
 
@@ -88,7 +88,7 @@ def must_not_learn(world: World, who: str, owner: str) -> bool:
 
 
 @dataclass
-class Attacker:
+class Eavesdropper:
     """Watches one machine.
 
     Attributes:

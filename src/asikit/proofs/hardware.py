@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Flag, IntFlag, auto
 from typing import TYPE_CHECKING
 
-from asikit.protocol import PRIMITIVES, Side
+from asikit.protocol import PRIMITIVES, FlushSide
 
 if TYPE_CHECKING:
     from asikit.protocol import EffectKind, ProtocolConfig
@@ -70,7 +70,7 @@ ALL_CAPABILITIES = Capability.TRAIN | Capability.SAMPLE | Capability.DEFERRED
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class Channel:
     """One microarchitectural structure of the core.
 
     Attributes:
@@ -84,9 +84,9 @@ class Structure:
     cleared_by: EffectKind
 
 
-STRUCTURES: tuple[Structure, ...] = tuple(
-    Structure(primitive.channel, holds, primitive.kind)
-    for side, holds in ((Side.DATA, "data"), (Side.CONTROL, "training"))
+STRUCTURES: tuple[Channel, ...] = tuple(
+    Channel(primitive.channel, holds, primitive.kind)
+    for side, holds in ((FlushSide.DATA, "data"), (FlushSide.CONTROL, "training"))
     for primitive in PRIMITIVES
     if primitive.side is side
 )
@@ -96,14 +96,14 @@ FIELD_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ContentsLayout:
     """The structures that one CPU leaks through, and their place in the packed contents: a field of `Party` each.
 
     Attributes:
         structures: those that the configuration's flushes clear; others leak nothing, or cannot be helped.
     """
 
-    structures: tuple[Structure, ...]
+    structures: tuple[Channel, ...]
 
     @property
     def bits(self) -> int:
@@ -144,10 +144,10 @@ class Layout:
         }
 
 
-def layout_for(config: ProtocolConfig) -> Layout:
+def layout_for(config: ProtocolConfig) -> ContentsLayout:
     """Return the structures that a configuration's flushes are for."""
     cleared = {*config.control_flush, *config.data_flush}
-    return Layout(tuple(structure for structure in STRUCTURES if structure.cleared_by in cleared))
+    return ContentsLayout(tuple(structure for structure in STRUCTURES if structure.cleared_by in cleared))
 
 
 def may_not_learn(party: Party, config: ProtocolConfig) -> Party:

@@ -50,7 +50,7 @@ class Clause:
 class Side:
     """One thread of a symbolic state, in the words of the clauses."""
 
-    def __init__(self, invariant: Invariant, state: Symbolic, who: int) -> None:
+    def __init__(self, invariant: InductiveInvariant, state: Symbolic, who: int) -> None:
         fields, self.box = state.fields[who], state.boxes[who]
         self.invariant, self.who = invariant, who
         self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
@@ -109,7 +109,7 @@ class Side:
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
 
 
-class Invariant:
+class InductiveInvariant:
     """The clauses for a relation; the places by number."""
 
     def __init__(self, relation: Relation) -> None:

@@ -26,7 +26,7 @@ from asikit.proofs.hardware import (
     FOLDED,
     NOBODY,
     Capability,
-    Layout,
+    ContentsLayout,
     Party,
     layout_for,
     may_not_learn,
@@ -96,7 +96,7 @@ class World:
     boot_tainted: bool = True
     core_scheduling: bool = True
     trusting: bool = False
-    layout: Layout = field(init=False, repr=False, compare=False)
+    layout: ContentsLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU has."""

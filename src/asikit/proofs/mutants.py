@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from asikit.proofs._edits import Edit
     from asikit.proofs.model import World
 
-H = Happening
-ENTRIES = (H.SYSCALL_ENTRY, H.EXCEPTION_ENTRY, H.INTERRUPT_ENTRY, H.NMI_ENTRY, H.VM_EXIT)
-NESTED = (H.NESTED_EXCEPTION, H.NESTED_INTERRUPT, H.NESTED_NMI, H.NESTED_PAGE_FAULT, H.DOUBLE_FAULT)
+ENTRIES = tuple(happening for happening in Happening if happening.from_untrusted)
+NESTED = tuple(happening for happening in Happening if happening.nested)
 RESTRICTED_SWITCH = "mm-switch-stays-restricted"
 _CONTROL_FLUSHES = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
 

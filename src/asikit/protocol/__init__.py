@@ -10,11 +10,11 @@ holds, `edits` makes mutants. `taints`, `pcid`, `tlb` and `domains` are the valu
 
 from __future__ import annotations
 
-from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
+from asikit.protocol.classes import NO_DOMAIN, AsiClass, Mapped, Space, space_of
 from asikit.protocol.config import ProtocolConfig, blanket_config
 from asikit.protocol.cpu import CpuBug, CpuFeature
 from asikit.protocol.domains import Domain, Domains
-from asikit.protocol.effects import PRIMITIVES, Effect, EffectKind, ExitReason, Primitive, Side
+from asikit.protocol.effects import PRIMITIVES, Effect, EffectKind, ExitReason, FlushSide, Primitive
 from asikit.protocol.errors import ConfigError, MissingRoleError, MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening, Outcome
 from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
@@ -57,12 +57,14 @@ __all__ = [
     "EffectKind",
     "ExitReason",
     "FlushPlan",
+    "FlushSide",
     "Frame",
     "Generation",
     "Generations",
     "Happening",
     "Invariant",
     "Mailbox",
+    "Mapped",
     "MicroOp",
     "MissingRoleError",
     "MisuseError",
@@ -77,7 +79,6 @@ __all__ = [
     "Role",
     "Routine",
     "SeenGenerations",
-    "Side",
     "Space",
     "State",
     "Status",

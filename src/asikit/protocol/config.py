@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from asikit.protocol.classes import AsiClass
 from asikit.protocol.cpu import CpuBug, CpuFeature
-from asikit.protocol.effects import PRIMITIVES, EffectKind, Side
+from asikit.protocol.effects import PRIMITIVES, EffectKind, FlushSide
 from asikit.protocol.errors import ConfigError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening
 from asikit.protocol.taints import DATA_MASK, ClassRegistry, Taint, TaintPolicy
@@ -115,14 +115,14 @@ class ProtocolConfig:
     @property
     def control_flush(self) -> tuple[EffectKind, ...]:
         """What a flush of the branch predictors consists of, in order."""
-        return self._flush(Side.CONTROL)
+        return self._flush(FlushSide.CONTROL)
 
     @property
     def data_flush(self) -> tuple[EffectKind, ...]:
         """What a flush of the data side channels consists of, in order."""
-        return self._flush(Side.DATA)
+        return self._flush(FlushSide.DATA)
 
-    def _flush(self, side: Side) -> tuple[EffectKind, ...]:
+    def _flush(self, side: FlushSide) -> tuple[EffectKind, ...]:
         return tuple(
             primitive.kind
             for primitive in PRIMITIVES

@@ -61,7 +61,7 @@ OTHER_EFFECTS = frozenset(
 """The effects that are no primitive of a flush."""
 
 
-class Side(StrEnum):
+class FlushSide(StrEnum):
     """Of which flush a primitive is a part."""
 
     CONTROL = "control"
@@ -88,7 +88,7 @@ class Primitive:
     """
 
     kind: EffectKind
-    side: Side
+    side: FlushSide
     words: str
     channel: str
     empties: tuple[tuple[str, str], ...]
@@ -112,7 +112,7 @@ def _checked(*rows: Primitive) -> tuple[Primitive, ...]:
 PRIMITIVES: tuple[Primitive, ...] = _checked(
     Primitive(
         kind=EffectKind.IBPB,
-        side=Side.CONTROL,
+        side=FlushSide.CONTROL,
         words="branch predictor barriers (IBPB)",
         channel="branch target buffer",
         empties=(("btb", "branch target buffer"),),
@@ -120,7 +120,7 @@ PRIMITIVES: tuple[Primitive, ...] = _checked(
     ),
     Primitive(
         kind=EffectKind.BHB_CLEAR,
-        side=Side.CONTROL,
+        side=FlushSide.CONTROL,
         words="branch history clears",
         channel="branch history buffer",
         empties=(("bhb", "branch history buffer"),),
@@ -128,7 +128,7 @@ PRIMITIVES: tuple[Primitive, ...] = _checked(
     ),
     Primitive(
         kind=EffectKind.RSB_FILL,
-        side=Side.CONTROL,
+        side=FlushSide.CONTROL,
         words="return stack refills",
         channel="return stack buffer",
         empties=(("rsb", "return stack buffer"),),
@@ -136,7 +136,7 @@ PRIMITIVES: tuple[Primitive, ...] = _checked(
     ),
     Primitive(
         kind=EffectKind.L1D_FLUSH,
-        side=Side.DATA,
+        side=FlushSide.DATA,
         words="L1 data cache flushes",
         channel="L1D cache",
         empties=(("l1d", "L1D cache"),),
@@ -145,7 +145,7 @@ PRIMITIVES: tuple[Primitive, ...] = _checked(
     ),
     Primitive(
         kind=EffectKind.VERW,
-        side=Side.DATA,
+        side=FlushSide.DATA,
         words="buffer clears (VERW)",
         channel="fill and store buffers",
         empties=(("fill_buffer", "fill buffers"), ("store_buffer", "store buffer"), ("load_port", "load ports")),
@@ -153,7 +153,7 @@ PRIMITIVES: tuple[Primitive, ...] = _checked(
     ),
     Primitive(
         kind=EffectKind.DUMMY_DIVIDE,
-        side=Side.DATA,
+        side=FlushSide.DATA,
         words="divider clears",
         channel="divider",
         empties=(("divider", "divider"),),

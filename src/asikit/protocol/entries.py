@@ -137,7 +137,8 @@ def _from_untrusted(config: ProtocolConfig) -> tuple[Transition, ...]:
         Transition(Happening.SYSCALL_ENTRY, "From user mode, to stay in the kernel.", (LEAVE_UNTRUSTED, *pti, relax)),
         *(
             Transition(happening, "From user mode, to come back to it.", (LEAVE_UNTRUSTED, *pti, interrupt))
-            for happening in (Happening.EXCEPTION_ENTRY, Happening.INTERRUPT_ENTRY, Happening.NMI_ENTRY)
+            for happening in Happening
+            if happening.from_user and happening is not Happening.SYSCALL_ENTRY
         ),
         Transition(Happening.VM_EXIT, "From a guest; HOST_CR3 is its domain's.", (LEAVE_UNTRUSTED, relax)),
     )

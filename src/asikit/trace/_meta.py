@@ -35,14 +35,14 @@ class TableFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Table(msgspec.Struct, frozen=True):
+class TableFiles(msgspec.Struct, frozen=True):
     """A table's rows in all, and its files by their path in the trace's folder."""
 
     rows: int
     files: dict[str, TableFile]
 
 
-_NO_FILES = Table(rows=0, files={})
+_NO_FILES = TableFiles(rows=0, files={})
 """A table that a trace of an earlier version does not have."""
 
 
@@ -89,7 +89,7 @@ class RecorderMeta(msgspec.Struct, frozen=True):
 class _WriterMeta(msgspec.Struct, frozen=True):
     format: str
     version: int
-    tables: dict[str, Table]
+    tables: dict[str, TableFiles]
     content_hash: str
 
 
@@ -98,11 +98,11 @@ class Meta(msgspec.Struct, frozen=True):
 
     raw: dict[str, Any]
     recorder: RecorderMeta
-    tables: dict[str, Table]
+    tables: dict[str, TableFiles]
     content_hash: str
 
 
-def content_hash(tables: Mapping[str, Table]) -> str:
+def content_hash(tables: Mapping[str, TableFiles]) -> str:
     """Give the hash of a trace's tables.
 
     It is the SHA-256 of the lines ``SHA256  PATH`` of all the tables' files in the order of their paths: what
@@ -113,7 +113,7 @@ def content_hash(tables: Mapping[str, Table]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def encode(meta: Mapping[str, Any], tables: Mapping[str, Table], file: Path) -> bytes:
+def encode(meta: Mapping[str, Any], tables: Mapping[str, TableFiles], file: Path) -> bytes:
     r"""Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
 
     What a text has of bytes that are no UTF-8 (an argument of the workload may) is written as ``\xff`` is.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.kernel.core.task import Task
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["PageFaults", "SegmentationFault"]
 
@@ -46,6 +47,7 @@ class _Kernel(
 ):
     """What is needed of the kernel here."""
 
+    protocol: AsiProtocol
     out_of_memory: Callable[[Task], None]
 
 
