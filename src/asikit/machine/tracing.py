@@ -16,7 +16,7 @@ from asikit.machine.kernel import Observer
 from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.mm import Gfp, Symbol
 from asikit.machine.uapi.numbers import Nr
-from asikit.trace import NO_PAGE, NO_STACK, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
+from asikit.trace import NO_PAGE, NO_STACK, SVM_EXITS, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
 from asikit.trace._schema import PAGE_BYTES, ROW_ZERO, SIDE_TABLES
 from asikit.trace._writer import TraceWriter
 
@@ -276,4 +276,5 @@ def _meta(machine: Machine, command: Sequence[str]) -> dict[str, Any]:
         "gfp_flags": {f"__GFP_{flag.name}": int(flag) for flag in Gfp},
         "syscalls": {str(int(number)): number.label for number in Nr},
         "vectors": {str(vector): name for vector, name in VECTOR_NAMES.items()},
+        "vm_exits": {str(code): name for code, name in SVM_EXITS.items()},
     }

@@ -20,7 +20,7 @@ from asikit.record._workload import Workload, prepare_workload
 from asikit.record.disk import MOUNT_OPTIONS, NbdServer
 from asikit.record.errors import RecordError, WorkloadError
 from asikit.record.kernel import KernelImage, find_kernel
-from asikit.trace import TraceWriter
+from asikit.trace import SVM_EXITS, TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -349,4 +349,6 @@ def _meta(
         "gfp_flags": layout.gfp_flags,
         "syscalls": {str(number): name for number, name in layout.syscalls.items()},
         "vectors": {str(vector): name for vector, name in layout.vectors.items()},
+        # QEMU's own emulation (TCG) has nested virtualization for SVM only.
+        "vm_exits": {str(code): name for code, name in SVM_EXITS.items()},
     }

@@ -13,12 +13,12 @@ from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.uapi.numbers import Nr
 from asikit.machine.x86 import Access
 from asikit.protocol import AsiClass
-from asikit.replay._events import SVM_EXITS, entry_label, entry_slot
+from asikit.replay._events import entry_label, entry_slot
 from asikit.replay._steps import protocol_config
 from asikit.replay.errors import PolicyError
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy, Rules, Sensitivity, TouchKind
 from asikit.replay.run import ALL_CLASSES
-from asikit.trace import EventKind, PageKind
+from asikit.trace import SVM_EXITS, EventKind, PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,8 @@ def entry_name(kind: str, number: int) -> str:
     """
     syscalls = {str(int(call)): call.label for call in Nr}
     vectors = {str(vector): name for vector, name in VECTOR_NAMES.items()}
-    return entry_label(entry_slot(_ENTRY_KINDS[kind], number), syscalls, vectors, SVM_EXITS)
+    vm_exits = {str(code): name for code, name in SVM_EXITS.items()}
+    return entry_label(entry_slot(_ENTRY_KINDS[kind], number), syscalls, vectors, vm_exits)
 
 
 def _by_cache(rules: Rules, request: mm.AllocationRequest) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from asikit.trace._errors import TraceError, first_line
-from asikit.trace._kinds import FORMAT, VERSION
+from asikit.trace._kinds import FORMAT, SVM_EXITS, VERSION
 from asikit.trace._schema import SIDE_TABLES, SINCE, TABLES
 
 if TYPE_CHECKING:
@@ -84,6 +84,19 @@ class RecorderMeta(msgspec.Struct, frozen=True):
     marks: _Marks = _Marks()
     gfp_flags: dict[str, int] = {}
     syscalls: dict[str, str] = {}
+    vm_exits: dict[str, str] | None = None  # names of exit codes, by number; None in a trace from before there was this
+
+    @property
+    def exit_names(self) -> Mapping[str, str]:
+        """Names of VM exit codes, by their number as text.
+
+        A trace that does not say is one of the time when all recorders ran in QEMU's own emulation (TCG), which has
+        nested virtualization for SVM only, or a machine's, whose exits had no names.
+        """
+        if self.vm_exits is not None:
+            return self.vm_exits
+        in_qemu = "QEMU" in (self.machine.emulator or "")
+        return {str(code): name for code, name in SVM_EXITS.items()} if in_qemu else {}
 
 
 class _WriterMeta(msgspec.Struct, frozen=True):
