@@ -151,7 +151,7 @@ def test_a_new_primitive_needs_four_places(copy: Path) -> None:
 
     row = """    Primitive(
         kind=EffectKind.PHT_CLEAR,
-        side=Side.CONTROL,
+        side=FlushSide.CONTROL,
         words="direction clears",
         channel="pattern history table",
         empties=(("pht", "pattern history table"),),
