@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from asikit.cost.mitigations import Happening
-from asikit.cost.pageblocks import PageblockCounter, Pageblocks
+from asikit.cost.mitigations import Occasion
+from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
 from asikit.replay import ALL_CLASSES, ReplayError, ReplayResult, Selection
 from asikit.replay._steps import check_policy
 from asikit.replay._tables import SideTables
@@ -40,17 +40,17 @@ _PAGE_SHIFT, _LARGE_SHIFT = 12, 21
 # vmalloc are mapped with pages of 4 KiB.
 _LARGE_REGIONS = (Region.DIRECT_MAP, Region.KERNEL_IMAGE, Region.VMEMMAP)
 _ENTRIES = {
-    Happening.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
-    Happening.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
-    Happening.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
-    Happening.NMI_ENTRY: EventKind.ENTRY_NMI,
+    Occasion.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
+    Occasion.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
+    Occasion.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
+    Occasion.NMI_ENTRY: EventKind.ENTRY_NMI,
 }
 _OTHERS = {
-    Happening.USER_RETURN: EventKind.RETURN_USER,
-    Happening.VM_EXIT: EventKind.VM_EXIT,
-    Happening.VM_ENTRY: EventKind.VM_ENTRY,
-    Happening.TASK_SWITCH: EventKind.TASK_SWITCH,
-    Happening.MM_SWITCH: EventKind.MM_SWITCH,
+    Occasion.USER_RETURN: EventKind.RETURN_USER,
+    Occasion.VM_EXIT: EventKind.VM_EXIT,
+    Occasion.VM_ENTRY: EventKind.VM_ENTRY,
+    Occasion.TASK_SWITCH: EventKind.TASK_SWITCH,
+    Occasion.MM_SWITCH: EventKind.MM_SWITCH,
 }
 
 
@@ -96,7 +96,7 @@ class Base:
 
     instructions: int
     cpus: int
-    happenings: Mapping[Happening, int]
+    happenings: Mapping[Occasion, int]
     walked: Walked
 
 
@@ -113,7 +113,7 @@ class Measured:
     result: ReplayResult | Part
     effects: Mapping[Effect, int]
     walked: Walked
-    pageblocks: Pageblocks
+    pageblocks: PageblockConversions
     pageblock_shares: tuple[float, float] = (1.0, 1.0)
 
     @property
@@ -170,7 +170,7 @@ class _Walker:
 
     def __init__(self, tables: SideTables, cpus: int, *, flush_always: bool) -> None:
         # numba takes a while to import.
-        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, State  # noqa: PLC0415
+        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, WalkState  # noqa: PLC0415
 
         self._flush_always = int(flush_always)
         vaddr = tables.places["vaddr"].to_numpy()
@@ -185,7 +185,7 @@ class _Walker:
         self._small = np.unique(vaddr, return_inverse=True)[1].astype(np.int64)
         larges, smalls = int(self._large.max(initial=-1)) + 1, int(self._small.max(initial=-1)) + 1
         self._state = np.zeros((cpus, PER_CPU), np.int64)
-        self._state[:, State.LEFT] = -1
+        self._state[:, WalkState.LEFT] = -1
         self._seen_large = np.zeros((cpus, 3, larges), np.int64)
         self._seen_small = np.zeros((cpus, 3, smalls), np.int64)
         self._trip_large = np.full((cpus, larges), -1, np.int64)
@@ -216,9 +216,9 @@ class _Walker:
 
     def instructions(self) -> int:
         """Return the instructions so far."""
-        from asikit.cost._walk import State  # noqa: PLC0415
+        from asikit.cost._walk import WalkState  # noqa: PLC0415
 
-        return int(self._state[:, State.CLOCK].sum())
+        return int(self._state[:, WalkState.CLOCK].sum())
 
     def walked(self) -> Walked:
         """Return the counts; what a round trip that the recording cuts off would add is left out."""
@@ -358,7 +358,7 @@ class _Pass:
     ) -> Portion:
         kinds = self._kinds[groups].sum(axis=0)
         happenings = _happenings(kinds, walked)
-        happenings[Happening.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
+        happenings[Occasion.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
         return Portion(Base(instructions, self._cpus, happenings, walked), measured, int(kinds.sum()))
 
 
@@ -408,8 +408,8 @@ def _read_only(chunk: pl.DataFrame, column: str) -> npt.NDArray[Any]:
     return array
 
 
-def _happenings(kinds: Numbers, walked: Walked) -> dict[Happening, int]:
+def _happenings(kinds: Numbers, walked: Walked) -> dict[Occasion, int]:
     counted = {happening: int(kinds[kind]) for happening, kind in (_ENTRIES | _OTHERS).items()}
-    counted[Happening.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
-    counted[Happening.KERNEL_INSTRUCTION] = walked.kernel_instructions
+    counted[Occasion.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
+    counted[Occasion.KERNEL_INSTRUCTION] = walked.kernel_instructions
     return counted

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from asikit.record.disk import NbdServer
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
+__all__ = ["DEFAULT_CPU", "GuestMachine", "Plugin", "RunningGuest"]
 
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
@@ -51,7 +51,7 @@ DEFAULT_CPU = "max"
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GuestMachine:
     """What the guest is to be.
 
     :param disk: Serves the disk that becomes the guest's root file system.
@@ -90,13 +90,13 @@ class Plugin:
     options: tuple[str, ...] = ()
 
 
-class Guest:
+class RunningGuest:
     """A running QEMU; a context manager that leaves no process and no file behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Plugin | None, streams: Streams) -> None:
+    def __init__(self, machine: GuestMachine, initramfs: bytes, plugin: Plugin | None, streams: Streams) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.

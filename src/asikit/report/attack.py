@@ -12,8 +12,8 @@ from rich.text import Text
 
 from asikit.attacks import (
     NO_VECTOR,
+    AttackVerdict,
     Vector,
-    Verdict,
     load_vulnerability,
     mitigation,
     mitigation_names,
@@ -36,7 +36,7 @@ _WIDE: Final = 10
 _NARROW: Final = 5
 _FEW_COLUMNS: Final = 6
 _MOST_LINES: Final = 30
-_WORDS: Final = {Verdict.LEAK: "LEAK", Verdict.NO_LEAK: "-", Verdict.UNKNOWN: "?"}
+_WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
 def attack_report(findings: Sequence[Finding]) -> RenderableType:
@@ -48,7 +48,7 @@ def attack_report(findings: Sequence[Finding]) -> RenderableType:
     lines = [Text(" " * _FIRST + "".join(f"{head:<{room}}" for head in heads).rstrip(), style="dim")]
     for (name, cpu), block in groupby(findings, key=lambda found: (found.cell.vulnerability, found.cell.cpu)):
         lines += _block(name, cpu, list(block), room)
-    leaks = sum(found.verdict is Verdict.LEAK for found in findings)
+    leaks = sum(found.verdict is AttackVerdict.LEAK for found in findings)
     lines += [Text(), Text(f"{leaks} of {len(findings)} attacks leak (LEAK); - is no leak, ? unknown")]
     if not wide:
         for head, name in zip(heads, columns, strict=True):
@@ -86,7 +86,7 @@ def _steps(finding: Finding) -> list[Text]:
     """Return what happened: of a leak the last steps, which lead to it, else the first."""
     steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
     left_out = max(0, len(steps) - _MOST_LINES)
-    skipped = left_out if finding.verdict is Verdict.LEAK else 0
+    skipped = left_out if finding.verdict is AttackVerdict.LEAK else 0
     lines = [Text(f"     {skipped} steps, and then")] if skipped else []
     for number, (step, times) in enumerate(steps[skipped : skipped + _MOST_LINES], skipped + 1):
         again = f" ({times} times)" if times > 1 else ""

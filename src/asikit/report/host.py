@@ -9,12 +9,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from asikit.cost import Verdict
+from asikit.cost import HostVerdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from asikit.cost import Host, Identity, Vulnerability
+    from asikit.cost import Host, HostVulnerability, Identity
 
 __all__ = ["host_report"]
 
@@ -23,8 +23,8 @@ _WIDTH = 98
 
 def host_report(host: Host) -> RenderableType:
     """Return the processor, a table of what it is vulnerable to, and what ASI would make unnecessary."""
-    affected = [one for one in host.vulnerabilities if one.verdict is not Verdict.NOT_NEEDED]
-    spared = [one.name for one in host.vulnerabilities if one.verdict is Verdict.NOT_NEEDED]
+    affected = [one for one in host.vulnerabilities if one.verdict is not HostVerdict.NOT_NEEDED]
+    spared = [one.name for one in host.vulnerabilities if one.verdict is HostVerdict.NOT_NEEDED]
     parts: list[RenderableType] = [Text(line) for line in _identity(host.identity)]
     if affected:
         parts.append(_table(affected))
@@ -47,7 +47,7 @@ def _identity(identity: Identity) -> list[str]:
     return lines
 
 
-def _table(affected: list[Vulnerability]) -> Table:
+def _table(affected: list[HostVulnerability]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
     table.add_column("vulnerability", overflow="fold", ratio=3)
     table.add_column("now", overflow="fold", ratio=5)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import JustifyMethod, RenderableType
 
-    from asikit.proofs import Comparison, Counterexample, MutantRow, Reproduction, Verification
+    from asikit.proofs import Counterexample, MutantRow, Reproduction, SideBySide, Verification
 
 __all__ = ["equivalence_report", "mutants_report", "verification_report"]
 
@@ -90,7 +90,7 @@ def mutants_report(rows: Sequence[MutantRow]) -> RenderableType:
     )
 
 
-def equivalence_report(comparisons: Sequence[Comparison]) -> RenderableType:
+def equivalence_report(comparisons: Sequence[SideBySide]) -> RenderableType:
     """Return ASI and the blanket mitigation side by side, and what it takes to tell them apart."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH)
     for name in ("situation", "ASI", "blanket"):

@@ -24,6 +24,7 @@ from asikit.trace._kinds import (
     NO_PAGE,
     NO_STACK,
     RETURN_KINDS,
+    SVM_EXITS,
     TOUCH_KINDS,
     UNKNOWN_EXIT_CODE,
     VERSION,
@@ -35,7 +36,7 @@ from asikit.trace._kinds import (
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
 from asikit.trace._scratch import ScratchFolder
-from asikit.trace._stacks import Frame, Stacks
+from asikit.trace._stacks import StackFrame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
 from asikit.trace._time import instructions_before, rows_at, total_instructions
 from asikit.trace._writer import ROWS_PER_PART, TraceWriter
@@ -51,17 +52,18 @@ __all__ = [
     "RETURN_KINDS",
     "ROWS_PER_PART",
     "SIDE_TABLES",
+    "SVM_EXITS",
     "TABLES",
     "TOUCH_KINDS",
     "UNKNOWN_EXIT_CODE",
     "VERSION",
     "CpuSummary",
     "EventKind",
-    "Frame",
     "PageKind",
     "PhaseSummary",
     "Region",
     "ScratchFolder",
+    "StackFrame",
     "Stacks",
     "TlbFlush",
     "TouchCount",

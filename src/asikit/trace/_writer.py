@@ -297,8 +297,8 @@ class TraceWriter:
         self._side = {name: [] for name in SIDE_TABLES}
 
 
-def _table(files: dict[str, _meta.TableFile]) -> _meta.Table:
-    return _meta.Table(rows=sum(file.rows for file in files.values()), files=files)
+def _table(files: dict[str, _meta.TableFile]) -> _meta.TableFiles:
+    return _meta.TableFiles(rows=sum(file.rows for file in files.values()), files=files)
 
 
 def _is_trace(path: Path) -> bool:
