@@ -17,7 +17,13 @@ from tests.record.kernels import debian_kernel
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_apt, pytest.mark.needs_mke2fs]
+pytestmark = [
+    pytest.mark.needs_qemu,
+    pytest.mark.needs_busybox,
+    pytest.mark.needs_apt,
+    pytest.mark.needs_mke2fs,
+    pytest.mark.slow,
+]
 
 KNOWN_TO_ALL = "inode_readahead_blks=0"
 """What the guest's init leaves of the options on a kernel that does not know the last, as 5.10."""
