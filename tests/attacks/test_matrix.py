@@ -113,6 +113,7 @@ def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
     assert {each for each in _leaks(verdicts, "asi") if each[1] not in {_DECLARED, _SIBLING_USER}} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", cpu_names())
 def test_on_every_processor_the_flushes_are_those_that_its_bugs_call_for(cpu: str) -> None:
     """Under ASI what leaks on a processor, by the vulnerabilities that it has, is what leaks on any."""

@@ -65,6 +65,7 @@ def test_every_name_is_tried() -> None:
     assert set(_mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_what_asi_does_about_it(name: str) -> None:
     """Covered is what leaks without mitigation and not under ASI; each means that is named is one it takes."""

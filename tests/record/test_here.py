@@ -91,6 +91,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "t"]
 
 
+@pytest.mark.slow
 def test_time_and_host(tmp_path: Path) -> None:
     """The wall clock is this machine's: files are not of the future. So is the host's name."""
     (tmp_path / "file").touch()
@@ -100,6 +101,7 @@ def test_time_and_host(tmp_path: Path) -> None:
     assert name == os.uname().nodename
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_loopback(tmp_path: Path, compiled: Callable[[Path], str], *, bare: bool) -> None:
     """A program that talks to itself over 127.0.0.1 does as it does here."""
@@ -175,6 +177,7 @@ def test_skip_startup(tmp_path: Path) -> None:
     assert "write" in skipped
 
 
+@pytest.mark.slow
 def test_repeat_and_summary(tmp_path: Path) -> None:
     """Each run has a trace of its own, and the summary tells of each."""
     done = _record(tmp_path, "--repeat", "2", "--json", "summary", "-o", "t.asitrace", "--", "sh", "-c", "exit 3")
@@ -187,6 +190,7 @@ def test_repeat_and_summary(tmp_path: Path) -> None:
         assert each["events"] == Trace.open(tmp_path / each["trace"]).rows("events")
 
 
+@pytest.mark.slow
 def test_many_and_long_words(tmp_path: Path) -> None:
     """A command line may be as long as here."""
     words = ["x" * 100_000, *map(str, range(3000))]

@@ -52,6 +52,7 @@ def test_clock(tmp_path: Path, cpus: int) -> None:
     assert done.out in {"tsc\n", "tsc-early\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.needs_fio
 def test_one_cpu_and_two(tmp_path: Path) -> None:
     """Two jobs go the same round trips on one CPU as on two, but for a few."""

@@ -35,6 +35,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return Trace.open(run(Recording(WORKLOAD, bare=True), tmp_path_factory.mktemp("usual") / "t.asitrace").trace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("count=callback",), ("cpu=running",), ("count=callback", "cpu=running")])
 def test_same_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: Trace, options: tuple[str, ...]) -> None:
     """One CPU recorded as several are: counted by callback, and with a look at which CPU it is that runs.

@@ -170,6 +170,7 @@ def test_removing_any_one_touched_mapping_changes_no_result(part: int) -> None:
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_gives_the_same_results_under_every_policy(path: Path) -> None:
     """With ASI, without it, and under each shipped policy."""
