@@ -16,8 +16,8 @@ from asikit.protocol import AsiClass
 from asikit.replay._events import SVM_EXITS, entry_label, entry_slot
 from asikit.replay._steps import protocol_config
 from asikit.replay.errors import PolicyError
+from asikit.replay.one_pass import ALL_CLASSES
 from asikit.replay.policy import ACCESSES, Access, MechanismKind, Policy, Rules, Sensitivity
-from asikit.replay.run import ALL_CLASSES
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:

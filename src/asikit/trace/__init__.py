@@ -33,7 +33,7 @@ from asikit.trace._kinds import (
     TlbFlush,
 )
 from asikit.trace._reader import Trace
-from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, ROW_ZERO, SIDE_TABLES, TABLES
 from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import Frame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
@@ -50,6 +50,7 @@ __all__ = [
     "PAGE_BYTES",
     "RETURN_KINDS",
     "ROWS_PER_PART",
+    "ROW_ZERO",
     "SIDE_TABLES",
     "TABLES",
     "TOUCH_KINDS",
