@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from asikit.cli._output import size_text
-
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -128,6 +126,8 @@ class Above:
 
 
 def _text(status: RecordingStatus, seconds: float) -> str:
+    from asikit.report import size_text  # noqa: PLC0415  (help must not wait for it)
+
     said = f"asi: {status.stage}, {seconds:.0f} s"
     if status.events:
         size = f", {size_text(status.bytes)}" if status.bytes else ""

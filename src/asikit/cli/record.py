@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from asikit.cli._output import json_text, size_text
+from asikit.cli._output import json_text
 from asikit.cli._progress import StatusLine
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ def _variables(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _report(done: Recorded, trace: Path) -> None:
+    from asikit.report import size_text  # noqa: PLC0415  (help must not wait for it)
+
     lost = sum(done.lost.values())
     note = f"; {lost:,} were lost (see asi info)" if lost else ""
     _say(f"recorded {done.events:,} events into {trace} ({size_text(_size(trace))}){note}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from asikit.machine.kernel import Machine, Scenario
@@ -56,11 +56,11 @@ def command(  # noqa: PLR0913  (an option each)
             {"scenario": loaded.title, "policy": policy, "seed": machine.config.seed, **_programs(machine), **document},
         )
     elif timeline is not None:
-        console().print(timeline.render())
+        show(timeline.report())
     else:
         from asikit.report.run import run_report  # noqa: PLC0415
 
-        console().print(run_report(loaded.title, machine, report))
+        show(run_report(loaded.title, machine, report))
 
 
 def _machine(loaded: Scenario, *, asi: bool, policy: str | None, seed: int | None, check: bool) -> Machine:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from asikit.replay._tables import SideTables
+    from asikit.replay import SideTables
     from asikit.replay.sensitivity import Sensitive
 
     Numbers = npt.NDArray[np.int64]

@@ -10,8 +10,7 @@ from asikit.cost.expression import Monomial, Range
 from asikit.cost.mitigations import Source
 from asikit.cost.parameters import Basis, Parameter, Unit
 from asikit.protocol import PRIMITIVES, EffectKind, FlushSide, Happening
-from asikit.replay import ALL_CLASSES, MechanismKind
-from asikit.replay._steps import Stepper
+from asikit.replay import ALL_CLASSES, MechanismKind, Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -16,9 +16,20 @@ from asikit.machine.kernel import Observer
 from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.mm import Gfp, Symbol
 from asikit.machine.uapi.numbers import Nr
-from asikit.trace import NO_PAGE, NO_STACK, SVM_EXITS, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
-from asikit.trace._schema import PAGE_BYTES, ROW_ZERO, SIDE_TABLES
-from asikit.trace._writer import TraceWriter
+from asikit.trace import (
+    NO_PAGE,
+    NO_STACK,
+    PAGE_BYTES,
+    ROW_ZERO,
+    SIDE_TABLES,
+    SVM_EXITS,
+    UNKNOWN_EXIT_CODE,
+    EventKind,
+    PageKind,
+    Region,
+    TlbFlush,
+    TraceWriter,
+)
 
 if TYPE_CHECKING:
     import os

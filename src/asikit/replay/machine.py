@@ -16,8 +16,8 @@ from asikit.protocol import AsiClass
 from asikit.replay._events import entry_label, entry_slot
 from asikit.replay._steps import protocol_config
 from asikit.replay.errors import PolicyError
+from asikit.replay.one_pass import ALL_CLASSES
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy, Rules, Sensitivity, TouchKind
-from asikit.replay.run import ALL_CLASSES
 from asikit.trace import SVM_EXITS, EventKind, PageKind
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from asikit.trace._kinds import (
     TlbFlush,
 )
 from asikit.trace._reader import Trace
-from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, SIDE_TABLES, TABLES
+from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, ROW_ZERO, SIDE_TABLES, TABLES
 from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import StackFrame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
@@ -51,6 +51,7 @@ __all__ = [
     "PAGE_BYTES",
     "RETURN_KINDS",
     "ROWS_PER_PART",
+    "ROW_ZERO",
     "SIDE_TABLES",
     "SVM_EXITS",
     "TABLES",
