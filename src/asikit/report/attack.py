@@ -48,8 +48,8 @@ def attack_report(findings: Sequence[Finding]) -> Report:
         below += [
             Note(f"{name}: {mitigation(name).says}", f"{head}  ") for head, name in zip(heads, columns, strict=True)
         ]
-    columns = (Column(), *(Column(head, least=_WIDE if wide else 0) for head in heads))
-    table = Table(columns, tuple(rows), ruled=False)
+    shown = (Column(), *(Column(head, least=_WIDE if wide else 0) for head in heads))
+    table = Table(shown, tuple(rows), ruled=False)
     return Report((table, Section(tuple(below))))
 
 
