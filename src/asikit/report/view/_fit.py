@@ -17,8 +17,10 @@ __all__ = ["Layout", "broken", "layouts"]
 
 _LONGEST_WORD = 36
 """Longer words are broken before a table's columns move together."""
+_NARROW = 18
+"""A column of text is not made narrower than that, nor than its longest word, while there is another way."""
 _NARROWEST = 12
-"""A column of text is not made narrower than that but where nothing else helps."""
+"""Nor than that, even where its words must be broken."""
 
 
 class Layout(NamedTuple):
@@ -43,11 +45,20 @@ class _Need(NamedTuple):
     words: int
     folded: int
 
+    def whole(self) -> _Need:
+        """Return the need of the same column if it is not to be broken."""
+        return _Need(self.most, self.most, self.most)
+
 
 def layouts(table: Table, width: int) -> list[Layout]:
     """Return the pieces in which a table fits into a width: one, if that can be."""
     needs = [_need(column, number, table) for number, column in enumerate(table.columns)]
     keys, others = tuple(range(table.keys)), tuple(range(table.keys, len(needs)))
+    whole = _fitting((*keys, *others), needs, width, ruled=table.ruled)
+    if whole is not None:
+        return [whole]
+    if sum(needs[number].most for number in keys) <= width // 2:  # what rows are about looks alike in all pieces
+        needs = [need.whole() if number in keys else need for number, need in enumerate(needs)]
 
     def fitting(columns: Sequence[int]) -> Layout | None:
         return _fitting((*keys, *columns), needs, width, ruled=table.ruled)
@@ -70,7 +81,7 @@ def _need(column: Column, number: int, table: Table) -> _Need:
     most = max(cell, *heading, column.least)
     if not column.breaks:
         return _Need(most, max(cell, heading_word), max(cell, heading_word))
-    words = max(heading_word, min(_longest_word(cells), _LONGEST_WORD))
+    words = max(heading_word, min(_longest_word(cells), _LONGEST_WORD), min(cell, _NARROW))
     return _Need(most, words, min(words, _NARROWEST))
 
 

@@ -120,7 +120,7 @@ class _Page:
 
     def _piece(self, table: Table, layout: Layout) -> None:
         """Add a table, or some of its columns."""
-        if table.ruled:
+        if table.ruled and not (self.lines and not self.lines[-1].text):
             self._add("")
         headings = [table.columns[number].heading for number in layout.columns]
         if any(headings):
