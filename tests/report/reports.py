@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from asikit.attacks import Cell, Finding
-from asikit.attacks import Verdict as AttackVerdict
+from asikit.attacks import AttackVerdict, Cell, Finding
 from asikit.cost import (
     Calibration,
     Host,
+    HostVerdict,
+    HostVulnerability,
     Identity,
     Measurement,
     Unit,
-    Verdict,
-    Vulnerability,
     compare,
     price,
 )
 from asikit.cost._statistics import Estimate
 from asikit.machine.kernel import Machine
-from asikit.proofs import Comparison as SideBySide
-from asikit.proofs import MutantRow, Property, Reproduction, Situation, Verification
+from asikit.proofs import MutantRow, Property, Reproduction, SideBySide, Situation, Verification
 from asikit.proofs import Verdict as ProofVerdict
 from asikit.proofs.story import Counterexample, StoryStep
 from asikit.replay import By, load_policy, replay, shipped_policies
@@ -66,7 +64,7 @@ def recording(folder: Path) -> Trace:
     """Write a recording of two tasks that read a file; one of them has a name that moves a cursor."""
     b = TraceBuilder()
     copy = ("copy_page_from_iter_atomic", "generic_perform_write", "ksys_read")
-    place = {"kind": "shmem", "cache": "shmem", "gfp": GFP_USER, "allocated_by": ("shmem_alloc_folio",)}
+    place: dict[str, Any] = {"kind": "shmem", "cache": "shmem", "gfp": GFP_USER, "allocated_by": ("shmem_alloc_folio",)}
     b.task_switch("fio", pid=7, mm=1).return_user()
     for number in range(4):
         b.entry_syscall(17).touch_read(label=str(number), stack=copy, **place).return_user()
@@ -159,11 +157,11 @@ def host(_: Path) -> Report:
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
     redundant = ("IBRS", "IBPB at a change of processes", "RSB filling")
     found = (
-        Vulnerability("meltdown", "Meltdown", "Mitigation: PTI", Verdict.COVERED, ("unmapping",), (), ("PTI",)),
-        Vulnerability(
-            "spectre_v2", "Spectre v2", spectre, Verdict.PARTLY, (), ("user code against user code",), redundant
+        HostVulnerability("meltdown", "Meltdown", "Mitigation: PTI", HostVerdict.COVERED, ("unmapping",), (), ("PTI",)),
+        HostVulnerability(
+            "spectre_v2", "Spectre v2", spectre, HostVerdict.PARTLY, (), ("user code against user code",), redundant
         ),
-        Vulnerability("retbleed", "Retbleed", "Not affected", Verdict.NOT_NEEDED),
+        HostVulnerability("retbleed", "Retbleed", "Not affected", HostVerdict.NOT_NEEDED),
     )
     return host_report(Host(IDENTITY, found))
 

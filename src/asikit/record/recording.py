@@ -20,7 +20,7 @@ from asikit.record._workload import Workload, prepare_workload
 from asikit.record.disk import GuestDisk, NbdServer
 from asikit.record.errors import RecordError, WorkloadError
 from asikit.record.kernel import KernelImage, find_kernel
-from asikit.trace import SVM_EXITS, TraceWriter
+from asikit.trace import SVM_EXITS, ScratchFolder, TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,8 +228,9 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
     if recording.root is not None and recording.bare:
         raise RecordError("--root and --bare exclude each other")
+    folder = stack.enter_context(ScratchFolder.temporary())
     files = Initramfs()
-    workload = prepare_workload(recording, files, own)
+    workload = prepare_workload(recording, files, (*own, folder))
     if workload.disk is not None:
         stack.enter_context(workload.disk)
     for line in files.left_out():
@@ -252,7 +253,7 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
-    return RunningGuest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
+    return RunningGuest(machine, archive, Plugin(built.plugin) if recorded else None, streams, folder)
 
 
 def _disk(recording: Recording, workload: Workload, kernel: KernelImage) -> GuestDisk | None:

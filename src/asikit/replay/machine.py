@@ -15,6 +15,7 @@ from asikit.machine.x86 import Access
 from asikit.protocol import AsiClass
 from asikit.replay._events import entry_label, entry_slot
 from asikit.replay._steps import protocol_config
+from asikit.replay._unmatched import unmatched
 from asikit.replay.errors import PolicyError
 from asikit.replay.one_pass import ALL_CLASSES
 from asikit.replay.policy import ACCESSES, MechanismKind, Policy, Rules, Sensitivity, TouchKind
@@ -23,7 +24,7 @@ from asikit.trace import SVM_EXITS, EventKind, PageKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["decide", "entry_name", "machine_config"]
+__all__ = ["PolicyWatch", "decide", "entry_name", "machine_config"]
 
 _CPU_ACCESS = {TouchKind.READ: Access.READ, TouchKind.WRITE: Access.WRITE, TouchKind.FETCH: Access.FETCH}
 _PREFIX = "__GFP_"
@@ -62,6 +63,42 @@ def machine_config(
         ephmap_read=_ephmap_kinds(policy, TouchKind.READ),
         ephmap_write=_ephmap_kinds(policy, TouchKind.WRITE),
     )
+
+
+class PolicyWatch:
+    """A policy's decision on a machine that remembers what it was asked, for names that matched nothing in it."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Begin.
+
+        :raises PolicyError: As :func:`decide`.
+        """
+        self._policy = policy
+        self._decide = decide(policy)
+        self._requests: set[mm.AllocationRequest] = set()
+
+    def machine_config(self, base: MachineConfig | None = None) -> MachineConfig:
+        """Return the description of a machine that runs under the policy, and is watched.
+
+        :raises PolicyError: As :func:`machine_config`.
+        """
+        return replace(machine_config(self._policy, base), sensitivity=self.decide)
+
+    def decide(self, request: mm.AllocationRequest) -> bool:
+        """Decide about one allocation: whether it is sensitive."""
+        self._requests.add(request)
+        return self._decide(request)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return a line for each name that the policy's author gave and that no allocation of the machine had."""
+        requests = self._requests
+        found = {
+            "caches": lambda: {request.cache for request in requests if request.cache is not None},
+            "allocated_by": lambda: {request.allocated_by for request in requests},
+            "kinds": lambda: {request.kind.value for request in requests},
+            "gfp": lambda: {f"{_PREFIX}{flag.name}" for request in requests for flag in request.gfp},
+        }
+        return unmatched(self._policy, found, where="this run")
 
 
 def decide(policy: Policy) -> Callable[[mm.AllocationRequest], bool]:

@@ -17,7 +17,7 @@ phases         name | begin | end | task | ended: the events from begin on and b
 
 from __future__ import annotations
 
-from asikit.trace._errors import TraceError
+from asikit.trace._errors import TraceError, TraceExistsError
 from asikit.trace._kinds import (
     ENTRY_KINDS,
     FORMAT,
@@ -70,6 +70,7 @@ __all__ = [
     "TouchCount",
     "Trace",
     "TraceError",
+    "TraceExistsError",
     "TraceSummary",
     "TraceWriter",
     "instructions_before",

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from asikit.trace import _meta
-from asikit.trace._errors import TraceError
+from asikit.trace._errors import TraceError, TraceExistsError
 from asikit.trace._exchange import exchange
 from asikit.trace._schema import (
     EVENT_SCHEMA,
@@ -226,7 +226,7 @@ class TraceWriter:
         if not os.path.lexists(self.path):
             return
         if not self._overwrite:
-            raise TraceError.at(self.path, "already exists: choose another name or remove it")
+            raise TraceExistsError.at(self.path, "already exists: choose another name or remove it")
         if self.path.is_symlink() or not _is_trace(self.path):
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 

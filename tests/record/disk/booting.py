@@ -12,6 +12,7 @@ from asikit.record._qemu import GuestMachine, RunningGuest
 from asikit.record._streams import Streams
 from asikit.record.disk import HostDisk, NbdServer
 from asikit.record.kernel import find_kernel
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,12 +89,13 @@ def boot(  # noqa: PLR0913  (each named at the call)
     ):
         files.add(f"/modules/{number:03}-{name}.ko", content)
     files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
-    with NbdServer(disk, folder / "disk.socket") as server:
+    with NbdServer(disk, folder / "disk.socket") as server, ScratchFolder.temporary() as own:
         guest = _Guest(
             GuestMachine(kernel, 512 << 20, cpus, "quiet loglevel=1"),
             files.archive(),
             None,
             Streams.to(io.BytesIO(), io.BytesIO()),
+            own,
         )
         guest.server = server
         guest.text = folder / "text"
