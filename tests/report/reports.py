@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asikit.attacks import Cell, Finding
 from asikit.attacks import Verdict as AttackVerdict
@@ -66,7 +66,7 @@ def recording(folder: Path) -> Trace:
     """Write a recording of two tasks that read a file; one of them has a name that moves a cursor."""
     b = TraceBuilder()
     copy = ("copy_page_from_iter_atomic", "generic_perform_write", "ksys_read")
-    place = {"kind": "shmem", "cache": "shmem", "gfp": GFP_USER, "allocated_by": ("shmem_alloc_folio",)}
+    place: dict[str, Any] = {"kind": "shmem", "cache": "shmem", "gfp": GFP_USER, "allocated_by": ("shmem_alloc_folio",)}
     b.task_switch("fio", pid=7, mm=1).return_user()
     for number in range(4):
         b.entry_syscall(17).touch_read(label=str(number), stack=copy, **place).return_user()
