@@ -19,7 +19,7 @@ PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint bench validate kernels workloads lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -31,6 +31,7 @@ help:
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
 	@echo 'make workloads    record and replay the workloads of docs/workloads.md, or NAME="redis git" (an hour)'
+	@echo 'make distortion   as root: exits on the disk that a recording makes up, against a real ext4 (minutes)'
 	@echo 'make lock         choose the newest dependencies and write requirements.lock'
 	@echo 'make clean        remove .venv and all caches'
 
@@ -77,6 +78,9 @@ kernels: $(STAMP) test-packages
 
 workloads: $(STAMP) test-packages
 	.venv/bin/python -m bench.workloads $(NAME)
+
+distortion: $(STAMP) test-packages
+	.venv/bin/python -m bench.disk
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.record import Recording, recording
-from asikit.record._qemu import Machine, Plugin
+from asikit.record._qemu import GuestMachine, Plugin
 from asikit.trace import Trace
 from tests.record.conftest import run
 
@@ -25,7 +25,7 @@ WORKLOAD = ("sh", "-c", "for i in 1 2 3; do ls -lR /bin /proc/self | sort > /tmp
 def same_time() -> Iterator[None]:
     """Have each guest begin at one time of day, which the kernel divides with."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "Machine", functools.partial(Machine, clock=0.0))
+        patch.setattr(recording, "GuestMachine", functools.partial(GuestMachine, clock=0.0))
         yield
 
 

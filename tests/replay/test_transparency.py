@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asikit.machine.kernel import Guest, Machine, MachineConfig, Observer, User, load_scenario
-from asikit.machine.mm import PAGE_SIZE, Region
+from asikit.machine.mm import PAGE_SIZE
 from asikit.replay import load_policy, shipped_policies
 from asikit.replay.machine import machine_config
+from asikit.trace import Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable
