@@ -12,9 +12,9 @@ is what may happen in it, as guarded commands that `interpreter` runs for the ex
 
 from __future__ import annotations
 
-from asikit.proofs.equivalence import SITUATIONS, Comparison, Situation, compare, equivalence_verdict
+from asikit.proofs.equivalence import SITUATIONS, SideBySide, Situation, compare, equivalence_verdict
 from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
-from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
+from asikit.proofs.hardware import ASSUMPTIONS, Capability, Channel, Party
 from asikit.proofs.model import World
 from asikit.proofs.mutants import ALTERNATIVES, CATALOGUE, Mutant, has_element, mutant
 from asikit.proofs.necessity import MutantRow, verify_mutants
@@ -43,7 +43,7 @@ __all__ = [
     "NOT_PROVED",
     "SITUATIONS",
     "Capability",
-    "Comparison",
+    "Channel",
     "Counterexample",
     "Mode",
     "Move",
@@ -52,9 +52,9 @@ __all__ = [
     "Party",
     "Property",
     "Reproduction",
+    "SideBySide",
     "Situation",
     "StoryStep",
-    "Structure",
     "Thread",
     "TooLargeError",
     "UnknownMutantError",

@@ -15,7 +15,7 @@ import z3  # type: ignore[import-untyped]  # ships none
 
 from asikit.proofs.errors import VerifyError
 from asikit.proofs.hardware import Party
-from asikit.proofs.invariant import Clause, Invariant
+from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
     ANYWHERE,
     FAULTS_AGAIN,
@@ -96,7 +96,7 @@ class Induction:
     def __init__(self, relation: Relation) -> None:
         _check(relation.world)
         self.relation, self.world = relation, relation.world
-        self.invariant = Invariant(relation)
+        self.invariant = InductiveInvariant(relation)
         self.levels = max(self.world.nesting, 1)
         self.written = {assign.field.name for command in relation.commands for assign in command.sets}
         self.state = self._variables()

@@ -2,7 +2,7 @@
 
 Written over one hardware thread `h` and its sibling `k`; it holds for both ways round. A thread has a place on each
 level: level 0 is what it does, above it is a level for each handler that may be open. Which micro-operations a name
-stands for is taken from the programs, by path.
+stands for is taken from the programs, by role.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
-from asikit.protocol import Happening, Space, Taint
+from asikit.protocol import Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS, USER_CR3
@@ -58,7 +58,7 @@ def any_of(formulas: list[Any]) -> Any:  # noqa: ANN401
 class Side:
     """One thread of a symbolic state, in the words of the clauses."""
 
-    def __init__(self, invariant: Invariant, state: Symbolic, who: int) -> None:
+    def __init__(self, invariant: InductiveInvariant, state: Symbolic, who: int) -> None:
         fields, self.box = state.fields[who], state.boxes[who]
         self.invariant, self.who = invariant, who
         self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
@@ -139,7 +139,7 @@ class Side:
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
 
 
-class Invariant:
+class InductiveInvariant:
     """The clauses for a relation; the places by number."""
 
     def __init__(self, relation: Relation) -> None:
@@ -147,7 +147,9 @@ class Invariant:
         self.regions = Regions(relation)
         self.two = relation.world.threads > 1
         # Whether asi_exit flushes the predictors only if this thread's taints say so.
-        self.asks_taints = bool(self.regions.before("maybe_flush_control_for_exit.clean"))
+        self.asks_taints = bool(
+            self.regions.before(Role.CLEAN, within=(Routine.FLUSH_CONTROL_FOR_EXIT,), optional=True)
+        )
 
     def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
         """Return the formula that a place variable is one of some places."""
@@ -227,8 +229,8 @@ class Invariant:
         entry = [
             place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
         ]
-        uncounting = self.regions.before("asi_intr_exit.uncount", "asi_intr_exit.enter_again")
-        returning = self.regions.before("__asi_enter.already_there")
+        uncounting = self.regions.before(Role.UNCOUNT_INTERRUPT, Role.ENTER_AGAIN)
+        returning = self.regions.before(Role.ALREADY_ENTERED)
         yield Clause(
             "tense",
             "before and in __asi_enter, and in untrusted code and until its entry says otherwise, there is a target",
@@ -252,7 +254,7 @@ class Invariant:
             "relaxed",
             "a client's enter begins relaxed",
             z3.Implies(
-                h.base_in(self.regions.before("asi_enter_userspace.set_target", "asi_enter_kvm.set_target")),
+                h.base_in(self.regions.before(Role.SET_TARGET)),
                 h.target == 0,
             ),
         )
@@ -274,7 +276,7 @@ class Invariant:
             "no-feared-training",
             "before and after __asi_enter writes CR3, no training that the target fears is left",
             z3.Implies(
-                h.finds([*self.regions.loading("__asi_enter"), *self.regions.enter_after_cr3]),
+                h.finds([*self.regions.loading_on_enter, *self.regions.enter_after_cr3]),
                 h.lacks(h.policy["prevent_control"]),
             ),
         )
@@ -287,23 +289,25 @@ class Invariant:
             "nothing-to-hide",
             "after __asi_enter flushed the data, no taint is left that the target must not sample",
             z3.Implies(
-                h.finds(self.regions.before("__asi_enter.set_taints", "__asi_enter.release_sibling")),
+                h.finds(self.regions.enter_after_flush),
                 h.lacks(h.policy["protect_data"]),
             ),
         )
         yield Clause(
             "taints-set",
             "before __asi_enter releases the sibling, the target's own taints are set",
-            z3.Implies(h.finds(self.regions.before("__asi_enter.release_sibling")), h.policy["set"] & ~h.taints == 0),
+            z3.Implies(
+                h.finds(self.regions.before(Role.RELEASE_SIBLING, optional=True)), h.policy["set"] & ~h.taints == 0
+            ),
         )
         ready = z3.Or(
             h.finds([*self.regions.resuming, USER, GUEST, *entry]),
-            z3.And(h.tense, h.finds(self.regions.before("return_user.enter"))),
+            z3.And(h.tense, h.finds(self.regions.before(Role.ENTER_ON_RETURN, optional=True))),
         )
         yield Clause(
             "ready", "what resumes or runs untrusted code is in its own domain", z3.Implies(ready, h.curr == h.target)
         )
-        ending = self.regions.before("nested_return_to_user_half.enter_user_half")
+        ending = self.regions.to_user_half
         if ending:
             ended = [z3.And(h.on(level, ending), z3.Not(h.interrupted_on(level))) for level in h.levels[1:]]
             yield Clause(
@@ -325,21 +329,20 @@ class Invariant:
             "while CR3 is unrestricted, KERNEL_DATA is set, and no control taint",
             z3.Implies(z3.Not(h.restricted), z3.And(h.taints & int(Taint.KERNEL_DATA) != 0, h.lacks(CONTROL))),
         )
-        about = [*self.regions.before("asi_exit.taint_kernel_data"), *self.regions.loading("asi_exit")]
+        about = [*self.regions.before(Role.TAINT_KERNEL_DATA), *self.regions.loading_on_exit]
         yield Clause(
             "exit-flushed",
             "in asi_exit, after the control flush, no control taint is set; and before CR3, KERNEL_DATA is",
             z3.And(
                 z3.Implies(h.either_in(about), h.lacks(CONTROL)),
-                z3.Implies(h.either_in(self.regions.loading("asi_exit")), h.taints & int(Taint.KERNEL_DATA) != 0),
+                z3.Implies(h.either_in(self.regions.loading_on_exit), h.taints & int(Taint.KERNEL_DATA) != 0),
             ),
         )
-        left = self.regions.before("asi_exit.record_tlb_gen", "asi_exit.written", "asi_exit.clear_curr_asi")
-        outside = [*self.regions.before("asi_handle_switch_mm.*", "mm_switch.outdate"), *self.regions.after_fault]
+        outside = [*self.regions.squashing, *self.regions.after_fault, *self.regions.exit_after_cr3]
         yield Clause(
             "exited",
             "a switch of mm squashes, an exit forgets curr_asi, and a fault is tried again, while CR3 is unrestricted",
-            z3.Implies(h.either_in([*outside, *left]), z3.Not(h.restricted)),
+            z3.Implies(h.either_in(outside), z3.Not(h.restricted)),
         )
         yield Clause("no-others-training", "other mm's training is never left", h.lacks(int(Taint.OTHER_MM_CONTROL)))
         in_user_space = h.cr3 == USER_SPACE
@@ -371,7 +374,7 @@ class Invariant:
                         z3.Or(
                             z3.And(
                                 h.taints & (SECRET | int(Taint.USER_DATA)) != 0,
-                                z3.Not(h.finds(self.regions.flushed(place, ("maybe_flush_data",)))),
+                                z3.Not(h.finds(self.regions.flushed(place, (Routine.FLUSH_DATA,)))),
                             ),
                             h.cr3 == USER_SPACE,
                         ),
@@ -385,8 +388,8 @@ class Invariant:
             "in a restricted address space, its control taints are set, or k is still kept out",
             z3.Implies(h.restricted, z3.Or(h.taints & int(Taint.USER_CONTROL) != 0, secured)),
         )
-        flush = self.regions.before("maybe_flush_control_for_enter.*")
-        never = [place for place in flush if not self.regions.path(place).endswith(".clean")]
+        flush = self.regions.inside(Routine.FLUSH_CONTROL_FOR_ENTER)
+        never = [place for place in flush if self.regions.role(place) is not Role.CLEAN]
         yield Clause(
             "enter-flushes-no-training",
             "as siblings only ever run one class, __asi_enter finds no training that it must flush",
@@ -395,7 +398,7 @@ class Invariant:
 
     def _training(self, h: Side, place: int) -> tuple[str, Any]:
         empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
-        flushes = ("maybe_flush_control_for_exit", "maybe_flush_control_for_enter")
+        flushes = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
         return (
             "training is recorded as a taint, but between its flush and the clearing of the taints is none",
             z3.And(
@@ -407,8 +410,8 @@ class Invariant:
         )
 
     def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
-        flushed = self.regions.flushed(place, ("maybe_flush_control_for_exit",))
-        about = [*self.regions.before("asi_exit.taint_kernel_data"), *self.regions.loading("asi_exit")]
+        flushed = self.regions.flushed(place, (Routine.FLUSH_CONTROL_FOR_EXIT,))
+        about = [*self.regions.before(Role.TAINT_KERNEL_DATA), *self.regions.loading_on_exit]
         return (
             "after asi_exit's flush, and while CR3 is unrestricted, there is no training; other mm's never",
             z3.And(
@@ -431,15 +434,15 @@ class Invariant:
             "stunned",
             "in asi_exit, after the stun, k is stunned; after the wait, it has left untrusted code",
             z3.And(
-                z3.Implies(h.either_in(self.regions.after_in_exit("stun_sibling")), k.box["stunned"] != 0),
-                z3.Implies(h.either_in(self.regions.after_in_exit("wait_for_sibling")), secured),
+                z3.Implies(h.either_in(self.regions.after_in_exit(Role.STUN_SIBLING)), k.box["stunned"] != 0),
+                z3.Implies(h.either_in(self.regions.after_in_exit(Role.WAIT_FOR_SIBLING)), secured),
             ),
         )
         yield Clause(
             "told",
             "while h waits for k to leave untrusted code that it runs, the interrupt that makes k leave is on its way",
             z3.Implies(
-                z3.And(h.either_in(self.regions.before("asi_exit.wait_for_sibling")), k.untrusted),
+                z3.And(h.either_in(self.regions.before(Role.WAIT_FOR_SIBLING)), k.untrusted),
                 k.box["stun_ipi"] != 0,
             ),
         )
@@ -449,7 +452,7 @@ class Invariant:
             "k is stunned only while h is unrestricted, in asi_exit, or in __asi_enter and has not released it yet",
             z3.Implies(k.box["stunned"] != 0, z3.Or(z3.Not(h.restricted), h.either_in(holding))),
         )
-        leaving = [place for place in self.regions.before("*") if self.regions.path(place).endswith("leave_untrusted")]
+        leaving = self.regions.before(Role.LEAVE_UNTRUSTED)
         entry = [place for place in leaving if place.level == 0 and place.program in self.regions.from_untrusted]
         own = h.box["untrusted"] != 0
         nested = [place for place in leaving if place.level == 1 and place.pc == 0]
@@ -474,7 +477,7 @@ class Invariant:
     def _secrets(self, sides: list[Side]) -> Iterator[Clause]:
         for place, structure in enumerate(self.regions.structures):
             if structure.holds == "data":
-                flushed = self.regions.flushed(place, ("maybe_flush_data",))
+                flushed = self.regions.flushed(place, (Routine.FLUSH_DATA,))
                 hot = [z3.And(h.dirty, z3.Not(h.finds(flushed))) for h in sides]
                 yield Clause(
                     f"secrets: {structure.name}",
