@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import z3  # type: ignore[import-untyped]  # ships none
 
 from asikit.proofs.errors import VerifyError
-from asikit.proofs.hardware import Party
 from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
     ANYWHERE,
@@ -38,6 +37,7 @@ from asikit.proofs.threads import Mode, Thread, core_of
 from asikit.protocol import AsiClass, Space
 from asikit.protocol.expressions import Field, Scope
 from asikit.protocol.vocabulary import CR3, FIELDS, USER_CR3
+from asikit.threat import Party
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import z3  # type: ignore[import-untyped]  # ships none
 
-from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
@@ -21,6 +20,7 @@ from asikit.protocol import Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS, USER_CR3
+from asikit.threat import Party
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
