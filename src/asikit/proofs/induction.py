@@ -299,7 +299,8 @@ class Induction:
         """Yield states that must be possible, else the invariant says nothing."""
         base, *handlers = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
-        yield "untrusted code", z3.And(self._is(handlers[0], NO_HANDLER), self._is(base, USER))
+        for mode in self.invariant.regions.untrusted:
+            yield f"untrusted code, {mode.program}", z3.And(self._is(handlers[0], NO_HANDLER), self._is(base, mode))
         secrets = self.state.contents & z3.BitVecVal(secret, self.world.layout.bits) == secret
         yield "secrets in all structures", z3.And(self._is(base, KERNEL), secrets)
         if self.world.nesting > 1:

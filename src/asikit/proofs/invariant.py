@@ -72,7 +72,7 @@ class Side:
         self.interrupted = self.interrupted_on(0)
         self.tense = self.target != 0
         self.restricted = self.cr3 != 0
-        self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in([USER, GUEST]))
+        self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in(invariant.regions.untrusted))
         self.dirty = self.taints & SECRET != 0
         self.behind = self.box["behind"] != 0
 
@@ -226,9 +226,7 @@ class InductiveInvariant:
             )
 
     def _places(self, h: Side) -> Iterator[Clause]:
-        entry = [
-            place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
-        ]
+        entry = [place for place in self.regions.programs(*self.regions.from_untrusted) if place.pc == 0]
         uncounting = self.regions.before(Role.UNCOUNT_INTERRUPT, Role.ENTER_AGAIN)
         returning = self.regions.before(Role.ALREADY_ENTERED)
         yield Clause(
@@ -237,7 +235,14 @@ class InductiveInvariant:
             z3.And(
                 z3.Implies(
                     h.base_in(
-                        [*uncounting, *returning, *self.regions.entering, *self.regions.resuming, USER, GUEST, *entry]
+                        [
+                            *uncounting,
+                            *returning,
+                            *self.regions.entering,
+                            *self.regions.resuming,
+                            *self.regions.untrusted,
+                            *entry,
+                        ]
                     ),
                     h.tense,
                 ),
@@ -301,7 +306,7 @@ class InductiveInvariant:
             ),
         )
         ready = z3.Or(
-            h.finds([*self.regions.resuming, USER, GUEST, *entry]),
+            h.finds([*self.regions.resuming, *self.regions.untrusted, *entry]),
             z3.And(h.tense, h.finds(self.regions.before(Role.ENTER_ON_RETURN, optional=True))),
         )
         yield Clause(
@@ -465,9 +470,7 @@ class InductiveInvariant:
         )
         if self.asks_taints:
             yield from self._own_taints(h, secured)
-        busy = self.regions.programs(
-            H.RETURN_USER, H.VM_ENTRY, STOP_WAITING, "user", "guest", *self.regions.from_untrusted
-        )
+        busy = self.regions.programs(H.RETURN_USER, H.VM_ENTRY, STOP_WAITING, "user", "guest", *self.regions.entries)
         yield Clause(
             "behind",
             "while k has to follow a switch of mm, h has not, is unrestricted, and goes nowhere near untrusted code",
