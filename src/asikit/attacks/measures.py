@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from asikit.attacks.vulnerability import StructureName
-from asikit.machine.x86 import Bug, Feature
+from asikit.machine.x86 import Bug, Feature, StructureName
 from asikit.protocol import EffectKind, Happening
 
 if TYPE_CHECKING:

@@ -5,26 +5,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from enum import StrEnum
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.parameters import Unit, known_parameters
+from asikit.documents import FILLED, Shelf
+from asikit.errors import nearest
 from asikit.machine.x86 import Bug, Feature
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
-
     from asikit.machine.x86 import CpuModel
 
 __all__ = ["Happening", "Mitigation", "Source", "Work", "load_mitigation", "shipped_mitigations"]
-
-_SUFFIX = ".toml"
 
 
 class Happening(StrEnum):
@@ -117,7 +112,7 @@ class Mitigation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     title: str
     work: tuple[Work, ...]
-    name: str = ""
+    name: Annotated[str, FILLED] = ""
 
     def on(self, cpu: CpuModel) -> tuple[Work, ...]:
         """Return the work that is done on a processor."""
@@ -126,7 +121,7 @@ class Mitigation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 def shipped_mitigations() -> tuple[str, ...]:
     """Return the names of the mitigations that come with the package as data, sorted."""
-    return tuple(sorted(item.name.removesuffix(_SUFFIX) for item in _folder().iterdir() if item.name.endswith(_SUFFIX)))
+    return _SHELF.names()
 
 
 def load_mitigation(name_or_file: str) -> Mitigation:
@@ -135,36 +130,22 @@ def load_mitigation(name_or_file: str) -> Mitigation:
     :param name_or_file: The name of a shipped one, or the path of a TOML file (it ends in ``.toml``).
     :raises CostError: There is no such file, it is not TOML, or it has a key or a cost that there is not.
     """
-    source: Traversable = (
-        Path(name_or_file) if name_or_file.endswith(_SUFFIX) else _folder() / f"{name_or_file}{_SUFFIX}"
-    )
-    shown = str(source) if isinstance(source, Path) else source.name
-    try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CostError(f"{shown}: cannot read the mitigation: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CostError(f"{shown}: not a TOML file: {error}") from error
-    try:
-        loaded = msgspec.convert(document | {"name": source.name.removesuffix(_SUFFIX)}, Mitigation)
-    except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$.")
-        raise CostError(f"{shown}: {key.rstrip('`')}: {what}" if key else f"{shown}: {what}") from error
-    _check_costs(loaded, shown)
-    return loaded
+    return _SHELF.load(name_or_file)
 
 
-def _folder() -> Traversable:
-    return files("asikit") / "data" / "mitigations"
-
-
-def _check_costs(mitigation: Mitigation, shown: str) -> None:
+def _contradiction(mitigation: Mitigation) -> str:
+    """Say which cost there is not, or cannot be counted so; nothing if all is well."""
     known = known_parameters()
     for work in mitigation.work:
         for product in work.does:
             for name in product:
                 if name not in known:
-                    raise CostError(f'{shown}: {work.name}: no cost "{name}" (there are {", ".join(sorted(known))})')
+                    near = nearest(name, known)
+                    return f'{work.name}: no cost "{name}"{near} (there are {", ".join(sorted(known))})'
             times = [name for name in product if known[name].unit in {Unit.CYCLES, Unit.NANOSECONDS}]
             if len(times) != 1:
-                raise CostError(f"{shown}: {work.name}: one of {', '.join(product)} must be a time, the others are not")
+                return f"{work.name}: one of {', '.join(product)} must be a time, the others are not"
+    return ""
+
+
+_SHELF = Shelf("mitigations", Mitigation, CostError, "mitigation", contradiction=_contradiction)

@@ -15,6 +15,8 @@ from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
 from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
 from asikit.cost.terms import Term, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
+from asikit.documents import SUFFIX
+from asikit.errors import nearest
 from asikit.machine.x86 import Feature
 from asikit.protocol import EffectKind
 from asikit.replay import CpuModel as PolicyCpu
@@ -108,14 +110,18 @@ def price(  # noqa: PLR0913  (what a question consists of)
 def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Sequence[str], *, smt: bool) -> None:
     for policy in policies:
         if policy.mechanism.kind is not MechanismKind.ASI:
-            raise CostError(f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead")
+            raise CostError.usage(
+                f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead"
+            )
     for cpu in cpus:
         if smt and cpu.threads == 1:
-            raise CostError(f"{cpu.name} has no sibling threads: leave --smt out")
+            raise CostError.usage(f"{cpu.name} has no sibling threads: leave --smt out")
     for name in mitigations:
-        if name not in mitigation_names() and not name.endswith(".toml"):
-            raise CostError(
-                f'no mitigation "{name}": there are {", ".join(mitigation_names())}; a file of yours ends in .toml'
+        if name not in mitigation_names() and not name.endswith(SUFFIX):
+            known = mitigation_names()
+            raise CostError.usage(
+                f'no mitigation "{name}"{nearest(name, known)}'
+                f" (there are {', '.join(known)}; a file of your own ends in {SUFFIX})"
             )
 
 

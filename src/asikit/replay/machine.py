@@ -109,7 +109,7 @@ def _by_allocator(rules: Rules, request: mm.Request) -> bool:
 
 
 def _by_kind(rules: Rules, request: mm.Request) -> bool:
-    return request.kind in rules.kinds
+    return str(request.kind) in rules.kinds
 
 
 def _by_gfp(masks: tuple[int, ...], request: mm.Request) -> bool:
