@@ -82,8 +82,8 @@ def test_with_asi_off_it_is_off_under_any_policy(name: str) -> None:
     config = machine_config(load_policy(name), MachineConfig(asi=False))
     assert not config.asi
     assert config.protocol is not None
-    assert not config.protocol.asi
-    assert not config.protocol.blanket
+    assert not config.protocol_config().asi
+    assert not config.protocol_config().blanket
 
 
 def test_a_gfp_flag_that_the_machine_lacks_is_named() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
@@ -165,7 +166,7 @@ def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel
 def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
     vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
-    machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=interleaver(vector))
+    machine = Machine(_config(setup, vector))
     lab = _prepare(machine, vulnerability, way, model, setup)
     play(vector, Play(machine, lab, secret))
     try:
@@ -206,8 +207,6 @@ def put_on(
     way = vulnerability.ways[way_number - 1]
     model = model_for(cpu, vulnerability, way)
     setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
-    machine.kernel.protocol = machine.kernel.asi.protocol = setup.protocol
-    machine.kernel.interleaver = interleaver(vector)
     lab = _prepare(machine, vulnerability, way, model, setup)
     lab.tell = tell
     play(vector, Play(machine, lab, secret))
@@ -219,7 +218,8 @@ def _config(setup: Setup, vector: Vector) -> MachineConfig:
         cpus=vector.cpus,
         smt=setup.smt and vector.wants_siblings,
         memory=_MEMORY,
-        protocol=setup.protocol.config,
+        protocol=setup.protocol,
+        interleaver=partial(interleaver, vector),
         sensitivity=None if setup.unmapped else _nothing_is_sensitive,
     )
 

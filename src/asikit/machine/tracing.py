@@ -13,9 +13,9 @@ import polars as pl
 
 from asikit import __version__
 from asikit.machine.kernel import Observer
-from asikit.machine.kernel.interrupts import VECTOR_NAMES
-from asikit.machine.kernel.syscalls.numbers import Nr
+from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.mm import Gfp, Symbol
+from asikit.machine.uapi.numbers import Nr
 from asikit.trace._kinds import NO_PAGE, NO_STACK, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
 from asikit.trace._schema import PAGE_BYTES, ROW_ZERO, SIDE_TABLES
 from asikit.trace._writer import TraceWriter

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from asikit.machine.kernel import Kernel
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
     from asikit.machine.x86 import CpuModel, Recorder
     from asikit.proofs.model import World

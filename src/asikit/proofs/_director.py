@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel import Act, Action, Observer
-from asikit.machine.kernel.interrupts import RESCHEDULE_VECTOR
+from asikit.machine.kernel.core.interrupts import RESCHEDULE_VECTOR
 from asikit.protocol import TLB_FLUSHES, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from asikit.machine.kernel import Kernel, Task
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.proofs._attacker import Attacker
     from asikit.proofs.story import StoryStep
 

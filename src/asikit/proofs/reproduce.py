@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from asikit.machine.kernel import Kernel, Task
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
     from asikit.proofs.model import World
     from asikit.proofs.mutants import Mutant
@@ -130,11 +130,10 @@ class _Stage:
                 smt=smt,
                 memory=_MEMORY,
                 timer_period=_NEVER,
-                protocol=world.config,
+                protocol=world.protocol,
                 sensitivity=None if world.unmapped else lambda _: False,
                 pageblock_order=1 if self._flips else 9,
             ),
-            protocol=world.protocol,
             interleaver=director,
         )
         self._kernel: Kernel = machine.kernel

@@ -52,6 +52,10 @@ class Requirement:
     guard: Guard
     error: type[MisuseError]
 
+    def broken(self, path: str) -> MisuseError:
+        """Return the error of a micro-operation whose caller broke the rule."""
+        return self.error(f"{path} needs {self.guard}, which is false; {self.error.rule}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroOp:

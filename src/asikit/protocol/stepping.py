@@ -66,9 +66,7 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
         return Step(Status.RAN, core, ThreadState(thread.cpu, thread.task, skipped))
     for holds, requirement in compiled.requires:
         if not holds(env):
-            raise requirement.error(
-                f"{compiled.op.path} needs {requirement.guard}, which is false; {requirement.error.rule}"
-            )
+            raise requirement.broken(compiled.op.path)
     if not compiled.waits(env):
         return Step(Status.BLOCKED, core, thread)
     effect = compiled.effect(env)

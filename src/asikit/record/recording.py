@@ -17,7 +17,7 @@ from asikit.record._streams import Streams
 from asikit.record._symbols import Symbols
 from asikit.record._tables import Attribution, write_tables
 from asikit.record._workload import Workload, prepare_workload
-from asikit.record.disk import MOUNT_OPTIONS, NbdServer
+from asikit.record.disk import GuestDisk, NbdServer
 from asikit.record.errors import RecordError, WorkloadError
 from asikit.record.kernel import Kernel, find_kernel
 from asikit.trace import TraceWriter
@@ -147,6 +147,7 @@ def record(  # noqa: PLR0913  (each named at the call)
     overwrite: bool = False,
     streams: Streams | None = None,
     status: Status | None = None,
+    disk: GuestDisk | None = None,
 ) -> Recorded:
     """Run the workload in a guest and write the trace.
 
@@ -154,6 +155,7 @@ def record(  # noqa: PLR0913  (each named at the call)
     :param status: Kept up to date.
     :param say: Told, a line each time, what takes long.
     :param overwrite: Replace a trace that is there already.
+    :param disk: The guest's, with the files of ``recording.root``; left open. [default: made up of them as it is read]
     :raises RecordError: The recording could not be made; no trace is left.
     :raises TraceError: The trace could not be written; none is left.
     """
@@ -163,7 +165,7 @@ def record(  # noqa: PLR0913  (each named at the call)
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
         own = (writer.unfinished,)
         streams = streams or Streams.of_this_process()
-        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own))
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own, disk=disk))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
         status.begin("booting")
@@ -218,6 +220,7 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     say: Callable[[str], None],
     recorded: bool = True,
     own: tuple[Path, ...] = (),
+    disk: GuestDisk | None = None,
 ) -> Guest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
         raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
@@ -227,16 +230,19 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         raise RecordError("--root and --bare exclude each other")
     files = Initramfs()
     workload = prepare_workload(recording, files, own)
+    if workload.disk is not None:
+        stack.enter_context(workload.disk)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
-    words = [*_add_modules(recording, kernel, files), *_around(recording, workload), *workload.words, *streams.words()]
+    disk = disk or _disk(recording, workload, kernel)
+    words = [*_add_modules(recording, kernel, files), *_around(recording, disk), *workload.words, *streams.words()]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
     files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
-    server = _serve(recording, workload, kernel, stack)
+    server = None if disk is None else stack.enter_context(NbdServer(disk))
     machine = Machine(
         kernel.image,
         recording.memory_bytes,
@@ -249,21 +255,21 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
 
 
-def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> NbdServer | None:
-    """Serve the guest's disk, if it has one."""
+def _disk(recording: Recording, workload: Workload, kernel: Kernel) -> GuestDisk | None:
+    """Give the guest's disk, if it has one."""
     if workload.disk is None:
         return None
     modules = kernel.indexed_modules()
     if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
         workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
-    return stack.enter_context(NbdServer(stack.enter_context(workload.disk)))
+    return workload.disk
 
 
-def _around(recording: Recording, workload: Workload) -> Iterator[str]:
+def _around(recording: Recording, disk: GuestDisk | None) -> Iterator[str]:
     """Give the words that have init prepare the guest."""
     yield from ("kernel", "")
-    if workload.disk is not None:
-        yield from ("root", MOUNT_OPTIONS)
+    if disk is not None:
+        yield from ("root", disk.mount_options)
     if recording.network:
         yield from ("network", "")
     if recording.skip_startup:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from asikit.errors import nearest
 from asikit.machine import mm
 from asikit.machine.kernel import MachineConfig, Mapped
-from asikit.machine.kernel.interrupts import VECTOR_NAMES
-from asikit.machine.kernel.syscalls.numbers import Nr
+from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
+from asikit.machine.uapi.numbers import Nr
 from asikit.machine.x86 import Access as CpuAccess
 from asikit.protocol import AsiClass
 from asikit.replay._events import SVM_EXITS, entry_label, entry_slot

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from asikit.machine.kernel import Machine, Report
-    from asikit.machine.kernel.process import Process
+    from asikit.machine.kernel.objects.process import Process
 
 __all__ = ["run_report"]
 

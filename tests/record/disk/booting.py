@@ -10,7 +10,7 @@ from asikit.record._guest import Initramfs
 from asikit.record._programs import find_busybox
 from asikit.record._qemu import Guest, Machine
 from asikit.record._streams import Streams
-from asikit.record.disk import MOUNT_OPTIONS, HostDisk, NbdServer
+from asikit.record.disk import HostDisk, NbdServer
 from asikit.record.kernel import find_kernel
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def boot(  # noqa: PLR0913  (each named at the call)
     folder: Path,
     script: str,
     *,
-    options: str = MOUNT_OPTIONS,
+    options: str = HostDisk.mount_options,
     before: str = "",
     cpus: int = 1,
     served: Callable[[NbdServer], None] = lambda _: None,
