@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.expression import Range
-from asikit.documents import Place, shipped_text, typed
+from asikit.documents import FILLED, Place, shipped_text, typed
 from asikit.errors import nearest
+from asikit.sources import cited, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,9 @@ class Basis(StrEnum):
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A named cost.
 
+    :ivar source: In words; what it cites is called by its short name.
     :ivar value: Instead of the three: a figure that is known.
+    :ivar cites: Keys of the sources that it cites (:mod:`asikit.sources`).
     """
 
     unit: Unit
@@ -76,6 +79,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     high: float | None = None
     value: float | None = None
     about: str = ""
+    cites: Annotated[tuple[str, ...], FILLED] = ()
 
     @property
     def range(self) -> Range:
@@ -139,7 +143,8 @@ def _sound(parameter: Parameter, place: Place) -> Parameter:
     fault = _fault(parameter)
     if fault:
         raise place.fault(fault)
-    return parameter
+    source = parameter.source
+    return msgspec.structs.replace(parameter, source=spelt_out(source), cites=cited(source))
 
 
 def _fault(parameter: Parameter) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from string import ascii_lowercase
-from textwrap import fill, shorten
+from textwrap import TextWrapper, fill, shorten
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
@@ -20,6 +20,7 @@ from asikit.attacks import (
     vulnerability_names,
 )
 from asikit.machine.x86 import load_cpu
+from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,7 +72,11 @@ def attack_reason(finding: Finding) -> RenderableType:
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
     title = f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
-    lines = [*_bold(title), *_wrapped("", load_vulnerability(cell.vulnerability).title)]
+    vulnerability, known = load_vulnerability(cell.vulnerability), known_sources()
+    lines = [*_bold(title), *_wrapped("", vulnerability.title)]
+    lines += _wrapped("source: ", spelt_out(vulnerability.source)) if vulnerability.source else []
+    for key in cited(vulnerability.source):
+        lines += _reference(known[key].line)
     lines += _wrapped("", f"{cell.mitigation}: {mitigation(cell.mitigation).says}")
     if finding.way:
         lines += [Text(f"mechanism: {finding.way}")]
@@ -112,6 +117,14 @@ def _bold(title: str) -> list[Text]:
 
 def _wrapped(label: str, text: str) -> list[Text]:
     return [Text(line) for line in _lines(label, text)]
+
+
+def _reference(text: str) -> list[Text]:
+    """Return a reference; its address stays in one piece, or it could not be followed."""
+    wrapper = TextWrapper(
+        WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [Text(line) for line in wrapper.wrap(text)]
 
 
 def _lines(label: str, text: str) -> Iterable[str]:

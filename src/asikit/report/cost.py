@@ -11,6 +11,7 @@ from rich.text import Text
 
 from asikit.report._tables import fitted, printable
 from asikit.report.parts import PART_WORDS, rest_label
+from asikit.sources import known_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,11 @@ def cost_sources(result: CostResult) -> RenderableType:
         ]
         parts.append(Text("  and its figures"))
         parts += [Text(f"    {_parameter_line(name, parameter)}") for name, parameter in row.parameters.items()]
+    keys = dict.fromkeys(key for row in result.rows for one in row.parameters.values() for key in one.cites)
+    if keys:
+        known = known_sources()
+        parts += [Text(), Text("What was used", style="bold")]
+        parts += [Text(f"  {known[key].short}: {known[key].line}") for key in keys]
     return Group(*parts)
 
 
