@@ -24,7 +24,7 @@ from _synthetic import write_synthetic
 from asikit.replay import ALL_CLASSES, Policy, ReferenceReplay, load_policy, replay
 from asikit.replay._tables import SideTables
 from asikit.replay.engine import CompiledReplay
-from asikit.replay.run import event_columns
+from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import apply_policy
 from asikit.trace import SIDE_TABLES, Trace
 
@@ -63,7 +63,7 @@ def _in_memory(trace: Trace, policy: Policy) -> bool:
     sensitive = apply_policy(policy, tables)
     pieces, rows = [], 0
     for chunk in trace.events(columns=COLUMNS):
-        pieces += event_columns(chunk)
+        pieces += event_pieces(chunk)
         rows += chunk.height
         if rows >= IN_MEMORY_EVENTS:
             break
@@ -71,10 +71,10 @@ def _in_memory(trace: Trace, policy: Policy) -> bool:
     def compiled() -> None:
         run = CompiledReplay(policy, ALL_CLASSES, sensitive, tables.tasks.height)
         for piece in pieces:
-            run.feed(*piece)
+            run.feed(piece)
         run.tally()
 
-    few = [column[:REFERENCE_EVENTS].tolist() for column in pieces[0]]
+    few = [column[:REFERENCE_EVENTS].tolist() for column in pieces[0][: len(COLUMNS)]]
 
     def reference() -> None:
         run = ReferenceReplay(policy, ALL_CLASSES, sensitive, tables.tasks.height)

@@ -12,7 +12,7 @@ import pytest
 
 from asikit.attacks import load_vulnerability
 from asikit.cost import load_mitigation
-from asikit.documents import FILLED, INHERITED, Place, Shelf, Short, checked, read_json, typed
+from asikit.documents import FILLED, INHERITED, KeyPlace, Shelf, Short, checked, read_json, typed
 from asikit.errors import AsikitError, nearest
 from asikit.machine.x86 import load_cpu
 from asikit.replay import load_policy
@@ -62,7 +62,7 @@ class Tree:
     what: dict[str, Any] | None = None
 
 
-PLACE = Place("mine.toml", AsikitError, "tree")
+PLACE = KeyPlace("mine.toml", AsikitError, "tree")
 
 
 def test_a_file_becomes_its_type() -> None:
@@ -123,7 +123,7 @@ def test_a_key_that_is_missing() -> None:
 
 def test_inherited_elements_stay() -> None:
     """Where files are laid over each other, a list may hold the mark for what is inherited, between its own words."""
-    place = Place("mine.toml", AsikitError, "tree", inherits=True)
+    place = KeyPlace("mine.toml", AsikitError, "tree", inherits=True)
     assert checked({"title": "x", "levels": [INHERITED, "low"]}, Tree, place) == {
         "title": "x",
         "levels": [INHERITED, 1],

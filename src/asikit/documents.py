@@ -45,7 +45,7 @@ __all__ = [
     "INHERITED",
     "SUFFIX",
     "Document",
-    "Place",
+    "KeyPlace",
     "Shelf",
     "Short",
     "checked",
@@ -77,7 +77,7 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeyPlace:
     """Where a value stands, for messages.
 
     :ivar file: How messages call the file.
@@ -97,7 +97,7 @@ class Place:
         """What messages call the table at this place."""
         return f"[{self.key}]" if self.key else f"a {self.noun}"
 
-    def inside(self, key: str) -> Place:
+    def inside(self, key: str) -> KeyPlace:
         """Return the place of a key of this table."""
         return dataclasses.replace(self, key=f"{self.key}.{key}" if self.key else key)
 
@@ -123,7 +123,7 @@ class Document:
     """
 
     name: str
-    place: Place
+    place: KeyPlace
     folder: Path | None
     identity: str
     table: Mapping[str, Any]
@@ -170,7 +170,7 @@ class Shelf(Generic[T]):
         """Return a file's table, checked but not yet made the shelf's type; parameter and errors as for `load`."""
         source = self._found(str(name_or_file))
         own = isinstance(source, Path) and str(name_or_file).endswith(SUFFIX)
-        place = Place(str(source) if own else source.name, self.error, self.noun, inherits=self.inherits)
+        place = KeyPlace(str(source) if own else source.name, self.error, self.noun, inherits=self.inherits)
         table = checked(_toml(source, place), self.kind, place)
         return Document(
             name=source.name.removesuffix(SUFFIX),
@@ -198,16 +198,16 @@ def shipped_text(name: str, kind: type[T], error: type[AsikitError], noun: str) 
     :param name: Its path in ``data``.
     """
     source = files("asikit") / "data" / name
-    place = Place(source.name, error, noun)
+    place = KeyPlace(source.name, error, noun)
     return typed(_toml(source, place), kind, place)
 
 
-def typed(value: object, kind: type[T], place: Place) -> T:
+def typed(value: object, kind: type[T], place: KeyPlace) -> T:
     """Return a value of a file as what it must be. Raises the place's error."""
     return made(checked(value, kind, place), kind, place)
 
 
-def made(value: object, kind: type[T], place: Place) -> T:
+def made(value: object, kind: type[T], place: KeyPlace) -> T:
     """Make a type of what has been checked, and of what the reader has filled in. Raises the place's error."""
     try:
         return msgspec.convert(value, kind)
@@ -229,7 +229,7 @@ def read_json(path: Path, noun: str, error: type[AsikitError]) -> Any:  # noqa: 
         raise error(f"{path}: not a JSON {noun}: {fault}") from fault
 
 
-def _toml(source: Traversable, place: Place) -> dict[str, Any]:
+def _toml(source: Traversable, place: KeyPlace) -> dict[str, Any]:
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -243,7 +243,7 @@ def _toml(source: Traversable, place: Place) -> dict[str, Any]:
 # What a value must be, by its type.
 
 
-def checked(value: object, kind: Any, place: Place) -> object:  # noqa: ANN401 - a type, of any form
+def checked(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
     """Return a value of a file with its short forms spelled out, and each word as the value that it stands for.
 
     :raises AsikitError: The place's: a key that is misspelt or missing, a value that its key cannot have.
@@ -256,7 +256,7 @@ def checked(value: object, kind: Any, place: Place) -> object:  # noqa: ANN401 -
     return check(value, kind, place)
 
 
-def _annotated(value: object, kind: Any, place: Place) -> object:  # noqa: ANN401 - a type, of any form
+def _annotated(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
     kind, *notes = get_args(kind)
     for short in (note for note in notes if isinstance(note, Short)):
         if type(value) is (str if issubclass(short.given, Enum) else short.given):
@@ -267,25 +267,25 @@ def _annotated(value: object, kind: Any, place: Place) -> object:  # noqa: ANN40
     return value
 
 
-def _bound(value: Any, bounds: msgspec.Meta, place: Place) -> None:  # noqa: ANN401 - a number
+def _bound(value: Any, bounds: msgspec.Meta, place: KeyPlace) -> None:  # noqa: ANN401 - a number
     low, high = bounds.ge, bounds.le
     if (low is not None and value < low) or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"
         raise place.fault(f"must be {wanted}, not {value}")
 
 
-def _optional(value: object, kind: Any, place: Place) -> object:  # noqa: ANN401 - a type, of any form
+def _optional(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
     (kind,) = (each for each in get_args(kind) if each is not type(None))
     return checked(value, kind, place)
 
 
-def _list(value: Any, kind: Any, place: Place) -> object:  # noqa: ANN401 - whatever the file holds
+def _list(value: Any, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
     _expect(value, list, place)
     of_item = get_args(kind)[0]
     return [item if place.inherits and item == INHERITED else checked(item, of_item, place) for item in value]
 
 
-def _table(value: Any, kind: type, place: Place) -> object:  # noqa: ANN401 - whatever the file holds
+def _table(value: Any, kind: type, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
     _expect(value, dict, place)
     keys = _keys(kind)
     known = {name: key for name, key in keys.items() if not key.is_filled}
@@ -301,7 +301,7 @@ def _table(value: Any, kind: type, place: Place) -> object:  # noqa: ANN401 - wh
     return {name: checked(item, known[name].kind, place.inside(name)) for name, item in value.items()}
 
 
-def _mapping(value: Any, kind: Any, place: Place) -> object:  # noqa: ANN401 - whatever the file holds
+def _mapping(value: Any, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
     _expect(value, dict, place)
     of_key, of_item = get_args(kind)
     if isinstance(of_key, type) and issubclass(of_key, Enum):
@@ -312,7 +312,7 @@ def _mapping(value: Any, kind: Any, place: Place) -> object:  # noqa: ANN401 - w
     return {name: checked(item, of_item, place.inside(name)) for name, item in value.items()}
 
 
-def _word(value: object, kind: type[Enum], place: Place) -> object:
+def _word(value: object, kind: type[Enum], place: KeyPlace) -> object:
     _expect(value, str, place)
     known, word = _words(kind), str(value)
     if word not in known:
@@ -320,12 +320,12 @@ def _word(value: object, kind: type[Enum], place: Place) -> object:
     return known[word]
 
 
-def _plain(value: object, kind: type, place: Place) -> object:
+def _plain(value: object, kind: type, place: KeyPlace) -> object:
     _expect(value, kind, place)
     return value
 
 
-_OF_FORM: Mapping[Any, Callable[[Any, Any, Place], object]] = {
+_OF_FORM: Mapping[Any, Callable[[Any, Any, KeyPlace], object]] = {
     Annotated: _annotated,
     Union: _optional,
     UnionType: _optional,
@@ -347,7 +347,7 @@ _TYPE_NAMES = {
 }
 
 
-def _expect(value: object, wanted: type, place: Place) -> None:
+def _expect(value: object, wanted: type, place: KeyPlace) -> None:
     if type(value) is wanted or (wanted is float and type(value) is int):
         return
     given = _TYPE_NAMES.get(type(value), type(value).__name__)

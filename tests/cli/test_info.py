@@ -31,7 +31,7 @@ def test_text(tmp_path: Path) -> None:
     trace = small_trace().write(tmp_path / "small.asitrace", rows_per_part=10)
     size = f"{trace.size / 1024:.1f} KiB"
     assert (
-        _info(trace.path)
+        _info(trace.path, COLUMNS="100")
         == f"""\
 small.asitrace
   source        machine

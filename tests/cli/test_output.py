@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asikit.cli._output import size_text, write_json
+from asikit.cli._output import write_json
+from asikit.report import size_text
 
 
 def test_envelope(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,8 +53,9 @@ def test_break_even_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert words == {"Less", "More"}
 
 
-def test_cost_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With --why every figure that is used is printed with its basis and source."""
+    monkeypatch.setenv("COLUMNS", "400")
     out = asi(capsys, "cost", KVM, "--cpu", "skylake-6600u", "--why")[1]
     assert "ibpb: 4,537 cycles, measured: Behrens et al., EuroSys 2022, i7-6600U: mean of 1M runs" in out
     document = json.loads(asi(capsys, "cost", KVM, "--cpu", "skylake-6600u", "--json")[1])
@@ -145,8 +146,9 @@ def test_list_cpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert "AMD EPYC 7452 (Zen 2)" in out
 
 
-def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved machine as text and as JSON."""
+    monkeypatch.setenv("COLUMNS", "120")
     folder = saved(tmp_path, ZEN2, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="0")
     code, out, err = asi(capsys, "host", "--from", folder)
     assert (code, err) == (0, "")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from asikit.proofs import World
-    from asikit.proofs.hardware import Layout
+    from asikit.proofs.hardware import ContentsLayout
 
 H = Happening
 RETURNS = {H.RETURN_USER, H.VM_ENTRY}
@@ -47,7 +47,7 @@ class Oracle:
         return self.world.threads
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ContentsLayout:
         """The structures."""
         return self.world.layout
 

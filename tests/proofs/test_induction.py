@@ -228,6 +228,7 @@ def test_two_classes_on_two_threads() -> None:
     assert prove(replace(world, nesting=0), mutant("exit-asks-own-taints")).verdict is Verdict.UNKNOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no-release", "no-stun-interrupt", "untrusted-kept-in-nested-entries"])
 def test_deadlocks_are_not_proved(name: str) -> None:
     """Without what ends a wait, the invariant that says so is not kept."""
@@ -256,6 +257,7 @@ def test_mutants_are_not_proved(name: str) -> None:
     assert clause in result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [world_for(threads=1), world_for(threads=2, nesting=0)], ids=["one", "two"])
 def test_another_solver_agrees(world: World, tmp_path: Path) -> None:
     """cvc5 reads the script, and answers each of the questions as hoped."""
@@ -295,6 +297,7 @@ def test_what_is_not_covered() -> None:
         prove(world_for(threads=1), mutant("no-shootdown"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in CATALOGUE])
 def test_no_mutant_is_proved(name: str) -> None:
     """What one thread refutes by exploring, or what does not even exist without SMT, induction does not prove."""

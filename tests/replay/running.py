@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asikit.replay import ALL_CLASSES, Policy, ReferenceReplay, ReplayResult, load_policy, replay
 from asikit.replay._tables import SideTables
 from asikit.replay.engine import CompiledReplay
-from asikit.replay.run import event_columns
+from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import Sensitive, apply_policy
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def tallies_of(
     compiled = CompiledReplay(under, classes, sensitive, tasks)
     reference = ReferenceReplay(under, classes, sensitive, tasks)
     for chunk in chunks:
-        for columns in event_columns(chunk):
-            compiled.feed(*columns)
+        for piece in event_pieces(chunk):
+            compiled.feed(piece)
         reference.feed(chunk.select("cpu", "kind", "arg", "stack").iter_rows())
     return compiled.tally(), reference.tally()

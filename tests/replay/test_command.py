@@ -39,8 +39,9 @@ def trace(tmp_path: Path) -> Path:
     return b.write(tmp_path / "t.asitrace").path
 
 
-def test_text(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One policy is shown in detail, within 100 columns."""
+def test_text(trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One policy is shown in detail, as wide as it may be."""
+    monkeypatch.setenv("COLUMNS", "85")
     code, out, err = asi(capsys, trace)
     assert (code, err) == (0, "")
     words = {" ".join(line.split()) for line in out.splitlines()}

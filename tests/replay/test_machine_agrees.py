@@ -14,7 +14,7 @@ from asikit.machine.tracing import MachineTrace
 from asikit.machine.x86 import Access
 from asikit.protocol import AsiClass
 from asikit.replay import load_policy, replay, shipped_policies
-from asikit.replay.machine import machine_config
+from asikit.replay.machine import entry_name, machine_config
 from asikit.trace import NO_PAGE, Trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -154,3 +154,15 @@ def test_what_is_not_mapped_has_no_page(tmp_path: Path) -> None:
     trace.verify()
     places = trace.table("places")
     assert places.filter(places["vaddr"] == hole)["page"].to_list() == [NO_PAGE]
+
+
+def test_a_trace_and_a_report_call_entries_the_same(tmp_path: Path) -> None:
+    """The machine writes into its trace what its VM exits are called, as it does for system calls and vectors."""
+    loaded, policy = load_scenario(EXAMPLES / "kvm_guest.py"), load_policy("denylist-2025")
+    machine = Machine(machine_config(policy, loaded.config))
+    with MachineTrace(machine, tmp_path / "run.asitrace"):
+        loaded.run(machine)
+    (replayed,) = replay(Trace.open(tmp_path / "run.asitrace"), [policy])
+    names = {row.entry for row in replayed.by_entry}
+    assert "vm exit 120 hlt" in names
+    assert names <= {entry_name(kind, number) for kind, number in machine.report().by_entry}

@@ -28,7 +28,7 @@ from asikit.replay._tables import SideTables
 from asikit.replay._tally import together
 from asikit.replay.engine import CompiledReplay
 from asikit.replay.grouping import CPUS, Group, Grouping, Labeller
-from asikit.replay.run import event_columns
+from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import Sensitive, apply_policy
 from asikit.trace import Trace
 from tests.builders import TraceBuilder
@@ -79,9 +79,9 @@ def tallies(  # noqa: PLR0913, PLR0917  (what a replay is)
     reference = ReferenceReplay(under, ALL_CLASSES, sensitive, tasks, grouping=grouping)
     labeller = Labeller(grouping)
     for chunk in (frame[:cut], frame[cut:]):
-        for columns in event_columns(chunk):
-            compiled.feed(*columns, labeller.label(*columns[:3]))
-            plain.feed(*columns)
+        for piece in event_pieces(chunk):
+            compiled.feed(piece, labeller.label(*piece[:3]))
+            plain.feed(piece)
         reference.feed(chunk.select("cpu", "kind", "arg", "stack").iter_rows())
     numbers = range(grouping.size)
     return [compiled.tally([g]) for g in numbers], [reference.tally([g]) for g in numbers], plain.tally()

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asikit.replay._loop import Events
 from asikit.replay._sites import SiteTable
 from asikit.replay._tally import NO_PLACE
 from asikit.trace import EventKind
@@ -28,8 +29,11 @@ def test_counts(batches: list[list[tuple[EventKind, int, int, int]]]) -> None:
     wanted: Counter[tuple[int, int, int, int]] = Counter()
     for batch in batches:
         kind, arg, stack, transition = (np.array(column) for column in zip(*batch, strict=True))
-        columns = (kind.astype(np.uint8), kind.astype(np.uint8), arg.astype(np.uint32), stack.astype(np.uint32))
-        table.add(columns, np.zeros(len(batch), np.uint32), np.arange(len(batch)), transition.astype(np.int64))
+        of_one_group = np.zeros(len(batch), np.uint32)
+        events = Events(
+            kind.astype(np.uint8), kind.astype(np.uint8), arg.astype(np.uint32), stack.astype(np.uint32), of_one_group
+        )
+        table.add(events, np.arange(len(batch)), transition.astype(np.int64))
         for kind_, arg_, stack_, transition_ in batch:
             place = NO_PLACE if kind_ is EventKind.TASK_SWITCH else arg_
             wanted[int(kind_), place, stack_, int(reasons[transition_])] += 1

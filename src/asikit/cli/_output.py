@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,11 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from rich.console import Console
+    from asikit.report.view import Report
+
+_COLUMNS = 80
+_LOOKS = {"plain": "", "strong": "bold", "faint": "dim", "notable": "cyan", "warning": "yellow"}
+"""How a terminal shows each :class:`asikit.report.view.Style`."""
 
 
 def write_json(name: str, document: Mapping[str, Any], *, version: int = 1) -> None:
@@ -37,24 +42,18 @@ def warn(lines: Iterable[str]) -> None:
         click.echo(f"asi: warning: {line}", err=True)
 
 
-def console() -> Console:
-    """Give the console that text goes to: colour on a terminal only and never with NO_COLOR; lines are not wrapped."""
+def show(report: Report) -> None:
+    """Print a report, as wide as the terminal is: 80 columns where there is none, or as many as COLUMNS says."""
     # Only commands that print text pay for rich.
     from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    from asikit.report.view.text import lines  # noqa: PLC0415
 
-
-def size_text(size: int) -> str:
-    """Give a number of bytes as people read it: ``512 bytes``, ``3.2 MiB``."""
-    if size < 1 << 10:
-        return f"{size} bytes"
-    number = float(size)
-    for unit in ("KiB", "MiB", "GiB"):
-        number /= 1024
-        if number < 1024:  # noqa: PLR2004
-            return f"{number:.1f} {unit}"
-    return f"{number / 1024:.1f} TiB"
+    # Colour on a terminal only, and never with NO_COLOR. The lines are set: they are not to be wrapped again.
+    out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    for line in lines(report, get_terminal_size(fallback=(_COLUMNS, 0)).columns):
+        out.print(Text(line.text, style=_LOOKS[line.style]))
 
 
 def _sorted(value: Any) -> Any:  # noqa: ANN401  (any JSON value)

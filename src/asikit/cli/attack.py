@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def command(  # noqa: PLR0913  (an option each)
     if list_names:
         from asikit.report.attack import attack_names  # noqa: PLC0415
 
-        console().print(attack_names())
+        show(attack_names())
         return
     names = [name.strip() for name in mitigations.split(",")]
     columns = mitigation_names() if _ALL in names else tuple(dict.fromkeys(names))
@@ -108,4 +108,4 @@ def _show(findings: list[Finding], *, why: bool, as_json: bool) -> None:
         return
     from asikit.report.attack import attack_reason, attack_report  # noqa: PLC0415
 
-    console().print(attack_reason(findings[0]) if why else attack_report(findings))
+    show(attack_reason(findings[0]) if why else attack_report(findings))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from asikit.cost import Calibration
@@ -58,6 +58,6 @@ def command(*, output: Path | None, like: str | None, samples: int, force: bool,
 def _print(calibration: Calibration, output: Path | None) -> None:
     from asikit.report import calibration_report  # noqa: PLC0415
 
-    console().print(calibration_report(calibration))
+    show(calibration_report(calibration))
     if output is not None:
         click.echo(f"asi: wrote {output}: asi cost TRACE --cpu {output}", err=True)

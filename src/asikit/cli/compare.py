@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from asikit.cost import Comparison
@@ -63,7 +63,7 @@ def command(  # noqa: PLR0913  (an option each)
 def _print(comparison: Comparison, top: int) -> None:
     from asikit.report import compare_report  # noqa: PLC0415
 
-    console().print(compare_report(comparison, top=top))
+    show(compare_report(comparison, top=top))
 
 
 def _gate(comparison: Comparison, percent: float) -> None:

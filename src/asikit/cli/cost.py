@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asikit.cli._output import console, warn, write_json
+from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
@@ -123,12 +123,11 @@ def _range(text: str) -> Range:
 
 def _list_cpus() -> None:
     from asikit.machine.x86 import cpu_names, load_cpu  # noqa: PLC0415
+    from asikit.report.view import Report, choices  # noqa: PLC0415
 
-    names = cpu_names()
-    width = max(len(name) for name in names)
-    for name in names:
-        model = load_cpu(name)
-        click.echo(f"{name:<{width}}  {model.title} ({model.microarchitecture})")
+    models = {name: load_cpu(name) for name in cpu_names()}
+    titles = {name: f"{model.title} ({model.microarchitecture})" for name, model in models.items()}
+    show(Report((choices(titles),)))
 
 
 def _write_json(result: CostResult) -> None:
@@ -140,7 +139,6 @@ def _write_json(result: CostResult) -> None:
 def _print(result: CostResult, *, top: int, why: bool) -> None:
     from asikit.report import cost_report, cost_sources  # noqa: PLC0415
 
-    out = console()
-    out.print(cost_report(result, top=top))
+    show(cost_report(result, top=top))
     if why:
-        out.print(cost_sources(result))
+        show(cost_sources(result))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 SAMPLES = ("page-cache", "processes", "kvm-guest")
 POLICIES = ("blanket", "denylist-2025", "ephmap")
@@ -26,7 +26,7 @@ def command(*, as_json: bool) -> None:
     from asikit.cost import price  # noqa: PLC0415
     from asikit.machine.x86 import load_cpu  # noqa: PLC0415
     from asikit.replay import load_policy, replay  # noqa: PLC0415
-    from asikit.report import cost_overview, overview  # noqa: PLC0415
+    from asikit.report import overview  # noqa: PLC0415
     from asikit.trace import Trace  # noqa: PLC0415
 
     folder = Path(str(files("asikit.data") / "samples"))
@@ -43,8 +43,5 @@ def command(*, as_json: bool) -> None:
         write_json("demo", {"recordings": replays, "costs": rows})
         return
     release = traces[SAMPLES[0]].recorder.kernel.release
-    out = console()
-    out.print(f"Three recordings of a stock Linux {release}, each replayed under three policies:")
-    out.print(overview(results))
-    out.print()
-    out.print(cost_overview(costs))
+    title = f"Three recordings of a stock Linux {release}, each replayed under three policies:"
+    show(overview(title, results, costs))

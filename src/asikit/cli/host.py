@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from asikit.cost import Host
@@ -38,4 +38,4 @@ def command(*, folder: Path | None, as_json: bool) -> None:
 def _print(host: Host) -> None:
     from asikit.report import host_report  # noqa: PLC0415
 
-    console().print(host_report(host))
+    show(host_report(host))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asikit import __version__
-from asikit.cli._output import console, warn, write_json
+from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
@@ -104,11 +104,9 @@ def _check_names(names: list[str]) -> None:
 
 def _list_policies() -> None:
     from asikit.replay import load_policy, shipped_policies  # noqa: PLC0415
+    from asikit.report.view import Report, choices  # noqa: PLC0415
 
-    names = shipped_policies()
-    width = max(len(name) for name in names)
-    for name in names:
-        click.echo(f"{name:<{width}}  {load_policy(name).title}")
+    show(Report((choices({name: load_policy(name).title for name in shipped_policies()}),)))
 
 
 def _write_json(results: list[ReplayResult], trace: Trace, top: int | None) -> None:
@@ -130,6 +128,6 @@ def _print(results: list[ReplayResult], top: int) -> None:
     from asikit.report import compare_replays, replay_report  # noqa: PLC0415
 
     if len(results) == 1:
-        console().print(replay_report(results[0], top=top))
+        show(replay_report(results[0], top=top))
     else:
-        console().print(compare_replays(results, causes=min(top, 3), top=top))
+        show(compare_replays(results, causes=min(top, 3), top=top))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from asikit.cli._output import console, write_json
+from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +141,7 @@ def _shown(result: Verification, *, as_json: bool) -> Verdict:
     else:
         from asikit.report.verify import verification_report  # noqa: PLC0415
 
-        console().print(verification_report(result))
+        show(verification_report(result))
     return result.verdict
 
 
@@ -170,7 +170,7 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
     else:
         from asikit.report.verify import mutants_report  # noqa: PLC0415
 
-        console().print(mutants_report(rows))
+        show(mutants_report(rows))
     return verdict
 
 
@@ -194,7 +194,7 @@ def _compare(*, as_json: bool) -> Verdict:
     else:
         from asikit.report.verify import equivalence_report  # noqa: PLC0415
 
-        console().print(equivalence_report(rows))
+        show(equivalence_report(rows))
     return verdict
 
 
@@ -226,12 +226,9 @@ def _known(option: str, text: str, known: dict[str, _Value]) -> list[_Value]:
 
 def _list_mutants() -> None:
     from asikit.proofs import ALTERNATIVES, CATALOGUE  # noqa: PLC0415
+    from asikit.report.verify import mutant_names  # noqa: PLC0415
 
-    width = max(len(mutant.name) for mutant in (*CATALOGUE, *ALTERNATIVES))
-    for title, mutants in (("Mutants", CATALOGUE), ("Alternatives", ALTERNATIVES)):
-        click.echo(title)
-        for mutant in mutants:
-            click.echo(f"  {mutant.name:<{width}}  {mutant.says}")
+    show(mutant_names(CATALOGUE, ALTERNATIVES))
 
 
 def _states_progress() -> Callable[[int], None]:

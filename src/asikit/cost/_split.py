@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asikit.replay._compiled import jit
+from asikit.compiled import jit
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ Imported only when a trace is priced: importing numba takes a while.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asikit.replay._compiled import jit
+from asikit.compiled import jit
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["HISTOGRAM", "PER_CPU", "Count", "State", "walk_events"]
+__all__ = ["HISTOGRAM", "PER_CPU", "Count", "Events", "Pages", "Walk", "WalkState", "walk_events"]
 
 HISTOGRAM = 4096
 """Bins of pages touched between two flushes: the last is for all from there on. An L1D has fewer lines."""
@@ -39,7 +39,7 @@ class Count(IntEnum):
     ROUND_TRIPS = 11
 
 
-class State(IntEnum):
+class WalkState(IntEnum):
     """What is remembered of a CPU."""
 
     SPACE = 0  # the kind of the loaded address space: unrestricted, userspace's, KVM's
@@ -54,11 +54,16 @@ class State(IntEnum):
     CLOCK = 11
 
 
-PER_CPU = len(State) + 2
+PER_CPU = len(WalkState) + 2
 _UNRESTRICTED, _USERSPACE, _KVM = 0, 1, 2
-_SPACE, _ENTERED, _LEFT, _CLOCK = int(State.SPACE), int(State.ENTERED), int(State.LEFT), int(State.CLOCK)
-_TRIP, _TRIP_LARGE, _TRIP_SMALL = int(State.TRIP), int(State.TRIP_LARGE), int(State.TRIP_SMALL)
-_FLUSH, _FLUSH_PAGES, _EPOCH = int(State.FLUSH), int(State.FLUSH_PAGES), int(State.EPOCH)
+_SPACE, _ENTERED, _LEFT, _CLOCK = (
+    int(WalkState.SPACE),
+    int(WalkState.ENTERED),
+    int(WalkState.LEFT),
+    int(WalkState.CLOCK),
+)
+_TRIP, _TRIP_LARGE, _TRIP_SMALL = int(WalkState.TRIP), int(WalkState.TRIP_LARGE), int(WalkState.TRIP_SMALL)
+_FLUSH, _FLUSH_PAGES, _EPOCH = int(WalkState.FLUSH), int(WalkState.FLUSH_PAGES), int(WalkState.EPOCH)
 _KERNEL, _UNRESTRICTED_TIME = int(Count.KERNEL_INSTRUCTIONS), int(Count.UNRESTRICTED_INSTRUCTIONS)
 _OUT, _TO = int(Count.SWITCHES_OUT), int(Count.SWITCHES_TO_USERSPACE)
 _MISSES_LARGE, _MISSES_SMALL = int(Count.MISSES_LARGE), int(Count.MISSES_SMALL)
@@ -71,38 +76,57 @@ _TOUCH_READ, _TOUCH_FETCH = int(EventKind.TOUCH_READ), int(EventKind.TOUCH_FETCH
 _BINS = HISTOGRAM
 
 
+class Events(NamedTuple):
+    """The events, as arrays of equal length, and the rows that left the restricted address space, ascending."""
+
+    cpu: Array
+    kind: Array
+    arg: Array
+    clock: Array
+    exits: Array
+
+
+class Pages(NamedTuple):
+    """The number of the translation of each place: where the kernel maps large pages, and with pages of 4 KiB."""
+
+    large: Array
+    small: Array
+
+
+class Walk(NamedTuple):
+    """What the loop remembers, and what it counts.
+
+    :ivar state: (CPUs, PER_CPU) int64: :class:`WalkState`.
+    :ivar seen_large: (CPUs, 3, translations) int64: the load of the space in which it was last used.
+    :ivar seen_small: With pages of 4 KiB.
+    :ivar trip_large: (CPUs, translations) int64: the round trip in which it was last used.
+    :ivar trip_small: With pages of 4 KiB.
+    :ivar flush_small: (CPUs, translations) int64: the flush before which it was last used, with pages of 4 KiB.
+    :ivar counts: :class:`Count`.
+    :ivar histogram: Flushes by the pages read or written until the next.
+    """
+
+    state: Array
+    seen_large: Array
+    seen_small: Array
+    trip_large: Array
+    trip_small: Array
+    flush_small: Array
+    counts: Array
+    histogram: Array
+
+
 @jit
-def walk_events(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  (one loop, compiled; calls in it would cost)
-    cpu: Array,
-    kind: Array,
-    arg: Array,
-    clock: Array,
-    exits: Array,
-    large: Array,
-    small: Array,
-    state: Array,
-    seen_large: Array,
-    seen_small: Array,
-    trip_large: Array,
-    trip_small: Array,
-    flush_small: Array,
-    counts: Array,
-    histogram: Array,
-    flush_always: int,
+def walk_events(  # noqa: C901, PLR0912, PLR0915  (one loop, compiled; calls in it would cost)
+    events: Events, pages: Pages, walk: Walk, flush_always: int
 ) -> None:
     """Run events.
 
-    :param exits: Rows that left the restricted address space, ascending.
-    :param large: Number of the translation of each place, where the kernel maps large pages.
-    :param small: The same with pages of 4 KiB.
-    :param state: (CPUs, PER_CPU) int64: :class:`State`.
-    :param seen_large: (CPUs, 3, translations) int64: the load of the space in which it was last used.
-    :param trip_large: (CPUs, translations) int64: the round trip in which it was last used.
-    :param flush_small: The same, the flush.
-    :param counts: :class:`Count`.
-    :param histogram: Flushes by the pages read or written until the next.
     :param flush_always: 1 if every return flushes, 0 if those that change the address space do.
     """
+    cpu, kind, arg, clock, exits = events
+    large, small = pages
+    state, seen_large, seen_small, trip_large, trip_small, flush_small, counts, histogram = walk
     next_exit = 0
     for i in range(kind.size):
         k = kind[i]

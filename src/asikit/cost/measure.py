@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from asikit.cost.mitigations import Happening
-from asikit.cost.pageblocks import PageblockCounter, Pageblocks
-from asikit.replay import ALL_CLASSES, ReplayError, ReplayResult, Selection
-from asikit.replay._steps import check_policy
-from asikit.replay._tables import SideTables
-from asikit.replay.causes import name_part, name_result
-from asikit.replay.grouping import Group, Grouping, Labeller
-from asikit.replay.sensitivity import apply_policy
-from asikit.trace import TOUCH_KINDS, EventKind, Region
+from asikit.cost.mitigations import Occasion
+from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
+from asikit.replay import MechanismKind, ReplayPass, ReplayResult, Selection
+from asikit.replay.grouping import Group, Grouping
+from asikit.trace import EventKind, Region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
     from asikit.cost._split import Split
     from asikit.protocol import Effect
-    from asikit.replay import By, Part, Policy
+    from asikit.replay import By, Part, Piece, Policy, Replayed, SideTables, Subject
     from asikit.trace import Trace
 
     Numbers = npt.NDArray[np.int64]
     Groups = npt.NDArray[np.uint32]
-    Columns = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
 __all__ = ["Base", "Measured", "Portion", "Portions", "Walked", "measure", "measure_portions"]
 
-_COLUMNS = ("cpu", "kind", "arg", "clock", "stack")
 _PAGE_SHIFT, _LARGE_SHIFT = 12, 21
 # Regions that the kernel maps with pages of 2 MiB or more (Documentation/arch/x86/x86_64/mm.rst); module text and
 # vmalloc are mapped with pages of 4 KiB.
 _LARGE_REGIONS = (Region.DIRECT_MAP, Region.KERNEL_IMAGE, Region.VMEMMAP)
 _ENTRIES = {
-    Happening.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
-    Happening.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
-    Happening.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
-    Happening.NMI_ENTRY: EventKind.ENTRY_NMI,
+    Occasion.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
+    Occasion.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
+    Occasion.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
+    Occasion.NMI_ENTRY: EventKind.ENTRY_NMI,
 }
 _OTHERS = {
-    Happening.USER_RETURN: EventKind.RETURN_USER,
-    Happening.VM_EXIT: EventKind.VM_EXIT,
-    Happening.VM_ENTRY: EventKind.VM_ENTRY,
-    Happening.TASK_SWITCH: EventKind.TASK_SWITCH,
-    Happening.MM_SWITCH: EventKind.MM_SWITCH,
+    Occasion.USER_RETURN: EventKind.RETURN_USER,
+    Occasion.VM_EXIT: EventKind.VM_EXIT,
+    Occasion.VM_ENTRY: EventKind.VM_ENTRY,
+    Occasion.TASK_SWITCH: EventKind.TASK_SWITCH,
+    Occasion.MM_SWITCH: EventKind.MM_SWITCH,
 }
 
 
@@ -96,7 +90,7 @@ class Base:
 
     instructions: int
     cpus: int
-    happenings: Mapping[Happening, int]
+    happenings: Mapping[Occasion, int]
     walked: Walked
 
 
@@ -113,7 +107,7 @@ class Measured:
     result: ReplayResult | Part
     effects: Mapping[Effect, int]
     walked: Walked
-    pageblocks: Pageblocks
+    pageblocks: PageblockConversions
     pageblock_shares: tuple[float, float] = (1.0, 1.0)
 
     @property
@@ -153,8 +147,9 @@ class _ProcessSwitches:
         self._last = [0] * cpus
         self.times = np.zeros(groups, np.int64)
 
-    def feed(self, cpu: Numbers, kind: Numbers, arg: Numbers, group: Groups | None = None) -> None:
+    def feed(self, piece: Piece, group: Groups | None = None) -> None:
         """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
+        cpu, kind, arg = piece.cpu, piece.kind, piece.arg
         at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
         for number in np.unique(cpu[at]).tolist():
             own = at[cpu[at] == number]
@@ -170,7 +165,7 @@ class _Walker:
 
     def __init__(self, tables: SideTables, cpus: int, *, flush_always: bool) -> None:
         # numba takes a while to import.
-        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, State  # noqa: PLC0415
+        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, Pages, Walk, WalkState  # noqa: PLC0415
 
         self._flush_always = int(flush_always)
         vaddr = tables.places["vaddr"].to_numpy()
@@ -181,50 +176,44 @@ class _Walker:
             vaddr >> np.uint64(_LARGE_SHIFT) << np.uint64(1),
             vaddr >> np.uint64(_PAGE_SHIFT) << np.uint64(1) | np.uint64(1),
         )
-        self._large = np.unique(keys, return_inverse=True)[1].astype(np.int64)
-        self._small = np.unique(vaddr, return_inverse=True)[1].astype(np.int64)
-        larges, smalls = int(self._large.max(initial=-1)) + 1, int(self._small.max(initial=-1)) + 1
-        self._state = np.zeros((cpus, PER_CPU), np.int64)
-        self._state[:, State.LEFT] = -1
-        self._seen_large = np.zeros((cpus, 3, larges), np.int64)
-        self._seen_small = np.zeros((cpus, 3, smalls), np.int64)
-        self._trip_large = np.full((cpus, larges), -1, np.int64)
-        self._trip_small = np.full((cpus, smalls), -1, np.int64)
-        self._flush_small = np.full((cpus, smalls), -1, np.int64)
-        self._counts = np.zeros(len(Count), np.int64)
-        self._histogram = np.zeros(HISTOGRAM, np.int64)
-
-    def feed(self, columns: Columns, exits: Numbers) -> None:
-        """Run events: ``cpu``, ``kind``, ``arg``, ``clock``, and ``stack``, which does not matter here."""
-        from asikit.cost._walk import walk_events  # noqa: PLC0415
-
-        walk_events(
-            *columns[:4],
-            exits,
-            self._large,
-            self._small,
-            self._state,
-            self._seen_large,
-            self._seen_small,
-            self._trip_large,
-            self._trip_small,
-            self._flush_small,
-            self._counts,
-            self._histogram,
-            self._flush_always,
+        large = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+        small = np.unique(vaddr, return_inverse=True)[1].astype(np.int64)
+        self._pages = Pages(large, small)
+        larges, smalls = int(large.max(initial=-1)) + 1, int(small.max(initial=-1)) + 1
+        self._walk = Walk(
+            state=np.zeros((cpus, PER_CPU), np.int64),
+            seen_large=np.zeros((cpus, 3, larges), np.int64),
+            seen_small=np.zeros((cpus, 3, smalls), np.int64),
+            trip_large=np.full((cpus, larges), -1, np.int64),
+            trip_small=np.full((cpus, smalls), -1, np.int64),
+            flush_small=np.full((cpus, smalls), -1, np.int64),
+            counts=np.zeros(len(Count), np.int64),
+            histogram=np.zeros(HISTOGRAM, np.int64),
         )
+        self._walk.state[:, WalkState.LEFT] = -1
+
+    def feed(self, piece: Piece, exits: Numbers) -> None:
+        """Run events.
+
+        :param exits: The rows that left the restricted address space, ascending.
+        """
+        from asikit.cost._walk import Events, walk_events  # noqa: PLC0415
+
+        events = Events(piece.cpu, piece.kind, piece.arg, piece.clock, exits)
+        walk_events(events, self._pages, self._walk, self._flush_always)
 
     def instructions(self) -> int:
         """Return the instructions so far."""
-        from asikit.cost._walk import State  # noqa: PLC0415
+        from asikit.cost._walk import WalkState  # noqa: PLC0415
 
-        return int(self._state[:, State.CLOCK].sum())
+        return int(self._walk.state[:, WalkState.CLOCK].sum())
 
     def walked(self) -> Walked:
         """Return the counts; what a round trip that the recording cuts off would add is left out."""
         from asikit.cost._walk import Count  # noqa: PLC0415
 
-        counts = {name: int(self._counts[name]) for name in Count}
+        histogram = self._walk.histogram
+        counts = {name: int(self._walk.counts[name]) for name in Count}
         return Walked(
             kernel_instructions=counts[Count.KERNEL_INSTRUCTIONS],
             unrestricted_instructions=counts[Count.UNRESTRICTED_INSTRUCTIONS],
@@ -235,7 +224,7 @@ class _Walker:
             before_exit=(counts[Count.BEFORE_EXIT_LARGE], counts[Count.BEFORE_EXIT_SMALL]),
             touched=(counts[Count.TOUCHED_LARGE], counts[Count.TOUCHED_SMALL]),
             round_trips=counts[Count.ROUND_TRIPS],
-            flushes={pages: int(self._histogram[pages]) for pages in np.flatnonzero(self._histogram).tolist()},
+            flushes={pages: int(histogram[pages]) for pages in np.flatnonzero(histogram).tolist()},
         )
 
 
@@ -271,95 +260,107 @@ def measure_portions(trace: Trace, policies: Sequence[Policy], selection: Select
 
 
 class _Under:
-    """What one policy asks for, counted."""
+    """Counts what one policy costs besides what it asks for. A consumer of a :class:`ReplayPass`.
 
-    def __init__(self, policy: Policy, tables: SideTables, cpus: int, groups: int) -> None:
-        from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
+    :ivar walker: What each switch of address spaces loses.
+    :ivar blocks: Which pageblocks change their sensitivity.
+    :ivar split: In which part of the recording it falls.
+    """
 
-        self.policy = policy
-        self._tables = tables
-        sensitive = apply_policy(policy, tables)
-        self._run = CompiledReplay(policy, ALL_CLASSES, sensitive, tables.tasks.height, groups=groups)
-        self._walker = _Walker(tables, cpus, flush_always=policy.mechanism.kind.value != "asi")
-        self._blocks = PageblockCounter.of(tables, sensitive)
-        self._split = _split_of(cpus, groups)
+    def __init__(self, number: int, cpus: int) -> None:
+        self._number = number
+        self._cpus = cpus
 
-    def feed(self, columns: Columns, group: Groups | None) -> None:
-        cpu, kind, arg, clock, stack = columns
-        exits = self._run.feed(cpu, kind, arg, stack, group)
-        self._walker.feed(columns, exits)
-        self._blocks.feed(kind, arg, group)
+    def begin(self, subject: Subject) -> None:
+        policy = subject.policies[self._number]
+        self.walker = _Walker(subject.tables, self._cpus, flush_always=policy.mechanism.kind is not MechanismKind.ASI)
+        self.blocks = PageblockCounter.of(subject.tables, subject.sensitive[self._number])
+        self.split = _split_of(self._cpus, subject.groups)
+
+    def feed(self, piece: Piece, group: Groups | None, exits: Sequence[Numbers]) -> None:
+        self.walker.feed(piece, exits[self._number])
+        self.blocks.feed(piece.kind, piece.arg, group)
         if group is not None:
-            self._split.feed(cpu, kind, clock, group, exits)
+            self.split.feed(piece.cpu, piece.kind, piece.clock, group, exits[self._number])
 
-    def whole(self) -> Measured:
-        tally = self._run.tally()
-        result = name_result(tally, self._tables, self.policy, ALL_CLASSES)
-        return Measured(self.policy, result, tally.effects, self._walker.walked(), self._blocks.result())
+    def whole(self, replayed: Replayed) -> Measured:
+        blocks = self.blocks.result()
+        return Measured(replayed.policy, replayed.result(), replayed.effects(), self.walker.walked(), blocks)
 
-    def portion(self, groups: Sequence[int], group: Group) -> Measured:
-        tally = self._run.tally(groups, sites=False)
+    def portion(self, replayed: Replayed, groups: Sequence[int], group: Group) -> Measured:
         return Measured(
-            self.policy,
-            name_part(tally, group, self.policy, ALL_CLASSES),
-            tally.effects,
-            _walked(self._split.counts()[list(groups)].sum(axis=0)),
-            self._blocks.result(),
-            self._blocks.shares(groups),
+            replayed.policy,
+            replayed.part(groups, group),
+            replayed.effects(groups),
+            _walked(self.split.counts()[list(groups)].sum(axis=0)),
+            self.blocks.result(),
+            self.blocks.shares(groups),
         )
+
+
+class _Without:
+    """Counts what there is without any mitigation. A consumer of a :class:`ReplayPass`.
+
+    :ivar walker: The whole run, every return taken for a flush.
+    :ivar split: In which part of the recording it falls.
+    """
+
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+
+    def begin(self, subject: Subject) -> None:
+        self.walker = _Walker(subject.tables, self._cpus, flush_always=True)
+        self.split = _split_of(self._cpus, subject.groups)
+        self._kinds = np.zeros((subject.groups, max(EventKind) + 1), np.int64)
+        self._switches = _ProcessSwitches(self._cpus, subject.groups)
+
+    def feed(self, piece: Piece, group: Groups | None, exits: Sequence[Numbers]) -> None:
+        del exits  # of no policy
+        none = np.empty(0, np.int64)
+        self.walker.feed(piece, none)
+        groups, kinds = self._kinds.shape
+        row = piece.kind if group is None else group.astype(np.int64) * kinds + piece.kind
+        self._kinds += np.bincount(row, minlength=groups * kinds).reshape(groups, kinds)
+        self._switches.feed(piece, group)
+        if group is not None:
+            self.split.feed(piece.cpu, piece.kind, piece.clock, group, none)
+
+    def whole(self) -> tuple[Base, int]:
+        """Return the run, and how many events it has."""
+        return self._base(slice(None), self.walker.instructions(), self.walker.walked())
+
+    def portion(self, groups: Sequence[int]) -> tuple[Base, int]:
+        """Return some groups of it together, and how many events they have."""
+        counts = self.split.counts()[list(groups)].sum(axis=0)
+        return self._base(list(groups), int(counts[0]), _walked(counts))
+
+    def _base(self, groups: slice | list[int], instructions: int, walked: Walked) -> tuple[Base, int]:
+        kinds = self._kinds[groups].sum(axis=0)
+        happenings = _happenings(kinds, walked)
+        happenings[Occasion.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
+        return Base(instructions, self._cpus, happenings, walked), int(kinds.sum())
 
 
 class _Pass:
-    """One pass over a trace."""
+    """One pass over a trace, in which all is counted."""
 
     def __init__(self, trace: Trace, policies: Sequence[Policy], grouping: Grouping | None) -> None:
-        for policy in policies:
-            check_policy(policy, ALL_CLASSES)
-        tables = SideTables.of(trace)
-        self._cpus = int(trace.scan_events().select(pl.col("cpu").max().fill_null(0)).collect().item()) + 1
-        groups = 1 if grouping is None else grouping.size
-        labeller = None if grouping is None else Labeller(grouping)
-        self._under = [_Under(policy, tables, self._cpus, groups) for policy in policies]
-        self._base = _Walker(tables, self._cpus, flush_always=True)
-        self._split = _split_of(self._cpus, groups)
-        self._kinds = np.zeros((groups, max(EventKind) + 1), np.int64)
-        self._switches = _ProcessSwitches(self._cpus, groups)
-        none = np.empty(0, np.int64)
-        for columns in _pieces(trace, tables):
-            cpu, kind, arg, clock, _ = columns
-            group = None if labeller is None else labeller.label(cpu, kind, arg)
-            self._base.feed(columns, none)
-            self._count(cpu, kind, arg, group)
-            if group is not None:
-                self._split.feed(cpu, kind, clock, group, none)
-            for under in self._under:
-                under.feed(columns, group)
-
-    def _count(self, cpu: Numbers, kind: Numbers, arg: Numbers, group: Groups | None) -> None:
-        groups, kinds = self._kinds.shape
-        row = kind if group is None else group.astype(np.int64) * kinds + kind
-        self._kinds += np.bincount(row, minlength=groups * kinds).reshape(groups, kinds)
-        self._switches.feed(cpu, kind, arg, group)
+        cpus = int(trace.scan_events().select(pl.col("cpu").max().fill_null(0)).collect().item()) + 1
+        self._without = _Without(cpus)
+        self._under = [_Under(number, cpus) for number in range(len(policies))]
+        self._replayed = ReplayPass(trace, policies, [self._without, *self._under], grouping=grouping).run()
 
     def whole(self) -> Portion:
         """Return what there is in all of it."""
-        return self._portion(
-            self._base.instructions(), self._base.walked(), slice(None), [u.whole() for u in self._under]
-        )
+        base, events = self._without.whole()
+        both = zip(self._under, self._replayed, strict=True)
+        return Portion(base, [under.whole(replayed) for under, replayed in both], events)
 
     def portion(self, groups: Sequence[int], group: Group = Group("")) -> Portion:  # noqa: B008  (a value)
         """Return what there is in some groups together."""
-        counts = self._split.counts()[list(groups)].sum(axis=0)
-        measured = [under.portion(groups, group) for under in self._under]
-        return self._portion(int(counts[0]), _walked(counts), list(groups), measured)
-
-    def _portion(
-        self, instructions: int, walked: Walked, groups: slice | list[int], measured: list[Measured]
-    ) -> Portion:
-        kinds = self._kinds[groups].sum(axis=0)
-        happenings = _happenings(kinds, walked)
-        happenings[Happening.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
-        return Portion(Base(instructions, self._cpus, happenings, walked), measured, int(kinds.sum()))
+        base, events = self._without.portion(groups)
+        both = zip(self._under, self._replayed, strict=True)
+        return Portion(base, [under.portion(replayed, groups, group) for under, replayed in both], events)
 
 
 def _split_of(cpus: int, groups: int) -> Split:
@@ -387,29 +388,8 @@ def _walked(counts: Numbers) -> Walked:
     )
 
 
-def _pieces(trace: Trace, tables: SideTables) -> Iterator[Columns]:
-    """Give the events as arrays, part by part, with every reference checked that the loops follow."""
-    for chunk in trace.events(columns=_COLUMNS):
-        cpu, kind, arg, clock, stack = (_read_only(chunk, name) for name in _COLUMNS)
-        if kind.size and kind.max() > max(EventKind):
-            raise ReplayError("table events: a row is of no known kind; check the trace with `asi info --verify`")
-        touched = arg[np.isin(kind, [int(touch) for touch in TOUCH_KINDS])]
-        if touched.size and touched.max() >= tables.places.height:
-            raise ReplayError(
-                f"table events: a touch refers to place {touched.max()} of {tables.places.height}; "
-                "check the trace with `asi info --verify`, or record it again"
-            )
-        yield cpu, kind, arg, clock, stack
-
-
-def _read_only(chunk: pl.DataFrame, column: str) -> npt.NDArray[Any]:
-    array = chunk[column].rechunk().to_numpy().view()
-    array.flags.writeable = False
-    return array
-
-
-def _happenings(kinds: Numbers, walked: Walked) -> dict[Happening, int]:
+def _happenings(kinds: Numbers, walked: Walked) -> dict[Occasion, int]:
     counted = {happening: int(kinds[kind]) for happening, kind in (_ENTRIES | _OTHERS).items()}
-    counted[Happening.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
-    counted[Happening.KERNEL_INSTRUCTION] = walked.kernel_instructions
+    counted[Occasion.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
+    counted[Occasion.KERNEL_INSTRUCTION] = walked.kernel_instructions
     return counted

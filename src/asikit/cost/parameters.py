@@ -15,7 +15,7 @@ import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.expression import Range
-from asikit.documents import FILLED, Place, shipped_text, typed
+from asikit.documents import FILLED, KeyPlace, shipped_text, typed
 from asikit.errors import nearest
 from asikit.sources import cited, spelt_out
 
@@ -135,11 +135,11 @@ def _own(name: str, table: object, where: str, shared: Parameter) -> Parameter:
     return msgspec.structs.replace(parameter, about=parameter.about or shared.about)
 
 
-def _place(file: str, key: str) -> Place:
-    return Place(file, CostError, "table of costs", key)
+def _place(file: str, key: str) -> KeyPlace:
+    return KeyPlace(file, CostError, "table of costs", key)
 
 
-def _sound(parameter: Parameter, place: Place) -> Parameter:
+def _sound(parameter: Parameter, place: KeyPlace) -> Parameter:
     fault = _fault(parameter)
     if fault:
         raise place.fault(fault)

@@ -17,9 +17,20 @@ from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.kernel.core.observer import NOT_MAPPED
 from asikit.machine.mm import Gfp, Symbol
 from asikit.machine.uapi.numbers import Nr
-from asikit.trace._kinds import NO_PAGE, NO_STACK, UNKNOWN_EXIT_CODE, EventKind, PageKind, Region, TlbFlush
-from asikit.trace._schema import PAGE_BYTES, ROW_ZERO, SIDE_TABLES
-from asikit.trace._writer import TraceWriter
+from asikit.trace import (
+    NO_PAGE,
+    NO_STACK,
+    PAGE_BYTES,
+    ROW_ZERO,
+    SIDE_TABLES,
+    SVM_EXITS,
+    UNKNOWN_EXIT_CODE,
+    EventKind,
+    PageKind,
+    Region,
+    TlbFlush,
+    TraceWriter,
+)
 
 if TYPE_CHECKING:
     import os
@@ -159,7 +170,7 @@ class MachineTrace(Observer):
     def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Kernel code touches a page, for the first time since the last crossing."""
         pfn = None if paddr == NOT_MAPPED else paddr // PAGE_BYTES
-        if pfn is not None and Region(self._kernel.layout.region_of(vaddr)) is Region.FIXMAP:
+        if pfn is not None and self._kernel.layout.region_of(vaddr) is Region.FIXMAP:
             # Through an ephemeral mapping; a kernel without ASI would have used the direct map.
             vaddr = self._kernel.layout.virt(paddr)
         place = self._place(vaddr & -PAGE_BYTES, pfn)
@@ -217,7 +228,7 @@ class MachineTrace(Observer):
     def _place(self, vaddr: int, pfn: int | None) -> int:
         row = self._places.find((vaddr, pfn))
         if row is None:
-            region = Region(self._kernel.layout.region_of(vaddr))
+            region = self._kernel.layout.region_of(vaddr)
             row = self._places.add((vaddr, pfn), vaddr, region, NO_PAGE if pfn is None else self._page(pfn))
             if pfn is not None:
                 self._places_of.setdefault(pfn, set()).add((vaddr, pfn))
@@ -230,10 +241,10 @@ class MachineTrace(Observer):
                 return NO_PAGE
             page = self._kernel.allocator.page(pfn)
             allocation = self._allocations.find(page.pfn)
-            if allocation is None and PageKind(page.kind) not in {PageKind.FREE, PageKind.RESERVED}:
+            if allocation is None and page.kind not in {PageKind.FREE, PageKind.RESERVED}:
                 # From before the recording: what its allocation was is still known, but not by whom.
                 allocation = self._allocations.add(page.pfn, page.pfn, page.order, int(page.gfp), None, NO_STACK)
-            row = self._pages.add(pfn, pfn, PageKind(page.kind), page.cache, allocation)
+            row = self._pages.add(pfn, pfn, page.kind, page.cache, allocation)
         return row
 
     def _forget(self, pfn: int, order: int) -> None:
@@ -278,4 +289,5 @@ def _meta(machine: Machine, command: Sequence[str]) -> dict[str, Any]:
         "gfp_flags": {f"__GFP_{flag.name}": int(flag) for flag in Gfp},
         "syscalls": {str(int(number)): number.label for number in Nr},
         "vectors": {str(vector): name for vector, name in VECTOR_NAMES.items()},
+        "vm_exits": {str(code): name for code, name in SVM_EXITS.items()},
     }

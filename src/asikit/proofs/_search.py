@@ -8,21 +8,18 @@ is put off.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numba
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from asikit.compiled import jit
 
+if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
 
 __all__ = ["Arrays", "Shape", "enter", "expand", "settle_stuck"]
-
-_Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 # Columns of `Arrays.moves`.
 TO, SHARED, CLEARS, ADDS, FLAGS = range(5)
@@ -74,14 +71,6 @@ class Arrays(NamedTuple):
     states: Array
     parents: Array
     slots: Array
-
-
-def jit(function: _Function) -> _Function:
-    """Compile, keeping the machine code on disk where numba may write."""
-    try:
-        return cast("_Function", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast("_Function", numba.njit(nogil=True)(function))
 
 
 @jit

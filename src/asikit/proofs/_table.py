@@ -28,7 +28,7 @@ SHARED_VALUES = 256
 
 
 class Contents(Protocol):
-    """How what the structures hold is packed: the part of `asikit.proofs.hardware.Layout` that exploring needs."""
+    """How what the structures hold is packed: the part of `ContentsLayout` that exploring needs."""
 
     @property
     def bits(self) -> int: ...

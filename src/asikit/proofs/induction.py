@@ -14,7 +14,7 @@ import z3  # type: ignore[import-untyped]  # ships none
 
 from asikit.proofs.errors import VerifyError
 from asikit.proofs.hardware import Party
-from asikit.proofs.invariant import Clause, Invariant
+from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
     FAULTS_AGAIN,
     GUEST,
@@ -92,7 +92,7 @@ class Induction:
     def __init__(self, relation: Relation) -> None:
         _check(relation.world)
         self.relation, self.world = relation, relation.world
-        self.invariant = Invariant(relation)
+        self.invariant = InductiveInvariant(relation)
         written = {assign.field for command in relation.commands for assign in command.sets}
         self.state = self._variables({one.name for one in written})
         self.clauses = self.invariant.clauses(self.state)

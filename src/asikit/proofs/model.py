@@ -26,7 +26,7 @@ from asikit.proofs.hardware import (
     FOLDED,
     NOBODY,
     Capability,
-    Layout,
+    ContentsLayout,
     Party,
     layout_for,
     may_not_learn,
@@ -34,7 +34,7 @@ from asikit.proofs.hardware import (
 from asikit.proofs.interpreter import Interpreter
 from asikit.proofs.relation import Relation
 from asikit.proofs.threads import OWN_BEHIND, Mode, Move, Thread, View, in_transition, shared_bits
-from asikit.protocol import AsiClass, CoreState, Happening, Protocol, Space, TaskState
+from asikit.protocol import AsiClass, CoreState, Happening, Protocol, Role, Space, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -96,7 +96,7 @@ class World:
     boot_tainted: bool = True
     core_scheduling: bool = True
     trusting: bool = False
-    layout: Layout = field(init=False, repr=False, compare=False)
+    layout: ContentsLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU has."""
@@ -136,7 +136,7 @@ class World:
     @staticmethod
     def gives_up(op: ProgramOp) -> bool:
         """Whether a thread that waits at a micro-operation may give up: it waits before untrusted code."""
-        return op.path.endswith(".resume")
+        return op.role is Role.RESUME
 
     def place(self, thread: Thread) -> str:
         """Return the path of the micro-operation that a thread in a transition runs next."""
@@ -169,7 +169,7 @@ class World:
         """Yield names of transitions, one of several that run the very same micro-operations and end alike."""
         seen = set()
         for name in names:
-            ops = tuple(replace(op, path="", exits=None) for op in self.protocol.programs[name].ops)
+            ops = tuple(replace(op, path="", role=None, exits=None) for op in self.protocol.programs[name].ops)
             key = (ops, name if name in {H.CONTEXT_SWITCH, H.MM_SWITCH, H.UNMAPPED_TOUCH} else "")
             if key not in seen and (ops or key[1]):
                 seen.add(key)

@@ -14,6 +14,7 @@ from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, TaskState
 
 if TYPE_CHECKING:
     from asikit.protocol.effects import Effect, ExitReason
+    from asikit.protocol.roles import Role
 
 HANDLER = "handler"
 """The program of a frame in which a handler's own code runs: whoever drives the thread says what it does."""
@@ -39,7 +40,8 @@ class Status(StrEnum):
 class Step(NamedTuple):
     """The result of a step.
 
-    `ran` is the path of the micro-operation (`asi_exit.write_cr3`), empty if there was none or its guard was false.
+    `ran` is the path of the micro-operation (`asi_exit.write_cr3`), empty if there was none or its guard was false;
+    `role` is what that one is for, if it has a role.
     """
 
     status: Status
@@ -48,6 +50,7 @@ class Step(NamedTuple):
     ran: str = ""
     effect: Effect | None = None
     exit_reason: ExitReason | None = None
+    role: Role | None = None
 
 
 def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> Step:
@@ -79,7 +82,7 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
         thread = ThreadState(CpuState(*values[:_TASK]), TaskState(*values[_TASK:_OWN]), frames)
     else:
         thread = ThreadState(thread.cpu, thread.task, frames)
-    return Step(Status.RAN, core, thread, compiled.op.path, effect, compiled.op.exits)
+    return Step(Status.RAN, core, thread, compiled.op.path, effect, compiled.op.exits, compiled.op.role)
 
 
 def _advance(frames: tuple[Frame, ...], pc: int, end: int) -> tuple[Frame, ...]:

@@ -8,55 +8,65 @@
 A *policy* (:func:`load_policy`; ``docs/policies.md``) says which memory the restricted address space lacks and which
 mechanism guards the kernel. Each event of the recording is handed to :mod:`asikit.protocol`; a touch only if the
 policy's address space lacks what it touches. :class:`ReferenceReplay` does just that; :func:`replay` does it over a
-transition table that is filled from the same protocol, compiled.
+transition table that is filled from the same protocol, compiled. Who counts something else as well reads the events in
+the same :class:`ReplayPass`, as a :class:`Consumer`.
 """
 
 from __future__ import annotations
 
 from asikit.replay._policy_file import load_policy, shipped_policies
+from asikit.replay._steps import Stepper
+from asikit.replay._tables import SideTables
 from asikit.replay.errors import PolicyError, ReplayError, SelectionError
+from asikit.replay.one_pass import ALL_CLASSES, Consumer, Replayed, ReplayPass, Subject
+from asikit.replay.pieces import Piece
 from asikit.replay.policy import (
-    Access,
-    CpuModel,
-    Ephmap,
     ExitOn,
-    Mapped,
-    Mechanism,
     MechanismKind,
-    Memory,
     Policy,
+    PolicyCpu,
+    PolicyEphmap,
+    PolicyMechanism,
+    PolicyMemory,
     Rules,
     Sensitivity,
+    TouchKind,
 )
 from asikit.replay.reference import ReferenceReplay
 from asikit.replay.result import SCHEMA, Cause, EntryRow, Part, ReplayResult
-from asikit.replay.run import ALL_CLASSES, replay
+from asikit.replay.run import replay
 from asikit.replay.selection import By, Selection
 
 __all__ = [
     "ALL_CLASSES",
     "SCHEMA",
-    "Access",
     "By",
     "Cause",
-    "CpuModel",
+    "Consumer",
     "EntryRow",
-    "Ephmap",
     "ExitOn",
-    "Mapped",
-    "Mechanism",
     "MechanismKind",
-    "Memory",
     "Part",
+    "Piece",
     "Policy",
+    "PolicyCpu",
+    "PolicyEphmap",
     "PolicyError",
+    "PolicyMechanism",
+    "PolicyMemory",
     "ReferenceReplay",
     "ReplayError",
+    "ReplayPass",
     "ReplayResult",
+    "Replayed",
     "Rules",
     "Selection",
     "SelectionError",
     "Sensitivity",
+    "SideTables",
+    "Stepper",
+    "Subject",
+    "TouchKind",
     "load_policy",
     "replay",
     "shipped_policies",

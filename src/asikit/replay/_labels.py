@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asikit.replay._compiled import jit
+from asikit.compiled import jit
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asikit.replay.policy import Access, Mapped
+    from asikit.protocol import Mapped
+    from asikit.replay.policy import TouchKind
 
 __all__ = ["load_policy", "shipped_policies"]
 
@@ -100,7 +101,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _regions(given: Mapping[Region, Mapping[Access, Mapped]]) -> Mapping[Region, Mapping[Access, Mapped]]:
+def _regions(given: Mapping[Region, Mapping[TouchKind, Mapped]]) -> Mapping[Region, Mapping[TouchKind, Mapped]]:
     """Return every region, spelled out for each access."""
     # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
     given = {Region.BPF: given.get(Region.MODULES, {}), **given}

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from asikit.replay._compiled import jit
+from asikit.compiled import jit
 from asikit.replay._tally import NO_PLACE, sites_frame
 from asikit.trace import TOUCH_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from asikit.replay._loop import Events
 
 __all__ = ["SiteTable"]
 
@@ -47,18 +49,17 @@ class SiteTable:
         self._table = np.zeros((capacity, 4), np.uint64)
         self._used = 0
 
-    def add(self, columns: tuple[Bytes, Bytes, Words, Words], groups: Words, events: Rows, transitions: Rows) -> None:
+    def add(self, events: Events, exits: Rows, transitions: Rows) -> None:
         """Count exits.
 
-        :param groups: The group of each event in the columns.
-        :param events: The rows, in the columns, of the events that were exits.
+        :param exits: The rows of the events that were exits.
         :param transitions: The number of the transition at each.
         """
-        where, how = _identify(*columns[1:], groups, events, transitions)
+        where, how = _identify(events.kind, events.arg, events.stack, events.group, exits, transitions)
         done = 0
         while True:
             done, self._used = _count(where, how, done, self._table, self._used)
-            if done == events.size:
+            if done == exits.size:
                 return
             larger = np.zeros((2 * self._table.shape[0], 4), np.uint64)
             _move(self._table, larger)

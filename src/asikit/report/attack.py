@@ -1,132 +1,114 @@
-"""The leak matrix as text, and one cell step by step."""
+"""The leak matrix, and one cell of it step by step."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from string import ascii_lowercase
-from textwrap import TextWrapper, fill, shorten
+from textwrap import shorten
 from typing import TYPE_CHECKING, Final
-
-from rich.console import Group
-from rich.text import Text
 
 from asikit.attacks import (
     NO_VECTOR,
+    AttackVerdict,
     Vector,
-    Verdict,
     load_vulnerability,
     mitigation,
     mitigation_names,
     vulnerability_names,
 )
 from asikit.machine.x86 import load_cpu
+from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from rich.console import RenderableType
+    from collections.abc import Sequence
 
     from asikit.attacks import Finding
 
 __all__ = ["attack_names", "attack_reason", "attack_report"]
 
-WIDTH: Final = 80
-_FIRST: Final = 16
-_WIDE: Final = 10
-_NARROW: Final = 5
+_LONGEST_NAME: Final = 9
 _FEW_COLUMNS: Final = 6
+_WIDE: Final = 8
 _MOST_LINES: Final = 30
-_WORDS: Final = {Verdict.LEAK: "LEAK", Verdict.NO_LEAK: "-", Verdict.UNKNOWN: "?"}
+_LONGEST_STEP: Final = 320
+_WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
-def attack_report(findings: Sequence[Finding]) -> RenderableType:
+def attack_report(findings: Sequence[Finding]) -> Report:
     """Return the matrix: a block for each vulnerability, a line for each vector, a column for each mitigation."""
     columns = list(dict.fromkeys(found.cell.mitigation for found in findings))
-    wide = len(columns) <= _FEW_COLUMNS and all(len(name) < _WIDE for name in columns)
+    wide = len(columns) <= _FEW_COLUMNS and all(len(name) <= _LONGEST_NAME for name in columns)
     heads = columns if wide else list(ascii_lowercase[: len(columns)])
-    room = _WIDE if wide else _NARROW
-    lines = [Text(" " * _FIRST + "".join(f"{head:<{room}}" for head in heads).rstrip(), style="dim")]
+    rows: list[Row | Span] = []
     for (name, cpu), block in groupby(findings, key=lambda found: (found.cell.vulnerability, found.cell.cpu)):
-        lines += _block(name, cpu, list(block), room)
-    leaks = sum(found.verdict is Verdict.LEAK for found in findings)
-    lines += [Text(), Text(f"{leaks} of {len(findings)} attacks leak (LEAK); - is no leak, ? unknown")]
+        rows += _block(name, cpu, list(block))
+    leaks = sum(found.verdict is AttackVerdict.LEAK for found in findings)
+    below = [Note(f"{leaks} of {len(findings)} attacks leak (LEAK); - is no leak, ? unknown")]
     if not wide:
-        for head, name in zip(heads, columns, strict=True):
-            lines += _wrapped(f"{head}  ", f"{name}: {mitigation(name).says}")
-    return Group(*lines)
+        below += [
+            Note(f"{name}: {mitigation(name).says}", f"{head}  ") for head, name in zip(heads, columns, strict=True)
+        ]
+    shown = (Column(), *(Column(head, least=_WIDE if wide else 0) for head in heads))
+    table = Table(shown, tuple(rows), ruled=False)
+    return Report((table, Section(tuple(below))))
 
 
-def _block(name: str, cpu: str, block: list[Finding], room: int) -> list[Text]:
+def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Span]:
     if block[0].cell.vector == NO_VECTOR:
-        return _wrapped(f"{name}: unknown, as ", block[0].reason)
+        return [Span(block[0].reason, f"{name}: unknown, as ")]
     has_it = load_vulnerability(name).concerns(load_cpu(cpu))
-    lines = _bold(f"{name} on {cpu}{'' if has_it else ', which does not have it'}")
-    for vector, row in groupby(block, key=lambda found: found.cell.vector):
-        cells = "".join(f"{_WORDS[found.verdict]:<{room}}" for found in row)
-        lines.append(Text(f"  {vector:<{_FIRST - 2}}{cells}".rstrip()))
-    return lines
+    title = Span(f"{name} on {cpu}{'' if has_it else ', which does not have it'}", style=Style.STRONG)
+    return [
+        title,
+        *(
+            Row((f"  {vector}", *(_WORDS[found.verdict] for found in row)))
+            for vector, row in groupby(block, key=lambda found: found.cell.vector)
+        ),
+    ]
 
 
-def attack_reason(finding: Finding) -> RenderableType:
+def attack_reason(finding: Finding) -> Report:
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
-    title = f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
-    vulnerability, known = load_vulnerability(cell.vulnerability), known_sources()
-    lines = [*_bold(title), *_wrapped("", vulnerability.title)]
-    lines += _wrapped("source: ", spelt_out(vulnerability.source)) if vulnerability.source else []
-    for key in cited(vulnerability.source):
-        lines += _reference(known[key].line)
-    lines += _wrapped("", f"{cell.mitigation}: {mitigation(cell.mitigation).says}")
+    vulnerability = load_vulnerability(cell.vulnerability)
+    parts: list[Note | Section] = [Note(vulnerability.title)]
+    if vulnerability.source:
+        parts.append(Note(spelt_out(vulnerability.source), "source: "))
+        parts += [Note(known_sources()[key].line, "  ") for key in cited(vulnerability.source)]
+    parts.append(Note(f"{cell.mitigation}: {mitigation(cell.mitigation).says}"))
     if finding.way:
-        lines += [Text(f"mechanism: {finding.way}")]
+        parts.append(Note(f"mechanism: {finding.way}"))
     if finding.story:
-        lines += [Text(), Text("What happened, with the first secret", style="bold")]
-        lines += _steps(finding)
-    lines += [Text(), *_wrapped("=> ", finding.reason)]
-    return Group(*lines)
+        parts.append(Section(_steps(finding), "What happened, with the first secret"))
+    parts.append(Section((Note(finding.reason, "=> "),)))
+    return Report(
+        tuple(parts), f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
+    )
 
 
-def _steps(finding: Finding) -> list[Text]:
+def _steps(finding: Finding) -> tuple[Note, ...]:
     """Return what happened: of a leak the last steps, which lead to it, else the first."""
     steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
     left_out = max(0, len(steps) - _MOST_LINES)
-    skipped = left_out if finding.verdict is Verdict.LEAK else 0
-    lines = [Text(f"     {skipped} steps, and then")] if skipped else []
+    skipped = left_out if finding.verdict is AttackVerdict.LEAK else 0
+    notes = [Note(f"{skipped} steps, and then", " " * 5)] if skipped else []
     for number, (step, times) in enumerate(steps[skipped : skipped + _MOST_LINES], skipped + 1):
         again = f" ({times} times)" if times > 1 else ""
-        lines += _wrapped(f"{number:>3}. ", shorten(step, 4 * WIDTH, placeholder=" ...") + again)
-    return lines if skipped == left_out else [*lines, Text(f"     and {left_out} more")]
+        notes.append(Note(shorten(step, _LONGEST_STEP, placeholder=" ...") + again, f"{number:>3}. "))
+    if skipped != left_out:
+        notes.append(Note(f"and {left_out} more", " " * 5))
+    return tuple(notes)
 
 
-def attack_names() -> RenderableType:
+def attack_names() -> Report:
     """Return what there is to choose from."""
-    lines = [Text("Vulnerabilities", style="bold")]
-    for name in vulnerability_names():
-        lines += _wrapped(f"  {name:<18}", load_vulnerability(name).title)
-    lines += [Text(), Text("Vectors", style="bold"), *_wrapped("  ", ", ".join(Vector))]
-    lines += [Text(), Text("Mitigations", style="bold")]
-    for name in mitigation_names():
-        lines += _wrapped(f"  {name:<24}", mitigation(name).says)
-    return Group(*lines)
-
-
-def _bold(title: str) -> list[Text]:
-    return [Text(line, style="bold") for line in _lines("", title)]
-
-
-def _wrapped(label: str, text: str) -> list[Text]:
-    return [Text(line) for line in _lines(label, text)]
-
-
-def _reference(text: str) -> list[Text]:
-    """Return a reference; its address stays in one piece, or it could not be followed."""
-    wrapper = TextWrapper(
-        WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    vulnerabilities = {name: load_vulnerability(name).title for name in vulnerability_names()}
+    mitigations = {name: mitigation(name).says for name in mitigation_names()}
+    return Report(
+        (
+            Section((choices(vulnerabilities, indent="  "),), "Vulnerabilities"),
+            Section((Note(", ".join(Vector), "  "),), "Vectors"),
+            Section((choices(mitigations, indent="  "),), "Mitigations"),
+        )
     )
-    return [Text(line) for line in wrapper.wrap(text)]
-
-
-def _lines(label: str, text: str) -> Iterable[str]:
-    indent = " " * min(len(label), 26)
-    return fill(text, WIDTH, initial_indent=label, subsequent_indent=indent).splitlines()

@@ -1,40 +1,29 @@
-"""A calibration as text."""
+"""A calibration: what was measured, and what was not."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from asikit.cost import Unit, known_parameters
+from asikit.report.view import Column, Note, Report, Row, Table, choices
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from asikit.cost import Calibration, Measurement
 
 __all__ = ["calibration_report"]
 
-_WIDTH = 100
 
-
-def calibration_report(calibration: Calibration) -> RenderableType:
+def calibration_report(calibration: Calibration) -> Report:
     """Return what was measured, with 95 % intervals, and what was not and why."""
     frequency = next(one for one in calibration.measured if one.unit is Unit.GIGAHERTZ).figures.median
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
-    table.add_column("cost", no_wrap=True)
-    for heading in ("median", "95 % interval", "cycles"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    for one in calibration.measured:
-        table.add_row(one.name, *_figures(one), _cycles(one, frequency), known_parameters()[one.name].about)
-    parts: list[RenderableType] = [Text(calibration.identity.name), table, Text("Not measured")]
-    width = max(len(name) for name in calibration.missing)
-    parts += [Text(f"  {name:<{width}}  {why}") for name, why in sorted(calibration.missing.items())]
-    return Group(*parts)
+    rows = tuple(
+        Row((one.name, *_figures(one), _cycles(one, frequency), known_parameters()[one.name].about))
+        for one in calibration.measured
+    )
+    numbers = (Column(heading, number=True) for heading in ("median", "95 % interval", "cycles"))
+    table = Table((Column("cost"), *numbers, Column("what it is", breaks=True)), rows)
+    missing = choices(dict(sorted(calibration.missing.items())), indent="  ")
+    return Report((Note(calibration.identity.name), table, Note("Not measured"), missing))
 
 
 def _figures(one: Measurement) -> tuple[str, str]:

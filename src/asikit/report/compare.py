@@ -1,20 +1,13 @@
-"""A comparison as text: figures of both sides, the difference with its interval, and the most changed causes."""
+"""A comparison: figures of both sides, the difference with its interval, and the most changed causes."""
 
 from __future__ import annotations
 
 from math import isinf
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from asikit.report._tables import fitted
+from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from asikit.cost import Change, Comparison, Pair
 
 __all__ = ["compare_report"]
@@ -23,25 +16,25 @@ _SHARES = frozenset({"overhead"})
 _LABELS = ("mitigation", "policy", "cpu", "classes")
 
 
-def compare_report(comparison: Comparison, *, top: int = 10) -> RenderableType:
+def compare_report(comparison: Comparison, *, top: int = 10) -> Report:
     """Return the sides' difference, and a section for each pair.
 
     :param top: The most causes to show of each pair.
     """
-    parts: list[RenderableType] = []
-    for facet, (one, other) in comparison.differs.items():
-        parts.append(Text(f"{facet}: {one} -> {other}"))
+    parts: list[Note | Section] = [
+        Note(f"{one} -> {other}", f"{facet}: ") for facet, (one, other) in comparison.differs.items()
+    ]
     if not comparison.differs:
-        parts.append(Text("Both sides are of the same."))
+        parts.append(Note("Both sides are of the same."))
     first, second = comparison.runs
     if (first, second) != (1, 1):
-        parts.append(Text(f"{first} and {second} runs: medians with 95 % intervals; ~ is no difference"))
-    for pair in comparison.pairs:
-        if all(change.first.median == change.second.median == 0 for change in pair.metrics):
-            continue
-        parts += [Text(), Text(_title(pair), style="bold"), _metrics(pair)]
-        parts += _causes(pair, top)
-    return Group(*parts)
+        parts.append(Note(f"{first} and {second} runs: medians with 95 % intervals; ~ is no difference"))
+    parts += [
+        Section((_metrics(pair), *_causes(pair, top)), _title(pair))
+        for pair in comparison.pairs
+        if any(change.first.median or change.second.median for change in pair.metrics)
+    ]
+    return Report(tuple(parts))
 
 
 def _title(pair: Pair) -> str:
@@ -51,15 +44,11 @@ def _title(pair: Pair) -> str:
 def _metrics(pair: Pair) -> Table:
     shown = [change for change in pair.metrics if change.first.median or change.second.median]
     rows = [_row(change) for change in shown]
-    headings = ["", "A", "B", "change", "", "interval"]
+    headings = ["A", "B", "change", "", "interval"]
     if not any(row[-1] for row in rows):
         headings, rows = headings[:-1], [row[:-1] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return fitted(table)
+    columns = (Column(), *(Column(heading, number=True) for heading in headings))
+    return Table(columns, tuple(map(Row, rows)))
 
 
 def _row(change: Change) -> tuple[str, ...]:
@@ -74,27 +63,23 @@ def _row(change: Change) -> tuple[str, ...]:
     )
 
 
-def _causes(pair: Pair, top: int) -> list[RenderableType]:
-    changed = [change for change in pair.causes if change.by.shift][:top]
-    if not changed:
+def _causes(pair: Pair, top: int) -> list[Chart]:
+    changed = [change for change in pair.causes if change.by.shift]
+    if not changed[:top]:
         return []
     share = pair.metric("overhead") is not None
-    lines: list[RenderableType] = [Text("Most changed")]
-    lines += [
-        Text(f"  {_shift(change, share=share):>12}  {change.name.replace('_', ' ') if share else change.name}")
-        for change in changed
+    bars = [
+        Bar(change.name.replace("_", " ") if share else change.name, _shift(change, share=share), change.by.shift)
+        for change in changed[:top]
     ]
     if pair.cut:
-        lines.append(Text(f"  {'':>12}  (of the causes that all documents list: one was cut off with --top)"))
-    more = sum(1 for change in pair.causes if change.by.shift) - len(changed)
-    if more:
-        lines.append(Text(f"  {'':>12}  ... and {more:,} more"))
+        bars.append(Bar("(of the causes that all documents list: one was cut off with --top)"))
+    if changed[top:]:
+        bars.append(Bar(f"... and {len(changed[top:]):,} more"))
     if pair.read_as_one:
         causes = "cause has" if pair.read_as_one == 1 else "causes have"
-        lines.append(
-            Text(f"  {'':>12}  ({pair.read_as_one:,} {causes} other names in B, where others are inlined: a | b)")
-        )
-    return lines
+        bars.append(Bar(f"({pair.read_as_one:,} {causes} other names in B, where others are inlined: a | b)"))
+    return [Chart(tuple(bars), "Most changed", Style.PLAIN)]
 
 
 def _shift(change: Change, *, share: bool) -> str:

@@ -1,22 +1,15 @@
-"""Costs as text: what each mitigation adds, where it comes from, and where every figure comes from."""
+"""Costs: what each mitigation adds, where it comes from, and where every figure comes from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from asikit.report._tables import fitted, printable
 from asikit.report.parts import PART_WORDS, rest_label
+from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 from asikit.sources import known_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import RenderableType
 
     from asikit.cost import BreakEven, CostResult, CostRow, Parameter, Range
 
@@ -42,47 +35,49 @@ SOURCE_WORDS = {
 }
 
 
-def cost_report(result: CostResult, *, top: int = 5) -> RenderableType:
+def cost_report(result: CostResult, *, top: int = 5) -> Report:
     """Return a section for each processor.
 
     :param top: The most parameters to show of those that move the answer, and the most parts.
     """
-    parts: list[RenderableType] = [Text(_base_line(result))]
+    parts: list[Note | Section] = [Note(_base_line(result))]
     if result.selection:
-        parts.append(Text(f"Counted: {printable(result.selection)}; all shares are of this part's time"))
-    for cpu in dict.fromkeys(row.cpu for row in result.rows):
-        rows = [row for row in result.rows if row.cpu == cpu]
-        parts += [Text(), Text(f"On {cpu}", style="bold"), _overheads(rows)]
-        if any(row.by_source for row in rows):
-            parts += [Text("Where it comes from (share of the run's time, best guess)"), _by_source(rows)]
-        if result.parts and top:
-            heading = f"By {PART_WORDS[result.by][0]} (share of the run's time, best guess)"
-            parts += [Text(heading), _by_part(result, rows, top)]
-        parts += [Text(line) for row in rows for line in _asi_lines(row)]
-        parts += _sensitivities(rows, top)
-        parts += [Text(note) for note in dict.fromkeys(note for row in rows for note in row.notes)]
-    return Group(*parts)
+        parts.append(Note(f"Counted: {result.selection}; all shares are of this part's time"))
+    parts += [_processor(result, cpu, top) for cpu in dict.fromkeys(row.cpu for row in result.rows)]
+    return Report(tuple(parts))
 
 
-def cost_sources(result: CostResult) -> RenderableType:
+def _processor(result: CostResult, cpu: str, top: int) -> Section:
+    rows = [row for row in result.rows if row.cpu == cpu]
+    parts: list[Note | Table | Section] = [_overheads(rows)]
+    if any(row.by_source for row in rows):
+        parts.append(_by_source(rows))
+    if result.parts and top:
+        parts.append(_by_part(result, rows, top))
+    parts += [note for row in rows for note in _asi_notes(row)]
+    charts = [_sensitivity(row, top) for row in rows if row.sensitivity[:top]]
+    if charts:
+        parts.append(Section(tuple(charts)))
+    parts += [Note(note) for note in dict.fromkeys(note for row in rows for note in row.notes)]
+    return Section(tuple(parts), f"On {cpu}")
+
+
+def cost_sources(result: CostResult) -> Report:
     """Return every term of every row, and the source of every figure."""
-    parts: list[RenderableType] = []
-    for row in result.rows:
-        if not row.terms:
-            continue
-        parts += [Text(), Text(f"{row.label} on {row.cpu}: what is added up", style="bold")]
-        parts += [
-            Text(f"  {term.count:>16,.6g} x {' x '.join(term.price)}: {term.what} [{term.source.value}]")
-            for term in row.terms
-        ]
-        parts.append(Text("  and its figures"))
-        parts += [Text(f"    {_parameter_line(name, parameter)}") for name, parameter in row.parameters.items()]
     keys = dict.fromkeys(key for row in result.rows for one in row.parameters.values() for key in one.cites)
-    if keys:
-        known = known_sources()
-        parts += [Text(), Text("What was used", style="bold")]
-        parts += [Text(f"  {known[key].short}: {known[key].line}") for key in keys]
-    return Group(*parts)
+    known = known_sources()
+    used = tuple(Note(f"{known[key].short}: {known[key].line}", "  ") for key in keys)
+    terms = tuple(_sources(row) for row in result.rows if row.terms)
+    return Report((*terms, Section(used, "What was used")) if used else terms)
+
+
+def _sources(row: CostRow) -> Section:
+    terms = (
+        Note(f"{' x '.join(term.price)}: {term.what} [{term.source.value}]", f"  {term.count:>16,.6g} x ")
+        for term in row.terms
+    )
+    figures = (Note(_parameter_line(name, parameter), "    ") for name, parameter in row.parameters.items())
+    return Section((*terms, Note("  and its figures"), *figures), f"{row.label} on {row.cpu}: what is added up")
 
 
 def percent(share: float) -> str:
@@ -108,71 +103,61 @@ def _base_line(result: CostResult) -> str:
 
 
 def _overheads(rows: Sequence[CostRow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("mitigation", no_wrap=True, vertical="bottom")
-    for heading in ("overhead", "low", "high", "cycles per\nround trip", "low", "high"):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+    headings = ("overhead", "low", "high", "cycles per\nround trip", "low", "high")
+    shown = []
     for row in rows:
         share, cycles = row.overhead, row.per_round_trip
-        table.add_row(
-            row.label,
+        figures = (
             *(percent(figure) for figure in (share.mid, share.low, share.high)),
             *(f"{figure:,.0f}" for figure in (cycles.mid, cycles.low, cycles.high)),
         )
-    return fitted(table)
+        shown.append(Row((row.label, *figures)))
+    columns = (Column("mitigation", breaks=True), *(Column(heading, number=True) for heading in headings))
+    return Table(columns, tuple(shown))
 
 
 def _by_source(rows: Sequence[CostRow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("", no_wrap=True)
     shown = [row for row in rows if row.by_source]
-    for row in shown:
-        table.add_column(row.policy or row.mitigation, justify="right", overflow="fold", max_width=16)
+    lines = []
     for source, words in SOURCE_WORDS.items():
         if any(source in row.by_source for row in shown):
             cells = (percent(row.by_source[source].mid) if source in row.by_source else "-" for row in shown)
-            table.add_row(words, *cells)
-    return fitted(table)
+            lines.append(Row((words, *cells)))
+    columns = (Column(breaks=True), *(Column(row.policy or row.mitigation, number=True) for row in shown))
+    return Table(columns, tuple(lines), "Where it comes from (share of the run's time, best guess)")
 
 
 def _by_part(result: CostResult, rows: Sequence[CostRow], top: int) -> Table:
     """Return a row for each part; the last is for those that have none of their own, so that the columns add up."""
     shown = [number for number, row in enumerate(result.rows) if row in rows and row.by_source]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for heading in (
-        "instructions",
-        *(result.rows[number].policy or result.rows[number].mitigation for number in shown),
-    ):
-        table.add_column(heading, justify="right", overflow="fold", max_width=16)
-    lines = [(printable(part.name), [part]) for part in result.parts[:top]]
+    named = (result.rows[number].policy or result.rows[number].mitigation for number in shown)
+    columns = (Column(breaks=True), *(Column(heading, number=True) for heading in ("instructions", *named)))
+    lines = [(part.name, [part]) for part in result.parts[:top]]
     if result.parts[top:]:
         lines.append((rest_label(len(result.parts) - top, result.by), list(result.parts[top:])))
+    cells = []
     for name, parts in lines:
         instructions = sum(part.instructions for part in parts) / result.instructions
-        cells = (percent(sum(part.rows[number].overhead.mid for part in parts)) for number in shown)
-        table.add_row(name, percent(instructions), *cells)
-    return fitted(table)
+        figures = (percent(sum(part.rows[number].overhead.mid for part in parts)) for number in shown)
+        cells.append(Row((name, percent(instructions), *figures)))
+    title = f"By {PART_WORDS[result.by][0]} (share of the run's time, best guess)"
+    return Table(columns, tuple(cells), title)
 
 
-def _asi_lines(row: CostRow) -> list[str]:
+def _asi_notes(row: CostRow) -> list[Note]:
     if row.per_exit is None or row.per_exit_ns is None:
         return []
     cycles, time = row.per_exit, row.per_exit_ns
-    lines = [
-        f"{row.label}: one exit and the return that enters again",
-        (
-            f"  cost {cycles.mid:,.0f} cycles ({cycles.low:,.0f} to {cycles.high:,.0f}),"
-            f" or {time.mid:,.0f} ns ({time.low:,.0f} to {time.high:,.0f})."
-        ),
-    ]
+    cost = f"cost {cycles.mid:,.0f} cycles ({cycles.low:,.0f} to {cycles.high:,.0f})"
+    also = f"or {time.mid:,.0f} ns ({time.low:,.0f} to {time.high:,.0f})."
+    notes = [Note(f"{row.label}: one exit and the return that enters again"), Note(f"{cost}, {also}", "  ")]
     if row.per_ephmap_ns is not None:
         one = row.per_ephmap_ns
-        lines.append(f"  One ephemeral mapping costs {one.mid:,.0f} ns ({one.low:,.0f} to {one.high:,.0f}).")
+        notes.append(Note(f"One ephemeral mapping costs {one.mid:,.0f} ns ({one.low:,.0f} to {one.high:,.0f}).", "  "))
     for name, even in (("blanket", row.break_even), ("linux", row.break_even_linux)):
         if even is not None:
-            lines.append(f"  {_even_text(name, even)}")
-    return lines
+            notes.append(Note(_even_text(name, even), "  "))
+    return notes
 
 
 def _even_text(name: str, even: BreakEven) -> str:
@@ -184,19 +169,19 @@ def _even_text(name: str, even: BreakEven) -> str:
     return f"Less than {name} while under {interval(figures)} of the round trips exit; {here}."
 
 
-def _sensitivities(rows: Sequence[CostRow], top: int) -> list[RenderableType]:
-    lines = []
-    for row in rows:
-        shown = row.sensitivity[:top]
-        if not shown:
-            continue
-        lines.append(f"What moves the answer for {row.label} most, each alone over its range:")
-        lines += [
-            f"  {item.parameter}: overhead {percent(item.low)} to {percent(item.high)}"
-            f" ({_figures(row.parameters[item.parameter])})"
-            for item in shown
-        ]
-    return [Text(), *map(Text, lines)] if lines else []
+def _sensitivity(row: CostRow, top: int) -> Chart:
+    bars = (
+        Bar(
+            item.parameter,
+            f"{percent(item.low)} to {percent(item.high)}",
+            item.high,
+            item.low,
+            _figures(row.parameters[item.parameter]),
+        )
+        for item in row.sensitivity[:top]
+    )
+    title = f"What moves the answer for {row.label} most, each alone over its range:"
+    return Chart(tuple(bars), title, Style.PLAIN, ranges="overhead")
 
 
 def _figures(parameter: Parameter) -> str:

@@ -1,39 +1,30 @@
-"""A machine's vulnerabilities as text."""
+"""A machine's vulnerabilities, and what ASI would do about them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from asikit.cost import Verdict
+from asikit.cost import HostVerdict
+from asikit.report.view import Column, Note, Report, Row, Section, Table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from asikit.cost import Host, Identity, Vulnerability
+    from asikit.cost import Host, HostVulnerability, Identity
 
 __all__ = ["host_report"]
 
-_WIDTH = 98
 
-
-def host_report(host: Host) -> RenderableType:
+def host_report(host: Host) -> Report:
     """Return the processor, a table of what it is vulnerable to, and what ASI would make unnecessary."""
-    affected = [one for one in host.vulnerabilities if one.verdict is not Verdict.NOT_NEEDED]
-    spared = [one.name for one in host.vulnerabilities if one.verdict is Verdict.NOT_NEEDED]
-    parts: list[RenderableType] = [Text(line) for line in _identity(host.identity)]
+    affected = [one for one in host.vulnerabilities if one.verdict is not HostVerdict.NOT_NEEDED]
+    spared = [one.name for one in host.vulnerabilities if one.verdict is HostVerdict.NOT_NEEDED]
+    parts: list[Note | Table | Section] = [Note(line) for line in _identity(host.identity)]
     if affected:
         parts.append(_table(affected))
-        parts += [Text(f"  {one.title}: {reason}") for one in affected for reason in one.remains]
+        parts += [Note(f"{one.title}: {reason}", "  ") for one in affected for reason in one.remains]
     if spared:
-        parts += [Text(), Text(f"Not affected: {', '.join(spared)}")]
-    made = ", ".join(host.redundant) or "nothing"
-    parts += [Text(), Text(f"With ASI unnecessary: {made}")]
-    return Group(*parts)
+        parts.append(Section((Note(f"Not affected: {', '.join(spared)}"),)))
+    parts.append(Section((Note(f"With ASI unnecessary: {', '.join(host.redundant) or 'nothing'}"),)))
+    return Report(tuple(parts))
 
 
 def _identity(identity: Identity) -> list[str]:
@@ -47,12 +38,12 @@ def _identity(identity: Identity) -> list[str]:
     return lines
 
 
-def _table(affected: list[Vulnerability]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
-    table.add_column("vulnerability", overflow="fold", ratio=3)
-    table.add_column("now", overflow="fold", ratio=5)
-    table.add_column("with ASI", no_wrap=True)
-    table.add_column("unnecessary then", overflow="fold", ratio=4)
-    for one in affected:
-        table.add_row(one.title, one.now, one.verdict.value, ", ".join(one.redundant) or "-")
-    return table
+def _table(affected: list[HostVulnerability]) -> Table:
+    columns = (
+        Column("vulnerability", breaks=True),
+        Column("now", breaks=True),
+        Column("with ASI"),
+        Column("unnecessary then", breaks=True),
+    )
+    rows = (Row((one.title, one.now, one.verdict.value, ", ".join(one.redundant) or "-")) for one in affected)
+    return Table(columns, tuple(rows))

@@ -4,74 +4,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from asikit.report._tables import fitted
 from asikit.report.cost import percent
 from asikit.report.replay import cause_line
+from asikit.report.view import Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.console import RenderableType
-
     from asikit.cost import CostResult, Range
     from asikit.replay import ReplayResult
 
-__all__ = ["cost_overview", "overview"]
+__all__ = ["overview"]
 
 _PREDICTOR, _BUFFERS = "ibpb", "verw"
-_WIDTH = 98
+_HEADINGS = (
+    "kernel\nentries",
+    "exits",
+    "without\nan exit",
+    "predictor\nflushes",
+    "buffer\nflushes",
+    "CR3\nwrites",
+)
 
 
-def overview(recordings: Mapping[str, Sequence[ReplayResult]]) -> RenderableType:
-    """Return a row for each recording and policy, and the main cause of the exits below each recording.
+def overview(title: str, recordings: Mapping[str, Sequence[ReplayResult]], costs: Mapping[str, CostResult]) -> Report:
+    """Return a row for each recording and policy, the main cause of the exits of each, and what that costs.
 
+    :param title: What the recordings are.
     :param recordings: Name of the recording -> its results, in the order of the rows.
+    :param costs: Name of the recording -> its costs, in the order of the rows; all of the same mitigations.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=_WIDTH)
-    table.add_column("recording", no_wrap=True)
-    table.add_column("policy", no_wrap=True)
-    for heading in (
-        "kernel\nentries",
-        "exits",
-        "entries that\nneeded none",
-        "predictor\nflushes",
-        "buffer\nflushes",
-        "CR3\nwrites",
-    ):
-        table.add_column(heading, justify="right", vertical="bottom")
-    for name, results in recordings.items():
-        for number, result in enumerate(results):
-            table.add_row("" if number else name, result.policy, *_figures(result), end_section=result is results[-1])
-    lines = [line for name, results in recordings.items() for line in _main_causes(name, results)]
-    return Group(
-        table, Text("Why the kernel left the restricted address space most often", style="bold"), *map(Text, lines)
-    )
+    rows = [
+        Row(("" if number else name, result.policy, *_figures(result)), ends_group=result is results[-1])
+        for name, results in recordings.items()
+        for number, result in enumerate(results)
+    ]
+    columns = (Column("recording"), Column("policy"), *(Column(heading, number=True) for heading in _HEADINGS))
+    why = Note("Why the kernel left the restricted address space most often", style=Style.STRONG)
+    causes = (note for name, results in recordings.items() for note in _main_causes(name, results))
+    return Report((Note(title), Table(columns, tuple(rows), keys=2), why, *causes, _costs(costs)))
 
 
-def cost_overview(recordings: Mapping[str, CostResult]) -> RenderableType:
-    """Return the overhead of each mitigation, a row for each recording and processor, and what it consists of.
-
-    :param recordings: Name of the recording -> its costs, in the order of the rows; all of the same mitigations.
-    """
+def _costs(recordings: Mapping[str, CostResult]) -> Section:
     labels = list(dict.fromkeys(row.label for result in recordings.values() for row in result.rows))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("recording", no_wrap=True)
-    table.add_column("processor", no_wrap=True)
-    for label in labels:
-        table.add_column(label, justify="right", no_wrap=True)
+    rows = []
     for name, result in recordings.items():
         cpus = list(dict.fromkeys(row.cpu for row in result.rows))
         for cpu in cpus:
             cells = {row.label: _overhead(row.overhead) for row in result.rows if row.cpu == cpu}
             shown = name if cpu == cpus[0] else ""
-            table.add_row(shown, cpu, *(cells[label] for label in labels), end_section=cpu == cpus[-1])
-    title = "What it costs: time added to the run, best guess (and what is not excluded)"
-    return Group(Text(title, style="bold"), fitted(table))
+            rows.append(Row((shown, cpu, *(cells[label] for label in labels)), ends_group=cpu == cpus[-1]))
+    figures = (Column(label, number=True, breaks=True) for label in labels)
+    table = Table((Column("recording"), Column("processor"), *figures), tuple(rows), keys=2)
+    return Section((table,), "What it costs: time added to the run, best guess (and what is not excluded)")
 
 
 def _overhead(figures: Range) -> str:
@@ -94,11 +79,11 @@ def _figures(result: ReplayResult) -> tuple[str, ...]:
     )
 
 
-def _main_causes(name: str, results: Sequence[ReplayResult]) -> list[str]:
+def _main_causes(name: str, results: Sequence[ReplayResult]) -> list[Note]:
     """Name the first cause under each policy, once if it is the same under all."""
-    lines: dict[tuple[str, str], str] = {}
+    notes: dict[tuple[str, str], list[Note]] = {}
     for result in results:
         for cause in result.top_causes(1):
-            head = f"  {name}, {result.policy}: {cause.share:.0%} of the exits"
-            lines.setdefault((cause.function, cause.caller), f"{head}\n    {cause_line(cause)}")
-    return list(lines.values())
+            head = Note(f"{name}, {result.policy}: {cause.share:.0%} of the exits", "  ")
+            notes.setdefault((cause.function, cause.caller), [head, Note(cause_line(cause), "    ")])
+    return [note for pair in notes.values() for note in pair]

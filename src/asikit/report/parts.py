@@ -1,13 +1,10 @@
-"""Counts divided by task, process, CPU or phase, as tables whose columns add up to the whole."""
+"""Counts divided by task, process, CPU or phase: tables whose columns add up to the whole."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-
-from asikit.report._tables import fitted, printable
+from asikit.report.view import Column, Row, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +35,12 @@ def parts_table(results: Sequence[ReplayResult], top: int) -> Table:
     if order[top:]:
         names.append(rest_label(len(order) - top, results[0].by))
         shown.append([[parts[part.name] for part in order[top:]] for parts in by_name])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column(one, no_wrap=True)
-    for heading in _headings(results):
-        table.add_column(heading, justify="right")
-    for name, row in zip(names, shown, strict=True):
-        cells = _detail(results[0], row[0]) if len(results) == 1 else _beside(results, row)
-        table.add_row(printable(name), *cells)
-    return fitted(table)
+    rows = [
+        Row((name, *(_detail(results[0], row[0]) if len(results) == 1 else _beside(results, row))))
+        for name, row in zip(names, shown, strict=True)
+    ]
+    columns = (Column(one, breaks=True), *(Column(heading, number=True) for heading in _headings(results)))
+    return Table(columns, tuple(rows))
 
 
 def rest_label(more: int, by: str) -> str:

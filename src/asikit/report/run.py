@@ -1,20 +1,15 @@
-"""A machine's run as text."""
+"""A machine's run."""
 
 from __future__ import annotations
 
 import signal
 from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from asikit.replay.machine import entry_name
+from asikit.report import view
 from asikit.report._words import FLUSH_WORDS, REASON_WORDS
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from asikit.machine.kernel import Machine, Report
     from asikit.machine.kernel.objects.process import Process
 
@@ -29,7 +24,7 @@ _FAULT_WORDS = {
 }
 
 
-def run_report(title: str, machine: Machine, report: Report) -> RenderableType:
+def run_report(title: str, machine: Machine, report: Report) -> view.Report:
     """Return what happened, in one screen.
 
     :param title: The scenario's.
@@ -38,23 +33,24 @@ def run_report(title: str, machine: Machine, report: Report) -> RenderableType:
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     threads = ", hyperthreads" if config.smt else ""
     head = f"asi={'on' if report.mechanism == 'asi' else report.mechanism}, {cpus}{threads}, seed {config.seed}"
-    parts: list[RenderableType] = [Text(title, style="bold"), Text(head), Text(), _facts(report)]
+    parts: list[view.Note | view.Section] = [view.Note(head), view.Section((_facts(report),))]
     if report.by_entry:
-        parts += [Text(), Text("How the kernel was entered", style="bold"), _entries(report)]
+        parts.append(view.Section((_entries(report),), "How the kernel was entered"))
     if machine.console:
-        parts += [Text(), Text("What was written to the console", style="bold")]
-        parts.append(Text(machine.console.decode(errors="backslashreplace").rstrip("\n")))
+        written = machine.console.decode(errors="backslashreplace").rstrip("\n")
+        parts.append(view.Section((view.Verbatim(written),), "What was written to the console"))
     killed = [process for process in machine.processes if (process.exit_code or 0) < 0]
-    parts += [Text(f"{process.name!r} was killed: {_signal(process)}", style="yellow") for process in killed]
-    return Group(*parts)
+    parts += [
+        view.Note(f"{process.name!r} was killed: {_signal(process)}", style=view.Style.WARNING) for process in killed
+    ]
+    return view.Report(tuple(parts), title)
 
 
 def _signal(process: Process) -> str:
     return signal.Signals(-(process.exit_code or 0)).name
 
 
-def _facts(report: Report) -> Table:
-    table = _table("left", "right", "left")
+def _facts(report: Report) -> view.Table:
     rows: list[tuple[str, int, str]] = [("round trips", report.round_trips, "kernel entry to return")]
     if report.mechanism == "asi":
         rows.append(("  without an exit", report.round_trips_without_exit, "ran restricted to the end, no flush"))
@@ -75,22 +71,15 @@ def _facts(report: Report) -> Table:
         rows.append(("shootdowns", tlb.shootdowns, f"flushes that interrupted other CPUs, {tlb.ipis:,} times"))
     if report.allocations.get("flips"):
         rows.append(("pageblock flips", report.allocations["flips"], "changes of sensitivity"))
-    for name, count, words in rows:
-        table.add_row(name, f"{count:,}", words)
-    return table
+    columns = (view.Column(), view.Column(number=True), view.Column(breaks=True))
+    return view.Table(columns, tuple(view.Row((name, f"{count:,}", words)) for name, count, words in rows), ruled=False)
 
 
-def _entries(report: Report) -> Table:
-    table = _table("left", "right", "right", "right", header=("entry", "round trips", "without exit", "exits"))
+def _entries(report: Report) -> view.Table:
     asi = report.mechanism == "asi"
+    rows = []
     for (kind, number), (trips, exits, without) in sorted(report.by_entry.items(), key=lambda row: (-row[1][0], row)):
         counts = (f"{without:,}", f"{exits:,}") if asi else ("-", "-")
-        table.add_row(entry_name(kind, number), f"{trips:,}", *counts)
-    return table
-
-
-def _table(*justify: str, header: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column, name in zip(justify, header or [""] * len(justify), strict=True):
-        table.add_column(name, justify=column, no_wrap=True)  # type: ignore[arg-type]
-    return table
+        rows.append(view.Row((entry_name(kind, number), f"{trips:,}", *counts)))
+    numbers = (view.Column(heading, number=True) for heading in ("round trips", "without exit", "exits"))
+    return view.Table((view.Column("entry", breaks=True), *numbers), tuple(rows), ruled=False)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.text import Text
-
 from asikit.machine.kernel import Observer
 from asikit.machine.mm import PAGE_SIZE
+from asikit.report.view import Note, Report, Style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import RenderableType
 
     from asikit.machine.kernel import Machine, Task
     from asikit.machine.mm import Gfp
@@ -31,7 +27,7 @@ class _Line:
     clock: int
     depth: int
     text: str
-    style: str = ""
+    style: Style = Style.PLAIN
 
 
 @dataclass
@@ -66,19 +62,17 @@ class Timeline(Observer):
         """How many have begun."""
         return self._seen
 
-    def render(self) -> RenderableType:
-        """Return it as text, a line for each step, with the time since the entry."""
+    def report(self) -> Report:
+        """Return it, a line for each step, with the time since the entry."""
         trip = self._trip
         if trip is None:
-            return Text(f"There were only {self._seen} round trips.")
-        lines = [Text(f"Round trip {self._number}, cpu {trip.cpu}, {trip.who}", style="bold")]
-        lines += [
-            Text(f"{line.clock - trip.began:>6}  {_INDENT * line.depth}{line.text}", style=line.style)
-            for line in trip.lines
+            return Report((Note(f"There were only {self._seen} round trips."),))
+        steps = [
+            Note(line.text, f"{line.clock - trip.began:>6}  {_INDENT * line.depth}", line.style) for line in trip.lines
         ]
         if not trip.over:
-            lines.append(Text("        (not over when the machine stopped)"))
-        return Group(*lines)
+            steps.append(Note("(not over when the machine stopped)", " " * 8))
+        return Report(tuple(steps), f"Round trip {self._number}, cpu {trip.cpu}, {trip.who}")
 
     # What is told.
 
@@ -118,17 +112,19 @@ class Timeline(Observer):
     def asi_fault(self, cpu: int, access: Access, vaddr: int) -> None:
         """ASI's own page fault."""
         text = f"page fault: {access.name.lower()} of {vaddr:#x} is not in the restricted address space"
-        self._add(cpu, f"{text}  ({self._function()})", "yellow")
+        self._add(cpu, f"{text}  ({self._function()})", Style.WARNING)
 
     def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """A micro-operation of the protocol ran."""
-        self._add(cpu, path if effect is None else f"{path}: {effect}", "dim" if effect is None else "cyan")
+        self._add(
+            cpu, path if effect is None else f"{path}: {effect}", Style.FAINT if effect is None else Style.NOTABLE
+        )
 
     def syscall(self, cpu: int, number: int, name: str, arguments: Sequence[object], result: int) -> None:
         """A system call is done."""
         del number
         listed = ", ".join(f"{argument:#x}" if isinstance(argument, int) else str(argument) for argument in arguments)
-        self._add(cpu, f"{name}({listed}) = {result}", "bold")
+        self._add(cpu, f"{name}({listed}) = {result}", Style.STRONG)
 
     def task_switch(self, cpu: int, task: Task) -> None:
         """The CPU leaves a task for another one."""
@@ -167,7 +163,7 @@ class Timeline(Observer):
         if self._trip is not None and self._trip.cpu == cpu:
             self._trip.over = True
 
-    def _add(self, cpu: int, text: str, style: str = "") -> None:
+    def _add(self, cpu: int, text: str, style: Style = Style.PLAIN) -> None:
         trip = self._trip
         if trip is not None and trip.cpu == cpu and not trip.over:
             trip.lines.append(_Line(self._kernel.cpus[cpu].clock, trip.depth, text, style))

@@ -17,7 +17,13 @@ from tests.record.kernels import debian_kernel
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_apt, pytest.mark.needs_mke2fs]
+pytestmark = [
+    pytest.mark.needs_qemu,
+    pytest.mark.needs_busybox,
+    pytest.mark.needs_apt,
+    pytest.mark.needs_mke2fs,
+    pytest.mark.slow,
+]
 
 OURS = HostDisk.mount_options
 KNOWN_TO_ALL = "inode_readahead_blks=0"

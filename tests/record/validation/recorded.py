@@ -19,7 +19,7 @@ from asikit.replay import ALL_CLASSES, Policy, load_policy
 from asikit.replay._tables import SideTables
 from asikit.replay.causes import name_result
 from asikit.replay.engine import CompiledReplay
-from asikit.replay.run import event_columns
+from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import apply_policy
 from asikit.trace import TOUCH_KINDS, EventKind, PageKind, Region, Trace
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from asikit.protocol import ExitReason
     from asikit.replay._tally import Tally
-    from asikit.replay.run import Columns
+    from asikit.replay.pieces import Piece as EventPiece
 
 __all__ = ["Piece", "Work", "build", "policies", "record_works", "replay_pieces"]
 
@@ -111,8 +111,8 @@ def replay_pieces(trace: Trace, works: Sequence[Work], under: Policy, *, node_ma
     run = CompiledReplay(under, ALL_CLASSES, sensitive, tables.tasks.height)
     marks = {int(number): name for number, name in trace.meta["syscalls"].items() if name in {"getsid", "getpgid"}}
     tallies: list[tuple[str, Tally]] = []
-    for columns, mark in _cut(trace, marks):
-        run.feed(*columns)
+    for events, mark in _cut(trace, marks):
+        run.feed(events)
         if mark is not None:
             tallies.append((mark, run.tally()))
     pieces = [
@@ -145,15 +145,18 @@ def _node_places(trace: Trace, tables: SideTables) -> npt.NDArray[np.bool_]:
     return np.isin(np.arange(tables.places.height), node)
 
 
-def _cut(trace: Trace, marks: Mapping[int, str]) -> Iterator[tuple[Columns, str | None]]:
+def _cut(trace: Trace, marks: Mapping[int, str]) -> Iterator[tuple[EventPiece, str | None]]:
     """Give the events up to each mark, with its name, and those after the last."""
     for chunk in trace.events(columns=("cpu", "kind", "arg", "stack")):
-        for cpu, kind, arg, stack in event_columns(chunk):
-            at = np.flatnonzero((kind == EventKind.ENTRY_SYSCALL) & np.isin(arg, list(marks)))
-            for begin, end in pairwise([0, *(at + 1).tolist(), len(kind)]):
-                last = int(arg[end - 1]) if end - 1 in at else None
-                piece = slice(begin, end)
-                yield (cpu[piece], kind[piece], arg[piece], stack[piece]), None if last is None else marks[last]
+        for piece in event_pieces(chunk):
+            at = np.flatnonzero((piece.kind == EventKind.ENTRY_SYSCALL) & np.isin(piece.arg, list(marks)))
+            for begin, end in pairwise([0, *(at + 1).tolist(), len(piece.kind)]):
+                last = int(piece.arg[end - 1]) if end - 1 in at else None
+                own = slice(begin, end)
+                events = piece._replace(
+                    cpu=piece.cpu[own], kind=piece.kind[own], arg=piece.arg[own], stack=piece.stack[own]
+                )
+                yield events, None if last is None else marks[last]
 
 
 def _piece(work: Work, before: Tally, after: Tally, tables: SideTables, under: Policy) -> Piece:

@@ -8,7 +8,7 @@ scenario sees;
 
 from __future__ import annotations
 
-from asikit.machine.kernel.core.config import MachineConfig, Mapped
+from asikit.machine.kernel.core.config import MachineConfig
 from asikit.machine.kernel.core.errors import (
     DeadlockError,
     InvariantError,
@@ -42,7 +42,6 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "MachineError",
-    "Mapped",
     "Observer",
     "Process",
     "Report",

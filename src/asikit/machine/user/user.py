@@ -23,7 +23,7 @@ from asikit.machine.user.virtual_machine import VirtualMachine
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from asikit.machine.kernel.objects.process import Thread
+    from asikit.machine.kernel.objects.process import UserThread
     from asikit.machine.user.guest import GuestProgram
     from asikit.machine.user.program import Program
 
@@ -60,7 +60,7 @@ class User:
     Addresses and sizes are in bytes.
     """
 
-    def __init__(self, thread: Thread) -> None:
+    def __init__(self, thread: UserThread) -> None:
         self._thread = thread
         self._process = thread.process
         self._kernel = thread.process.kernel

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from asikit.machine.kernel.core import kernel
-from asikit.machine.kernel.core.report import Tally
+from asikit.machine.kernel.core.report import MachineTally
 from asikit.machine.kernel.core.watching import AllocationWatch
 
 WHOLE = {"boot.py", "execution.py", "kernel.py"}
@@ -23,7 +23,7 @@ def test_parts_know_doors_and_not_the_kernel() -> None:
 
 def test_part_works_with_its_doors_alone() -> None:
     """A part gets along with what it asks for."""
-    tally = Tally()
+    tally = MachineTally()
     doors = SimpleNamespace(tally=tally, invariants=None, observers=[], cpus=[], layout=None)
     watch = AllocationWatch(cast("Any", doors))
     watch.on_alloc(5, 2, cast("Any", 0), 0)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.machine.kernel import InvariantError, Machine, MachineConfig
-from asikit.machine.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError, PageKind
+from asikit.machine.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError
 from asikit.protocol import AsiClass, ExitReason, PcidLayout, Protocol, ProtocolConfig, Space, Taint
+from asikit.trace import PageKind
 from tests.machine.kernel.core.running import Program, Recorder, machine, secret, seen, spawn
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import pytest
 
 from asikit.machine.kernel import Machine, Observer
 from asikit.machine.kernel.kvm.vcpu import SvmExit
-from asikit.machine.mm import Gfp, MapFlags, PageKind, Prot
+from asikit.machine.mm import Gfp, MapFlags, Prot
 from asikit.machine.uapi.abi import KvmExit, KvmIoctl, OpenFlag
+from asikit.trace import PageKind
 from tests.machine.kernel.syscalls.running import run
 
 if TYPE_CHECKING:

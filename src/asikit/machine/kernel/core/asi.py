@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from asikit.machine.kernel.core import doors
 from asikit.machine.x86 import Invpcid
-from asikit.protocol import AsiClass, EffectKind, PcidLayout, Space, Status, space_of
+from asikit.protocol import PRIMITIVES, AsiClass, EffectKind, PcidLayout, Role, Routine, Space, Status, space_of
+from asikit.protocol.switching import enter_name
 
 if TYPE_CHECKING:
     from asikit.machine.kernel.core.percpu import CpuContext
@@ -20,19 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsiDriver"]
 
-_PRIMITIVES = frozenset(
-    {
-        EffectKind.IBPB,
-        EffectKind.RSB_FILL,
-        EffectKind.BHB_CLEAR,
-        EffectKind.L1D_FLUSH,
-        EffectKind.VERW,
-        EffectKind.DUMMY_DIVIDE,
-    }
-)
-"""Effects that are one primitive of the core."""
+_PRIMITIVES = frozenset(primitive.kind for primitive in PRIMITIVES)
 
-_ENTER_IDLE = f"asi_enter_{AsiClass.IDLE.name.lower()}"
+_ENTER_IDLE = enter_name(AsiClass.IDLE)
 
 
 class _Kernel(
@@ -91,7 +82,7 @@ class AsiDriver:
     def leave_idle(self) -> None:
         """End what `enter_idle` began; the address space stays."""
         if self.idle_class:
-            self.run("asi_relax")
+            self.run(Routine.RELAX)
 
     def _finish(self, cpu: CpuContext, depth: int) -> bool:
         gave_up = False
@@ -132,11 +123,13 @@ class AsiDriver:
         """Spin until the step can be done, taking interrupts. Returns whether the CPU gave up instead."""
         kernel = self._kernel
         name, pc = cpu.thread.frames[-1]
-        path = self.protocol.programs[name].ops[pc].path
+        op = self.protocol.programs[name].ops[pc]
         depth = len(cpu.thread.frames)
-        resuming = path.endswith(".resume")
+        resuming = op.role is Role.RESUME
         sibling = cpu.sibling.number if cpu.sibling is not None else "?"
-        what = f"cpu {sibling} to enter ({path})" if resuming else f"cpu {sibling} to stop untrusted code ({path})"
+        what = (
+            f"cpu {sibling} to enter ({op.path})" if resuming else f"cpu {sibling} to stop untrusted code ({op.path})"
+        )
 
         def ready() -> bool:
             return self.protocol.step(cpu.core.state, cpu.thread, cpu.who).status is not Status.BLOCKED

@@ -19,17 +19,7 @@ from asikit.machine.kernel.core.restricted import RestrictedMap, RestrictedVmall
 from asikit.machine.kernel.core.task import Task, TaskStatus
 from asikit.machine.kernel.core.text import IMAGE_TEXT_BYTES, MODULE_TEXT_BYTES
 from asikit.machine.kernel.core.watching import AllocationWatch
-from asikit.machine.mm import (
-    GFP_PGTABLE_KERNEL,
-    BootMemory,
-    DirectMap,
-    Layout,
-    Memblock,
-    PageAllocator,
-    PageKind,
-    PageTables,
-    Region,
-)
+from asikit.machine.mm import GFP_PGTABLE_KERNEL, BootMemory, DirectMap, Layout, Memblock, PageAllocator, PageTables
 from asikit.machine.mm.ephmap import Ephmap
 from asikit.machine.mm.pagecache import PageCache
 from asikit.machine.mm.percpu import PerCpu
@@ -41,6 +31,7 @@ from asikit.machine.mm.vmalloc import Vmalloc
 from asikit.machine.x86 import CpuModel, Cr0, Cr4, Efer, PhysicalMemory, Processor, load_cpu
 from asikit.protocol import Protocol, SeenGenerations, Space
 from asikit.protocol.pcid import DYNAMIC_ASIDS
+from asikit.trace import PageKind, Region
 
 if TYPE_CHECKING:
     from asikit.machine.kernel.core.config import MachineConfig

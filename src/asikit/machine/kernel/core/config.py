@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.core.errors import ScenarioError
 from asikit.machine.kernel.core.interleave import RoundRobin
-from asikit.machine.mm import PageKind, Region
 from asikit.machine.x86 import Access, load_cpu
-from asikit.protocol import AsiClass, Protocol, ProtocolConfig
+from asikit.protocol import AsiClass, Mapped, Protocol, ProtocolConfig
+from asikit.trace import PageKind, Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asikit.machine.kernel.core.interleave import Interleaver
-    from asikit.machine.mm import Request
+    from asikit.machine.mm import AllocationRequest
 
-__all__ = ["MachineConfig", "Mapped"]
+__all__ = ["MachineConfig"]
 
 MIB = 1 << 20
 SMALLEST_MEMORY = 16 * MIB
@@ -30,17 +29,6 @@ FIRST_EXTERNAL_VECTOR = 32
 VECTORS = 256
 """Interrupt vectors below 32 are exceptions (SDM 3A 6.2)."""
 LARGEST_PAGEBLOCK_ORDER = 9
-
-
-class Mapped(StrEnum):
-    """What a restricted address space has of a region; the words of a sensitivity policy."""
-
-    MAPPED = "mapped"
-    ABSENT = "absent"
-    BY_MEMORY = "by_memory"
-    """Mapped where the memory behind it is nonsensitive."""
-    USERSPACE = "userspace"
-    """Mapped in the domains of the class USERSPACE only."""
 
 
 _PUBLISHED: Mapping[Region, Mapped] = MappingProxyType(
@@ -83,7 +71,7 @@ class MachineConfig:
     debug: bool = False
     protocol: ProtocolConfig | Protocol | None = None
     interleaver: Callable[[], Interleaver] | None = None
-    sensitivity: Callable[[Request], bool] | None = None
+    sensitivity: Callable[[AllocationRequest], bool] | None = None
     regions: Mapping[Region, Mapping[Access, Mapped]] = field(default_factory=dict)
     ephmap_read: frozenset[PageKind] = frozenset()
     ephmap_write: frozenset[PageKind] = frozenset()

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from asikit.machine.kernel.core import doors
-from asikit.machine.mm import GFP_PGTABLE_USER, OutOfMemoryError, PageKind
+from asikit.machine.mm import GFP_PGTABLE_USER, OutOfMemoryError
 from asikit.machine.mm.pgtable import ENTRIES, KERNEL_PGD_BOUNDARY, PRESENT
 from asikit.protocol import AsiClass, DomainId, Domains, Space, space_of
 from asikit.protocol.errors import DomainOutOfMemoryError
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from asikit.machine.kernel.core.memory_context import MemoryContext

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asikit.machine.kernel.core.config import MachineConfig
     from asikit.machine.kernel.core.context import KernelContext
     from asikit.machine.kernel.core.domains import DomainTables
-    from asikit.machine.kernel.core.entry import Entry
+    from asikit.machine.kernel.core.entry import Crossings
     from asikit.machine.kernel.core.fault import PageFaults
     from asikit.machine.kernel.core.interrupts import Interrupts
     from asikit.machine.kernel.core.invariants import InvariantChecker
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from asikit.machine.kernel.core.memory_context import MemoryContexts
     from asikit.machine.kernel.core.observer import Observer
     from asikit.machine.kernel.core.percpu import CpuContext
-    from asikit.machine.kernel.core.report import Tally
+    from asikit.machine.kernel.core.report import MachineTally
     from asikit.machine.kernel.core.sched import Scheduler
     from asikit.machine.kernel.core.speculation import Speculation
     from asikit.machine.kernel.core.task import Task
@@ -77,7 +77,7 @@ class Watched(Protocol):
 
     observers: list[Observer]
     invariants: InvariantChecker | None
-    tally: Tally
+    tally: MachineTally
 
     def function(self, name: str, module: str | None = None) -> AbstractContextManager[None]:
         """Run as a kernel function."""
@@ -151,7 +151,7 @@ class Transitions(Protocol):
     """Entries, faults and the protocol's transitions."""
 
     asi: AsiDriver
-    entry: Entry
+    entry: Crossings
     faults: PageFaults
 
 

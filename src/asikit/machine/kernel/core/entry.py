@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.kernel.core.task import Task
 
-__all__ = ["Entry"]
+__all__ = ["Crossings"]
 
 _PT_REGS = bytes(168)
 """What entry code pushes: `struct pt_regs` (arch/x86/include/asm/ptrace.h)."""
@@ -45,7 +45,7 @@ class _Kernel(
     exit_work: Callable[[Task], bool] | None
 
 
-class Entry:
+class Crossings:
     """Crossings between user mode, guests and the kernel, of the running CPU's current task."""
 
     def __init__(self, kernel: _Kernel) -> None:

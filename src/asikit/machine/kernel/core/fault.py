@@ -17,13 +17,14 @@ from asikit.machine.kernel.core.uaccess import UserFixup
 from asikit.machine.mm import OutOfMemoryError
 from asikit.machine.mm.fault import SegvError, SigbusError
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, PfError, walk
-from asikit.protocol import Happening, Space
+from asikit.protocol import Happening, Role, Space
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.kernel.core.task import Task
+    from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["PageFaults", "SegmentationFault"]
 
@@ -46,6 +47,7 @@ class _Kernel(
 ):
     """What is needed of the kernel here."""
 
+    protocol: AsiProtocol
     out_of_memory: Callable[[Task], None]
 
 
@@ -105,7 +107,7 @@ class PageFaults:
         hw.interrupts_enabled, hw.ac = enabled, ac
         if not accessible:
             what = f"{access.name.lower()} of {fault.vaddr:#x} is possible without ASI, but not after its exit"
-            self._kernel.crash(InvariantError("I5", what, cpu=cpu.number, after="nested_page_fault.walk"))
+            self._kernel.crash(InvariantError("I5", what, cpu=cpu.number, after=self._walk))
 
     def _nested_fault(self, cpu: CpuContext, fault: PageFault, access: Access) -> None:
         kernel, hw = self._kernel, cpu.hw
@@ -221,6 +223,11 @@ class PageFaults:
         hw.interrupts_enabled, hw.ac = enabled, ac
         return True
 
+    @property
+    def _walk(self) -> str:
+        """The path of the micro-operation after which it is known whether an access is possible."""
+        return ", ".join(self._kernel.protocol.having(Role.WALK, Happening.NESTED_PAGE_FAULT))
+
     def _check_critical_section(self, cpu: CpuContext, vaddr: int, access: Access) -> None:
         """The kernel's debug warning "ASI-sensitive data access from critical section": the return will enter again."""
         task = cpu.thread.task
@@ -229,7 +236,7 @@ class PageFaults:
         target = self._kernel.domains.pgd(cpu.loaded_mm, Space(task.target), user_half=False) << 12
         if not self._possible(cpu, target, vaddr, access, ac=True):
             what = f"{access.name.lower()} of sensitive {vaddr:#x} in a critical section"
-            self._kernel.crash(InvariantError("I1", what, cpu=cpu.number, after="nested_page_fault.walk"))
+            self._kernel.crash(InvariantError("I1", what, cpu=cpu.number, after=self._walk))
 
 
 def access_of(fault: PageFault) -> Access:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import InvariantError
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
-from asikit.protocol import DomainId, EffectKind, Space, step_invariants, taint_invariants
+from asikit.protocol import DomainId, EffectKind, Role, Space, step_invariants, taint_invariants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,11 +138,11 @@ class InvariantChecker:
         generations, state = self._kernel.flusher.generations, cpu.thread.cpu
         mm, asid = cpu.loaded_mm.id, cpu.loaded_asid
         space = Space(state.cr3)
-        if taken.ran.endswith(".note_tlb_gen"):
+        if taken.role is Role.NOTE_TLB_GEN:
             for each in cpu.loaded_mm.domains:
                 if state.tlb_read >> each & 1:
                     self._noted[cpu.number, each] = generations.of(_domain(mm, each))
-        elif taken.ran.endswith(".record_tlb_gen") and space in cpu.loaded_mm.domains:
+        elif taken.role is Role.RECORD_TLB_GEN and space in cpu.loaded_mm.domains:
             cpu.seen = cpu.seen.record(asid, _domain(mm, space), self._noted[cpu.number, space])
         if self._kernel.flusher.in_progress:
             return  # counted already, and waited for: this CPU has yet to take the interrupt, or to leave a lazy mm

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.core.asi import AsiDriver
 from asikit.machine.kernel.core.context import KernelContext, Mutex
-from asikit.machine.kernel.core.entry import Entry
+from asikit.machine.kernel.core.entry import Crossings
 from asikit.machine.kernel.core.execution import Execution
 from asikit.machine.kernel.core.fault import PageFaults
 from asikit.machine.kernel.core.interrupts import Interrupts
 from asikit.machine.kernel.core.memory import CurrentMemory
 from asikit.machine.kernel.core.observer import NOT_MAPPED
-from asikit.machine.kernel.core.report import Report, Tally, TlbCounts
+from asikit.machine.kernel.core.report import MachineTally, Report, TlbCounts
 from asikit.machine.kernel.core.sched import Scheduler
 from asikit.machine.kernel.core.smp import Shootdown, Smp
 from asikit.machine.kernel.core.task import Task, TaskExit, TaskStatus
@@ -130,7 +130,7 @@ class Kernel:
         self.observers: list[Observer] = []
         self.invariants: InvariantChecker | None = None
         self.speculation: Speculation | None = None
-        self.tally = Tally()
+        self.tally = MachineTally()
         self.tasks: dict[int, Task] = {}
         self.running = False
         self.stopped = False
@@ -149,7 +149,7 @@ class Kernel:
         self.asi = AsiDriver(self, protocol)
         self.interrupts = Interrupts(self)
         self.faults = PageFaults(self)
-        self.entry = Entry(self)
+        self.entry = Crossings(self)
         self.uaccess = UserAccess(self)
         self.sched = Scheduler(self, config.timer_period)
         self.smp = Smp(self)

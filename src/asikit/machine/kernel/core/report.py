@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from asikit.protocol import ProtocolConfig
 
-__all__ = ["SCHEMA", "Report", "RoundTrip", "Tally", "TlbCounts"]
+__all__ = ["SCHEMA", "MachineTally", "Report", "RoundTrip", "TlbCounts"]
 
 SCHEMA = "asikit.run/1"
 """`schema` of the JSON form."""
@@ -49,7 +49,7 @@ class TlbCounts:
 
 
 @dataclass
-class Tally:
+class MachineTally:
     """Counts while a machine runs."""
 
     effects: Counter[Effect] = field(default_factory=Counter)
@@ -136,7 +136,7 @@ class Report:
 
     @staticmethod
     def of(  # noqa: PLR0913 - what a machine has besides its tally
-        tally: Tally,
+        tally: MachineTally,
         config: ProtocolConfig,
         *,
         tlb: TlbCounts,

@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from asikit.machine.kernel.core import doors
-from asikit.machine.kernel.core.config import Mapped
-from asikit.machine.mm import PAGE_SHIFT, PAGE_SIZE, PageKind, Region
+from asikit.machine.mm import PAGE_SHIFT, PAGE_SIZE
 from asikit.machine.mm.gfp import GFP_KERNEL, GFP_PGTABLE_KERNEL, Gfp
 from asikit.machine.mm.pgtable import (
     ENTRIES,
@@ -33,6 +32,8 @@ from asikit.machine.mm.pgtable import (
 )
 from asikit.machine.mm.vmalloc import Vmalloc
 from asikit.machine.x86 import Access
+from asikit.protocol import Mapped
+from asikit.trace import PageKind, Region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

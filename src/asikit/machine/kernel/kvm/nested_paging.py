@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from asikit.machine.mm import GFP_KERNEL_ACCOUNT, PAGE_SIZE, Gfp, PageKind, PageTables, kernel_function
+from asikit.machine.mm import GFP_KERNEL_ACCOUNT, PAGE_SIZE, Gfp, PageTables, kernel_function
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from asikit.machine.kernel.core.kernel import Kernel

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from asikit.machine.kernel.core.errors import ScenarioError
 from asikit.machine.kernel.objects.kernel_object import KernelObject, Word
-from asikit.machine.mm import GFP_KERNEL_ACCOUNT, PAGE_SIZE, PageKind, kernel_function
+from asikit.machine.mm import GFP_KERNEL_ACCOUNT, PAGE_SIZE, kernel_function
 from asikit.machine.mm.inode import TMPFS, FileSystem, filesystem
 from asikit.machine.uapi.abi import MAX_RW_COUNT, OpenFlag, Whence
 from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

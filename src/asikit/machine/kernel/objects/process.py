@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from asikit.machine.user.guest import GuestProgram
     from asikit.machine.user.program import Program
 
-__all__ = ["Process", "Thread", "create_process", "load_image", "mm_of", "new_thread", "run_thread", "thread_of"]
+__all__ = ["Process", "UserThread", "create_process", "load_image", "mm_of", "new_thread", "run_thread", "thread_of"]
 
 TEXT: Final = 0x400000
 """Where a program's text is mapped, as of a static executable."""
@@ -86,7 +86,7 @@ class Process:
     signal: SignalStruct
     parent: Process | None = None
     pid: int = 0
-    threads: list[Thread] = field(default_factory=list)
+    threads: list[UserThread] = field(default_factory=list)
     children: list[Process] = field(default_factory=list)
     offspring: int = 0
     returned: object = None
@@ -96,7 +96,7 @@ class Process:
     thread_count: int = 0
     vm_count: int = 0
     thread_words: dict[int, int] = field(default_factory=dict)
-    leader: Thread = field(init=False)
+    leader: UserThread = field(init=False)
 
     def __post_init__(self) -> None:
         self.child_exit = WaitQueue(self.kernel, "a child to end")
@@ -114,7 +114,7 @@ class Process:
 
 
 @dataclass(eq=False)
-class Thread(Killable):
+class UserThread(Killable):
     """A thread of a process: what a user task has besides what the scheduler knows.
 
     :ivar name: What results and messages call it.
@@ -145,20 +145,20 @@ class Thread(Killable):
             kernel.sched.resched(kernel.cpus[self.task.cpu])  # kick_process(): out of user mode
 
 
-def thread_of(task: Task) -> Thread:
+def thread_of(task: Task) -> UserThread:
     """Return the thread that a user task is."""
     owner = task.owner
-    if not isinstance(owner, Thread):
+    if not isinstance(owner, UserThread):
         raise TypeError(f"{task} is no thread of a process")
     return owner
 
 
-def new_thread(process: Process, name: str, stack_pointer: int) -> Thread:
+def new_thread(process: Process, name: str, stack_pointer: int) -> UserThread:
     """Make a thread that has no task yet. Raises OutOfMemoryError."""
-    return Thread(process, name, TaskStruct(process.kernel), stack_pointer)
+    return UserThread(process, name, TaskStruct(process.kernel), stack_pointer)
 
 
-def start_thread(thread: Thread, task: Task) -> None:
+def start_thread(thread: UserThread, task: Task) -> None:
     """Put a thread and its task together; it is one of its process' from now on."""
     process = thread.process
     task.owner, thread.task = thread, task
@@ -225,7 +225,7 @@ def create_process(  # noqa: PLR0913 - what a scenario may say about a process
     return process
 
 
-def run_thread(thread: Thread, program: Program) -> None:
+def run_thread(thread: UserThread, program: Program) -> None:
     """Run a program in user mode and then end the thread: what is at the bottom of every user task's stack.
 
     What a program raises otherwise is a mistake in the scenario and ends the run.

@@ -33,7 +33,7 @@ from asikit.machine.uapi.numbers import Nr
 if TYPE_CHECKING:
     from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.core.task import Task
-    from asikit.machine.kernel.objects.process import Thread
+    from asikit.machine.kernel.objects.process import UserThread
     from asikit.machine.user.program import Program
 
 __all__ = ["CALLS", "do_group_exit", "kill_process"]
@@ -102,7 +102,7 @@ def fork_process(kernel: Kernel, task: Task) -> int:
     return child.pid
 
 
-def _child_program(parent: Thread) -> Program:
+def _child_program(parent: UserThread) -> Program:
     program, parent.child_program = parent.child_program, None
     if program is None:
         raise ScenarioError(
@@ -159,7 +159,7 @@ def do_execve(kernel: Kernel, task: Task, path: str) -> int:
 
 
 @kernel_function()
-def de_thread(_: Kernel, thread: Thread) -> None:
+def de_thread(_: Kernel, thread: UserThread) -> None:
     """End the other threads of a process and wait until they are gone. Raises SyscallError EINTR."""
     process = thread.process
     for other in tuple(process.threads):

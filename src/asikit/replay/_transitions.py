@@ -12,14 +12,14 @@ import numpy as np
 
 from asikit.protocol import Space
 from asikit.replay._events import EventClass
-from asikit.replay.policy import ACCESSES, Access
+from asikit.replay.policy import ACCESSES, TouchKind
 from asikit.replay.sensitivity import PlaceBits, missing_bit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from asikit.protocol import State, TaskState
-    from asikit.replay._steps import Step, Stepper
+    from asikit.replay._steps import EventStep, Stepper
 
     Numbers = npt.NDArray[np.int32]
     Bytes = npt.NDArray[np.uint8]
@@ -31,7 +31,11 @@ _Number = TypeVar("_Number", np.int32, np.uint8)
 UNKNOWN_ENTRY = -1
 """In ``next_state`` and ``loaded``: not known yet."""
 
-_EPHMAP_BIT = {Access.READ: PlaceBits.EPHMAP_READ, Access.WRITE: PlaceBits.EPHMAP_WRITE, Access.FETCH: PlaceBits(0)}
+_EPHMAP_BIT = {
+    TouchKind.READ: PlaceBits.EPHMAP_READ,
+    TouchKind.WRITE: PlaceBits.EPHMAP_WRITE,
+    TouchKind.FETCH: PlaceBits(0),
+}
 
 
 class TransitionTable:
@@ -51,7 +55,7 @@ class TransitionTable:
         self._states: list[State] = []
         self._task_numbers: dict[TaskState, int] = {}
         self._tasks: list[TaskState] = []
-        self.steps: dict[tuple[int, int], Step] = {}
+        self.steps: dict[tuple[int, int], EventStep] = {}
         self.next_state: Numbers = np.empty((0, len(EventClass)), np.int32)
         self.is_exit: Bytes = np.empty((0, len(EventClass)), np.uint8)
         self.touch_mask: Bytes = np.empty((0, len(ACCESSES)), np.uint8)
@@ -124,7 +128,7 @@ class TransitionTable:
         self.saved = _padded(self.saved, (rows,), 0)
         self.loaded = _padded(self.loaded, (rows, self.loaded.shape[1]), UNKNOWN_ENTRY)
 
-    def _mask(self, state: State, access: Access) -> int:
+    def _mask(self, state: State, access: TouchKind) -> int:
         space = self._stepper.space(state)
         if space not in {Space.USERSPACE, Space.KVM}:
             return 0

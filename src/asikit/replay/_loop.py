@@ -1,30 +1,26 @@
 """The loop over the events, compiled. Imported only when a replay runs: importing numba takes a while.
 
-It looks transitions up in a table that :class:`asikit.replay._table.TransitionTable` fills from the protocol. It stops
-where the table has no answer yet; the caller fills it in and lets the loop go on at the same event.
+It looks transitions up in a table that :class:`asikit.replay._transitions.TransitionTable` fills from the protocol. It
+stops where the table has no answer yet; the caller fills it in and lets the loop go on at the same event.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numba
 import numpy as np
 
+from asikit.compiled import jit
 from asikit.replay._events import SLOTS_PER_KIND, TLB_FLUSHES, EventClass
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Stop", "jit", "run_events"]
-
-_Function = TypeVar("_Function", bound="Callable[..., Any]")
+__all__ = ["Answers", "Counts", "Events", "Exits", "Running", "Stop", "Table", "run_events"]
 
 
 class Stop(IntEnum):
@@ -70,60 +66,107 @@ _TLB_FLUSHES = TLB_FLUSHES
 _DOUBLE_FAULT = int(EventClass.DOUBLE_FAULT)
 
 
-def jit(function: _Function) -> _Function:
-    """Compile, keeping the machine code on disk where that is possible.
+class Events(NamedTuple):
+    """The events, as arrays of equal length, and the group that each counts in."""
 
-    Numba keeps it beside the source, else in the user's cache folder (or in ``NUMBA_CACHE_DIR``); if it may write in
-    none of them it refuses to cache, and the code is compiled anew in each process.
+    cpu: Array
+    kind: Array
+    arg: Array
+    stack: Array
+    group: Array
+
+
+class Answers(NamedTuple):
+    """What is looked up of an event.
+
+    :ivar places: The policy's bits of each place (:class:`asikit.replay.sensitivity.PlaceBits`).
+    :ivar ephmap_stacks: One flag a stack: its function may use the ephemeral mapping.
+    :ivar event_class: By kind of event: its class.
     """
-    try:
-        return cast("_Function", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast("_Function", numba.njit(nogil=True)(function))
+
+    places: Array
+    ephmap_stacks: Array
+    event_class: Array
+
+
+class Table(NamedTuple):
+    """The arrays of a :class:`asikit.replay._table.TransitionTable`, as they are named there."""
+
+    next_state: Array
+    is_exit: Array
+    touch_mask: Array
+    saved: Array
+    loaded: Array
+
+
+class Running(NamedTuple):
+    """What each CPU and task is at; the loop changes it.
+
+    :ivar state: By CPU: the number of its state.
+    :ivar mask: By CPU and access: the bits of a place that matter to it.
+    :ivar task: By CPU: the task that runs, -1 if it is not known.
+    :ivar entry: By CPU: the number of the open round trip's entry.
+    :ivar group: By CPU: the group of the open round trip.
+    :ivar exited: By CPU: the open round trip has had an exit.
+    :ivar task_state: By task: the number of what it took with it when it left a CPU.
+    """
+
+    state: Array
+    mask: Array
+    task: Array
+    entry: Array
+    group: Array
+    exited: Array
+    task_state: Array
+
+
+class Counts(NamedTuple):
+    """What the loop counts.
+
+    :ivar entry_number: The number of each slot of entries that has been met, else -1.
+    :ivar hits: (groups, states, event classes): how often each transition was made.
+    :ivar entries: (groups, 3, entries): of each entry the round trips, the exits, and the round trips without one.
+    :ivar ephmap: By group: touches through an ephemeral mapping.
+    """
+
+    entry_number: Array
+    hits: Array
+    entries: Array
+    ephmap: Array
+
+
+class Exits(NamedTuple):
+    """The exits of these events in their order: at which event, and the number of the transition."""
+
+    event: Array
+    transition: Array
 
 
 @jit
 def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one loop, compiled as one function
     start: int,
-    cpu: Array,
-    kind: Array,
-    arg: Array,
-    stack: Array,
-    group: Array,
-    places: Array,
-    ephmap_stacks: Array,
-    event_class: Array,
-    # the table
-    next_state: Array,
-    is_exit: Array,
-    touch_mask: Array,
-    saved: Array,
-    loaded: Array,
-    # what changes
-    cpu_state: Array,
-    cpu_mask: Array,
-    cpu_task: Array,
-    cpu_entry: Array,
-    cpu_group: Array,
-    cpu_exited: Array,
-    entry_number: Array,
-    task_state: Array,
-    hits: Array,
-    entry_counts: Array,
-    ephmap_counts: Array,
-    exit_event: Array,
-    exit_transition: Array,
-    exits: int,
+    events: Events,
+    answers: Answers,
+    table: Table,
+    running: Running,
+    counts: Counts,
+    exits: Exits,
+    left: int,
 ) -> tuple[int, int, int, int, int]:
     """Run events from ``start`` on.
 
     What is counted is counted in the event's group; a round trip in that of its entry.
 
-    :param group: By event: its group.
-    :param entry_number: The number of each slot of entries that has been met, else -1.
-    :return: Why it stopped (:class:`Stop`), at which event, how many exits are in ``exit_event`` now, and the two
-        indices of the missing entry.
+    :param left: How many exits are in ``exits`` already.
+    :return: Why it stopped (:class:`Stop`), at which event, how many exits are in ``exits`` now, and the two indices of
+        the missing entry.
     """
+    cpu, kind, arg, stack, group = events
+    places, ephmap_stacks, event_class = answers
+    next_state, is_exit, touch_mask, saved, loaded = table
+    cpu_state, cpu_mask, cpu_task, cpu_entry, cpu_group, cpu_exited, task_state = running
+    entry_number, hits, entry_counts, ephmap_counts = counts
+    exit_event, exit_transition = exits
     event_classes = _EVENT_CLASSES
     task_states = loaded.shape[1]
     for event in range(start, kind.size):
@@ -136,19 +179,19 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
                 continue
             place = arg[i]
             if place >= places.size:
-                return _BAD_PLACE, event, exits, 0, 0
+                return _BAD_PLACE, event, left, 0, 0
             found = places[place] & mask
             if found & _MISSING_BITS == 0:
                 continue
             if found & _EPHMAP_BITS:
                 if stack[i] >= ephmap_stacks.size:
-                    return _BAD_STACK, event, exits, 0, 0
+                    return _BAD_STACK, event, left, 0, 0
                 if ephmap_stacks[stack[i]]:
                     ephmap_counts[group[i]] += 1
                     continue
             h = _UNMAPPED_TOUCH
         elif k == 0 or k > _TLB_FLUSH:
-            return _BAD_KIND, event, exits, 0, 0
+            return _BAD_KIND, event, left, 0, 0
         elif k == _PAGE_ALLOC or k == _PAGE_FREE:  # noqa: PLR1714, SIM109 - compiles to comparisons
             continue
         else:
@@ -163,16 +206,16 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
         s = cpu_state[c]
         following = next_state[s, h]
         if following < 0:
-            return _TRANSITION, event, exits, s, h
+            return _TRANSITION, event, left, s, h
         if k == _TASK_SWITCH:
             task = int(arg[i])
             if task >= task_state.size:
-                return _BAD_TASK, event, exits, 0, 0
+                return _BAD_TASK, event, left, 0, 0
             leaving = cpu_task[c]
             kept = saved[following]
             wanted = kept if task == leaving else task_state[task]
             if wanted >= task_states or loaded[following, wanted] < 0:
-                return _LOAD, event, exits, following, wanted
+                return _LOAD, event, left, following, wanted
             if leaving >= 0:
                 task_state[leaving] = kept
             cpu_task[c] = task
@@ -181,7 +224,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
             slot = _SLOTS * (int(k) - 1) + min(int(arg[i]), _SLOTS - 1)
             number = entry_number[slot]
             if number < 0:
-                return _SLOT, event, exits, slot, 0
+                return _SLOT, event, left, slot, 0
             cpu_entry[c] = number
             cpu_group[c] = group[i]
             cpu_exited[c] = 0
@@ -192,13 +235,13 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
         if is_exit[s, h]:
             cpu_exited[c] = 1
             entry_counts[g, 1, cpu_entry[c]] += 1
-            exit_event[exits] = event
-            exit_transition[exits] = s * event_classes + h
-            exits += 1
+            exit_event[left] = event
+            exit_transition[left] = s * event_classes + h
+            left += 1
         if k == _RETURN_USER or k == _VM_ENTRY:  # noqa: PLR1714, SIM109 - compiles to comparisons
             number = cpu_entry[c]
             if number != _NO_ENTRY:
                 entry_counts[cpu_group[c], 0, number] += 1
                 entry_counts[cpu_group[c], 2, number] += 1 - cpu_exited[c]
                 cpu_entry[c] = _NO_ENTRY
-    return _DONE, kind.size, exits, 0, 0
+    return _DONE, kind.size, left, 0, 0
