@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from asikit.attacks import load_vulnerability
-from asikit.cost import load_mitigation
 from asikit.documents import FILLED, INHERITED, KeyPlace, Shelf, Short, checked, read_json, typed
 from asikit.errors import AsikitError, nearest
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import load_mitigation
 from asikit.replay import load_policy
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.attacks import load_vulnerability, vulnerability_names
-from asikit.cost import Basis, cpu_parameters, load_mitigation, shipped_mitigations
+from asikit.cost import Basis, cpu_parameters
 from asikit.machine.x86 import cpu_names, load_cpu
+from asikit.mitigations import load_mitigation, shipped_mitigations
 from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:

@@ -160,7 +160,7 @@ class Shelf(Generic[T]):
         :raises AsikitError: Of the shelf's kind: there is no such file, or it does not say what it must.
         """
         document = self.read(name_or_file)
-        loaded = made({**document.table, "name": document.name}, self.kind, document.place)
+        loaded = self.made(document, document.table)
         wrong = "" if self.contradiction is None else self.contradiction(loaded)
         if wrong:
             raise document.place.fault(wrong)
@@ -179,6 +179,13 @@ class Shelf(Generic[T]):
             identity=str(source.resolve()) if isinstance(source, Path) else str(source),
             table=table if isinstance(table, dict) else {},
         )
+
+    def made(self, document: Document, table: Mapping[str, Any]) -> T:
+        """Return what a table says, with what the reader fills in: the ``name`` and the ``file`` of a document."""
+        known: Mapping[str, _Key] = _keys(self.kind)  # type: ignore[arg-type]  # mypy: a type may not be hashable
+        filled = {"name": document.name, "file": document.place.file}
+        given = {key: value for key, value in filled.items() if key in known}
+        return made({**table, **given}, self.kind, document.place)
 
     def _found(self, text: str) -> Traversable:
         if text.endswith(SUFFIX):

@@ -129,7 +129,7 @@ def test_own_mitigation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     """A mitigation of one's own is a row with its file's name."""
     file = tmp_path / "mine.toml"
     file.write_text(
-        'title = "x"\n[[work]]\nvulnerability = "ssb"\nname = "x"\nat = ["user_entry"]\ndoes = [["lfence"]]\n'
+        'title = "x"\n[[work]]\nvulnerability = "ssb"\nname = "x"\nat = ["user_entry"]\ncosts = [["lfence"]]\n'
         'counts_as = "entry_code"\nsource = "x"\n',
         encoding="utf-8",
     )

@@ -54,7 +54,8 @@ def command(  # noqa: PLR0913  (an option each)
     Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
     if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
     """
-    from asikit.attacks import cells, mitigation_names  # noqa: PLC0415  (a machine is slow to import)
+    from asikit.attacks import cells  # noqa: PLC0415  (a machine is slow to import)
+    from asikit.mitigations import mitigation_names  # noqa: PLC0415
 
     if list_names:
         from asikit.report.attack import attack_names  # noqa: PLC0415

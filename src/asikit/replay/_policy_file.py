@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from asikit.documents import INHERITED, SUFFIX, Document, Shelf, made
+from asikit.documents import INHERITED, SUFFIX, Document, Shelf
 from asikit.replay.errors import PolicyError
 from asikit.replay.policy import DEFAULT_REGIONS, Policy
 from asikit.trace import Region
@@ -38,7 +38,7 @@ def load_policy(name_or_file: str | Path) -> Policy:
     document = _SHELF.read(name_or_file)
     given: set[tuple[str, str]] = set()
     table = _inherited(document, given, seen=())
-    policy = made({**table, "name": document.name, "file": document.place.file}, Policy, document.place)
+    policy = _SHELF.made(document, table)
     return replace(policy, regions=_regions(policy.regions), shipped_names=frozenset(policy.names()) - given)
 
 
