@@ -301,7 +301,10 @@ def test_refusals(tmp_path: Path) -> None:
     model = cpu(exact())
     for words, message in (
         ({"policy": "blanket"}, "policy blanket is not ASI's; ask for --mitigation blanket or none instead"),
-        ({"mitigations": ("asi", "linus")}, 'no mitigation "linus"; the nearest is "linux" (there are none, asi, blanket, ibpb-entry, linux;'),
+        (
+            {"mitigations": ("asi", "linus")},
+            'no mitigation "linus"; the nearest is "linux" (there are none, asi, ',
+        ),
     ):
         with pytest.raises(CostError) as caught:
             rows(trace, model, **words)
