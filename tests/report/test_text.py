@@ -106,7 +106,7 @@ def test_ranges() -> None:
 def test_choices() -> None:
     """Names and meanings in two columns; a long meaning stays in its column."""
     assert shown(choices({"a": "short", "long name": "a meaning that is long"}, indent="  "), width=31) == [
-        "  a         short",
+        "  a          short",
         "  long name  a meaning that is",
         "             long",
     ]

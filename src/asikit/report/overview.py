@@ -20,7 +20,7 @@ _PREDICTOR, _BUFFERS = "ibpb", "verw"
 _HEADINGS = (
     "kernel\nentries",
     "exits",
-    "entries that\nneeded none",
+    "without\nan exit",
     "predictor\nflushes",
     "buffer\nflushes",
     "CR3\nwrites",
