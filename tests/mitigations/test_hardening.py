@@ -50,12 +50,7 @@ def test_an_entry_at_each_occasion() -> None:
     occasions = (Occasion.USER_ENTRY, Occasion.AFTER_GUEST, Occasion.KERNEL_INSTRUCTION, Occasion.PROCESS_SWITCH)
     work = tuple(
         Work(vulnerability=Bug.SRSO, name=str(occasion), source="a test", at=(occasion,), flushes=(Clearing("ibpb"),))
-        for occasion in (
-            Occasion.USER_ENTRY,
-            Occasion.AFTER_GUEST,
-            Occasion.KERNEL_INSTRUCTION,
-            Occasion.PROCESS_SWITCH,
-        )
+        for occasion in occasions
     )
 
     made = hardening(KernelMitigation(title="x", work=work), load_cpu("generic"))

@@ -12,11 +12,10 @@ from asikit.attacks import (
     AttackVerdict,
     Vector,
     load_vulnerability,
-    mitigation,
-    mitigation_names,
     vulnerability_names,
 )
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import mitigation, mitigation_names
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
 
