@@ -31,9 +31,8 @@ _GUEST_MEMORY: Final = 1 << 16
 class Pace(NamedTuple):
     """How many points each of the two passes before the other goes on.
 
-    Attributes:
-        victim: 1 lets the attacker see every state of the victim; more is an interrupt that is long in coming to it.
-        attacker: 1, or enough to come back from a stun and look before the victim's next step.
+    :ivar victim: 1 lets the attacker see every state of the victim; more is an interrupt that is long in coming to it.
+    :ivar attacker: 1, or enough to come back from a stun and look before the victim's next step.
     """
 
     victim: int

@@ -56,11 +56,10 @@ class Failure:
 class Induced:
     """The result of an induction.
 
-    Attributes:
-        clauses: the invariant: name and sentence of each clause.
-        obligations: questions that were put to the solver.
-        failures: those that it did not answer as hoped.
-        commands: commands of the relation.
+    :ivar clauses: The invariant: name and sentence of each clause.
+    :ivar obligations: Questions that were put to the solver.
+    :ivar failures: Those that it did not answer as hoped.
+    :ivar commands: Commands of the relation.
     """
 
     clauses: tuple[tuple[str, str], ...]
@@ -73,11 +72,10 @@ class Induced:
 class Obligation:
     """A question to the solver: whether what is given can be true and one of the wanted clauses false.
 
-    Attributes:
-        name: where it comes from.
-        given: formulas, besides the invariant.
-        wanted: clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
-        assumes: the invariant is given.
+    :ivar name: Where it comes from.
+    :ivar given: Formulas, besides the invariant.
+    :ivar wanted: Clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
+    :ivar assumes: The invariant is given.
     """
 
     name: str

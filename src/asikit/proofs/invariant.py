@@ -36,10 +36,9 @@ USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
 class Clause:
     """One conjunct.
 
-    Attributes:
-        name: short.
-        says: one line.
-        formula: for each thread, or once.
+    :ivar name: Short.
+    :ivar says: One line.
+    :ivar formula: For each thread, or once.
     """
 
     name: str

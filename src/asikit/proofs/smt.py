@@ -67,11 +67,10 @@ def truth(guard: e.Guard, env: Environment) -> Any:  # noqa: ANN401, PLR0911
 class Symbolic(NamedTuple):
     """A symbolic state of a core.
 
-    Attributes:
-        fields: by thread: each CPU and task field.
-        boxes: by thread: each word of the mailbox, and whether it is behind.
-        places: by thread: the place on each level, as a number.
-        contents: what the structures hold, packed.
+    :ivar fields: By thread: each CPU and task field.
+    :ivar boxes: By thread: each word of the mailbox, and whether it is behind.
+    :ivar places: By thread: the place on each level, as a number.
+    :ivar contents: What the structures hold, packed.
     """
 
     fields: tuple[dict[str, Any], ...]

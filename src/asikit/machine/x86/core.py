@@ -30,11 +30,10 @@ class Uncore:
 class Core:
     """A core with one or two hardware threads.
 
-    Attributes:
-        number: number of the core in the machine.
-        threads: its logical processors.
-        done: how often each primitive was done, by name.
-        recorder: what its structures hold, None unless `record` is on.
+    :ivar number: Number of the core in the machine.
+    :ivar threads: Its logical processors.
+    :ivar done: How often each primitive was done, by name.
+    :ivar recorder: What its structures hold, None unless `record` is on.
     """
 
     def __init__(  # noqa: PLR0913 - a core is what it is made of
@@ -102,9 +101,8 @@ class Core:
 class Processor:
     """A package of equal cores.
 
-    Attributes:
-        cores: the cores.
-        cpus: the logical processors of all cores, by number: the threads of core 0, then those of core 1...
+    :ivar cores: The cores.
+    :ivar cpus: The logical processors of all cores, by number: the threads of core 0, then those of core 1...
     """
 
     def __init__(  # noqa: PLR0913 - a processor is what it is made of

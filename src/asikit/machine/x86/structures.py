@@ -36,11 +36,10 @@ __all__ = [
 class Datum(NamedTuple):
     """A value that stayed behind.
 
-    Attributes:
-        owner: whose code moved it (`Cpu.owner`).
-        value: the bytes.
-        paddr: physical address of the first byte; None for a value that is not memory's.
-        thread: hardware thread that moved it, numbered within the core.
+    :ivar owner: Whose code moved it (`Cpu.owner`).
+    :ivar value: The bytes.
+    :ivar paddr: Physical address of the first byte; None for a value that is not memory's.
+    :ivar thread: Hardware thread that moved it, numbered within the core.
     """
 
     owner: str
@@ -52,11 +51,10 @@ class Datum(NamedTuple):
 class Training(NamedTuple):
     """Something learnt by a predictor.
 
-    Attributes:
-        owner: whose code taught it.
-        source: linear address of the branch.
-        target: where it went; for a direction predictor, 1 (taken) or 0.
-        thread: hardware thread on which it was taught.
+    :ivar owner: Whose code taught it.
+    :ivar source: Linear address of the branch.
+    :ivar target: Where it went; for a direction predictor, 1 (taken) or 0.
+    :ivar thread: Hardware thread on which it was taught.
     """
 
     owner: str

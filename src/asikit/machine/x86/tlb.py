@@ -25,13 +25,12 @@ _SIZE_CODE: Final = dict(_SIZES)
 class TlbEntry:
     """A cached translation of one page.
 
-    Attributes:
-        page: linear address of the page's first byte.
-        paddr: physical address of its first byte.
-        page_bytes: 4 KiB, 2 MiB or 1 GiB.
-        rights: index into tables of rights: bit 0 NX, bit 1 R/W, bit 2 U/S, of all entries together.
-        dirty: D was set: a write needs no walk.
-        tag: the PCID, or -1 for a global entry.
+    :ivar page: Linear address of the page's first byte.
+    :ivar paddr: Physical address of its first byte.
+    :ivar page_bytes: 4 KiB, 2 MiB or 1 GiB.
+    :ivar rights: Index into tables of rights: bit 0 NX, bit 1 R/W, bit 2 U/S, of all entries together.
+    :ivar dirty: D was set: a write needs no walk.
+    :ivar tag: The PCID, or -1 for a global entry.
     """
 
     __slots__ = ("_seen", "_slot", "dirty", "paddr", "page", "page_bytes", "rights", "tag")
@@ -83,12 +82,11 @@ class TlbView:
 class Tlb:
     """A TLB of `capacity` entries for all page sizes and PCIDs; a full one evicts at random, from `seed`.
 
-    Attributes:
-        hits: accesses served by an entry.
-        misses: walks, whatever came of them.
-        flushes: invalidations, of whatever extent, that software asked for.
-        flushed: entries that they removed.
-        evictions: entries removed for want of room.
+    :ivar hits: Accesses served by an entry.
+    :ivar misses: Walks, whatever came of them.
+    :ivar flushes: Invalidations, of whatever extent, that software asked for.
+    :ivar flushed: Entries that they removed.
+    :ivar evictions: Entries removed for want of room.
     """
 
     __slots__ = (
