@@ -57,7 +57,7 @@ def test_extremes_are_the_best_corners(seed: int, signs: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("seed", range(60))
 def test_ratio_extremes_are_the_best_corners(seed: int) -> None:
-    """The same for a quotient whose two sums share parameters, the upper one of either sign."""
+    """The extremes are at corners also for a quotient whose two sums share parameters, the upper one of either sign."""
     dice = random.Random(seed)  # noqa: S311  (the same numbers each time)
     above, below, ranges = random_sum(dice, signs=(1, -1)), random_sum(dice, signs=(1,)), random_ranges(dice)
     found = ratio_extremes(above, below, ranges)

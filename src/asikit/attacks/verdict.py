@@ -118,7 +118,8 @@ class Finding:
 def attack(cell: Cell) -> Finding:
     """Attack, twice, and compare what the attacker saw.
 
-    :raises LeakError: A name of the cell is that of nothing. :raises CpuModelError: The same, of the CPU.
+    :raises LeakError: There is no vulnerability, vector or mitigation of a name that the cell has.
+    :raises CpuModelError: There is no CPU model of the name that the cell has.
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be

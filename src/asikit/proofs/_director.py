@@ -186,7 +186,7 @@ class Director(Observer):
             self._disturb(context)
 
     def vm_entry(self, cpu: int) -> None:
-        """The same before a guest."""
+        """Disturb a CPU that is stunned before its guest, if that is what comes next."""
         self.return_user(cpu, by_iret=False)
 
     # Where entry code has just begun: what comes before its first micro-operation, comes now.

@@ -77,7 +77,7 @@ class Counterexample:
 
     :ivar kind: `leak`, `deadlock`, or `broken rule`.
     :ivar steps: Every single step.
-    :ivar story: The same in lines to read.
+    :ivar story: The steps in lines to read.
     :ivar conclusion: What is wrong at the end.
     """
 

@@ -445,7 +445,7 @@ class PageAllocator:
                 zone.free_one_page(pfn, order)
 
     def drain_all_pages(self) -> None:
-        """The same for all CPUs, `drain_all_pages()`: their lists' locks are enough since 6.2, no CPU is asked."""
+        """Give what is on all CPUs' lists back to the zones: since 6.2 the lists' locks are enough, no CPU is asked."""
         for cpu in range(self.cpus):
             self.drain_pages(cpu)
 

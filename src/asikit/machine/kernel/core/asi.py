@@ -157,7 +157,7 @@ class AsiDriver:
             assert effect.space is not None  # noqa: S101 - it says which
             cpu.hw.write_cr3(self.cr3(cpu, effect.space, user_half=effect.user_half, noflush=effect.noflush))
         elif kind is EffectKind.TLB_FLUSH:
-            assert effect.space is not None  # noqa: S101 - the same
+            assert effect.space is not None  # noqa: S101 - it says whose
             cpu.hw.invpcid(Invpcid.SINGLE_CONTEXT, self.pcid(cpu.loaded_asid, effect.space))
         elif kind is EffectKind.STUN:
             sibling = cpu.sibling
