@@ -164,7 +164,7 @@ def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel
     )
 
 
-def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
+def _run(  # noqa: PLR0917 - what an attack is made of
     vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
     machine = Machine(_config(setup, vector))

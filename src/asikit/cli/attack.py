@@ -37,7 +37,7 @@ _ALL = "all"
 @click.option("--list", "list_names", is_flag=True, help="List vulnerabilities, vectors and mitigations, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.attack/1).")
 @click.pass_context
-def command(  # noqa: PLR0913  (an option each)
+def command(
     context: click.Context,
     *,
     cpu: str | None,
@@ -54,10 +54,10 @@ def command(  # noqa: PLR0913  (an option each)
     Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
     if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
     """
-    from asikit.attacks import cells, mitigation_names  # noqa: PLC0415  (a machine is slow to import)
+    from asikit.attacks import cells, mitigation_names
 
     if list_names:
-        from asikit.report.attack import attack_names  # noqa: PLC0415
+        from asikit.report.attack import attack_names
 
         show(attack_names())
         return
@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913  (an option each)
 def _model(cpu: str | None) -> str | None:
     """Check the name of a CPU model: a wrong one is wrong usage here."""
     if cpu is not None:
-        from asikit.machine.x86 import CpuModelError, load_cpu  # noqa: PLC0415
+        from asikit.machine.x86 import CpuModelError, load_cpu
 
         try:
             load_cpu(cpu)
@@ -93,7 +93,7 @@ def _model(cpu: str | None) -> str | None:
 
 
 def _attack(wanted: Sequence[Cell]) -> list[Finding]:
-    from asikit.attacks import matrix  # noqa: PLC0415
+    from asikit.attacks import matrix
 
     findings = []
     shows = sys.stderr.isatty()
@@ -107,9 +107,9 @@ def _attack(wanted: Sequence[Cell]) -> list[Finding]:
 
 
 def _save(finding: Finding, path: str) -> None:
-    from pathlib import Path  # noqa: PLC0415
+    from pathlib import Path
 
-    from asikit.attacks import scenario_text  # noqa: PLC0415
+    from asikit.attacks import scenario_text
 
     Path(path).write_text(scenario_text(finding), encoding="utf-8")
 
@@ -118,6 +118,6 @@ def _show(findings: list[Finding], *, why: bool, as_json: bool) -> None:
     if as_json:
         write_json("attack", {"rows": [found.to_dict(story=why) for found in findings]})
         return
-    from asikit.report.attack import attack_reason, attack_report  # noqa: PLC0415
+    from asikit.report.attack import attack_reason, attack_report
 
     show(attack_reason(findings[0]) if why else attack_report(findings))

@@ -154,7 +154,7 @@ def _ask(key: int, arrays: Arrays, shape: Shape, wanted: Array, asked: int) -> i
 
 
 @jit
-def expand(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
+def expand(  # noqa: PLR0917  (one loop, compiled as one function)
     todo: Array, arrays: Arrays, counters: Array, wanted: Array, put_off: Array, shape: Shape
 ) -> tuple[int, int, int]:
     """Visit the states of `todo` and enter what they lead to.

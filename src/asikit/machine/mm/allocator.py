@@ -68,7 +68,7 @@ class PageAllocator:
     :param dma32_end: The first frame of the NORMAL zone.
     """
 
-    def __init__(  # noqa: PLR0913 - the machine's parts and the configuration's choices
+    def __init__(
         self,
         access: KernelMemory,
         direct_map: DirectMap,

@@ -198,7 +198,7 @@ def _error_code(access: int, mode: PagingMode, cause: int) -> int:
     return code
 
 
-def walk(  # noqa: PLR0913 - what a translation depends on
+def walk(
     memory: PhysicalMemory, root: int, vaddr: int, access: Access, mode: PagingMode, *, mark: bool = True
 ) -> Translation:
     """Translate an address as the processor does, with every check; sets accessed and dirty flags.

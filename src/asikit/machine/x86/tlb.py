@@ -107,7 +107,7 @@ class Tlb:
             raise ValueError(f"a TLB has at least 1 entry, not {capacity}")
         self.capacity = capacity
         self.hits = self.misses = self.flushes = self.flushed = self.evictions = 0
-        self._random = Random(seed)  # noqa: S311 - not for secrets
+        self._random = Random(seed)
         self._spaces: dict[int, dict[int, TlbEntry]] = {_GLOBAL: {}}
         self._order: list[TlbEntry] = []
         self._views: dict[int, dict[int, TlbView]] = {}
@@ -142,7 +142,7 @@ class Tlb:
         elif len(self._order) >= self.capacity:
             self.evict()
         entry = TlbEntry(page, tag, translation)
-        entry._slot = len(self._order)  # noqa: SLF001 - an entry's place is the TLB's own business
+        entry._slot = len(self._order)
         self._order.append(entry)
         self._spaces.setdefault(tag, {})[key] = entry
         return entry
@@ -206,7 +206,7 @@ class Tlb:
 
     def note(self, entry: TlbEntry, page: int) -> None:
         """Say that page number `page` of an entry now stands in a view."""
-        entry._seen.add(page)  # noqa: SLF001 - an entry's index is the TLB's own business
+        entry._seen.add(page)
 
     def clear_views(self) -> None:
         """Empty every view; the entries stay."""
@@ -216,7 +216,7 @@ class Tlb:
                 view.write.clear()
                 view.fetch.clear()
         for entry in self._order:
-            entry._seen.clear()  # noqa: SLF001 - as above
+            entry._seen.clear()
 
     def _covering(self, vaddr: int, tag: int) -> list[TlbEntry]:
         space = self._spaces.get(tag)
@@ -229,9 +229,9 @@ class Tlb:
         del self._spaces[entry.tag][entry.page | _SIZE_CODE[entry.page_bytes]]
         last = self._order.pop()
         if last is not entry:
-            self._order[entry._slot] = last  # noqa: SLF001 - an entry's place is the TLB's own business
-            last._slot = entry._slot  # noqa: SLF001 - the same
-        if entry._seen:  # noqa: SLF001 - the same
+            self._order[entry._slot] = last
+            last._slot = entry._slot
+        if entry._seen:
             for modes in self._views.values() if entry.is_global else (self._views.get(entry.tag, {}),):
                 for view in modes.values():
-                    view.forget(entry._seen)  # noqa: SLF001 - the same
+                    view.forget(entry._seen)

@@ -45,7 +45,7 @@ class HostDisk(GuestDisk):
     mount_options = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
     """What is made up when it is read is not read ahead."""
 
-    def __init__(  # noqa: PLR0913  (each named at the call)
+    def __init__(
         self,
         root: Path,
         *,

@@ -34,7 +34,7 @@ class Switching:
 
     def __init__(self, rig: Rig, seed: int) -> None:
         self.rig = rig
-        self.random = random.Random(seed)  # noqa: S311 - no secret
+        self.random = random.Random(seed)
         self.tasks: list[greenlet.greenlet] = []
         self.stacks: dict[greenlet.greenlet, list[str]] = {}
         self.cpus: dict[greenlet.greenlet, int] = {}

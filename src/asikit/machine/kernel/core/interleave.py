@@ -63,7 +63,7 @@ class RoundRobin:
     def __init__(self, seed: int = 0, *, longest: int = 40) -> None:
         if longest < 1:
             raise ScenarioError(f"longest is {longest}; a CPU must pass at least one point before it hands over")
-        self._random = random.Random(seed)  # noqa: S311 - schedules, not secrets
+        self._random = random.Random(seed)
         self._longest = longest
 
     def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike

@@ -135,7 +135,7 @@ class Report:
     results: bytes = field(repr=False)
 
     @staticmethod
-    def of(  # noqa: PLR0913 - what a machine has besides its tally
+    def of(
         tally: MachineTally,
         config: ProtocolConfig,
         *,

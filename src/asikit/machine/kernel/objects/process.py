@@ -192,7 +192,7 @@ def arguments(kernel: Kernel) -> int:
     return stack_top(kernel) - _ARGUMENTS
 
 
-def create_process(  # noqa: PLR0913 - what a scenario may say about a process
+def create_process(
     kernel: Kernel,
     program: Program,
     *,
