@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import cvc5
 import pytest
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs import (
     CATALOGUE,

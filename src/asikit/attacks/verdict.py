@@ -266,7 +266,7 @@ def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
 
 def _difference(number: int, left: Observation | None, right: Observation | None) -> Divergence:
     seen = left or right
-    assert seen is not None  # noqa: S101 - they differ, so there is one
+    assert seen is not None  # they differ, so there is one
     ours, theirs = (() if each is None else each.value for each in (left, right))
     pair = next((pair for pair in zip_longest(ours, theirs, fillvalue="nothing") if pair[0] != pair[1]), ("", ""))
     return Divergence(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))

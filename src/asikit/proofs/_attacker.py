@@ -219,5 +219,5 @@ def _in_ordinary_code(cpu: CpuContext) -> bool:
 
 def _recorder(cpu: CpuContext) -> Recorder:
     recorder = cpu.hw.recorder
-    assert recorder is not None  # noqa: S101 - only CPUs that are recorded are looked at
+    assert recorder is not None  # only CPUs that are recorded are looked at
     return recorder

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.errors import VerifyError
 from asikit.proofs.hardware import Party
@@ -35,12 +35,14 @@ from asikit.protocol.expressions import Field, Scope
 from asikit.protocol.vocabulary import CR3, FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from asikit.proofs.model import World
     from asikit.proofs.relation import Relation
     from asikit.proofs.threads import View
     from asikit.protocol.expressions import Guard
+
+_Expr = TypeVar("_Expr", bound=z3.ExprRef)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Obligation:
     """
 
     name: str
-    given: tuple[Any, ...]
+    given: tuple[z3.BoolRef, ...]
     wanted: tuple[Clause, ...] | None
     assumes: bool = True
 
@@ -99,7 +101,7 @@ class Induction:
         thread, _ = self.world.start()
         initial = {**thread.state.cpu._asdict(), **thread.state.task._asdict()}
 
-        def variable(name: str, value: int) -> Any:  # noqa: ANN401
+        def variable(name: str, value: int) -> z3.BitVecRef:
             plain = name.partition(".")[2]
             return z3.BitVec(name, WIDTH) if plain in written else z3.BitVecVal(value, WIDTH)
 
@@ -116,10 +118,10 @@ class Induction:
 
     # The relation.
 
-    def env(self, who: int) -> Mapping[Field, Any]:
+    def env(self, who: int) -> Mapping[Field, z3.BitVecRef]:
         """Return the environment of a thread's expressions."""
         own, sibling = self.state.boxes[who], self.state.boxes[1 - who]
-        values: dict[Field, Any] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
+        values: dict[Field, z3.BitVecRef] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
         for one in FIELDS:
             if one.scope in {Scope.CPU, Scope.TASK}:
                 values[one] = self.state.fields[who][one.name]
@@ -127,7 +129,7 @@ class Induction:
                 values[one] = (own if one.scope is Scope.OWN else sibling)[one.name]
         return values
 
-    def possible(self, command: Command, who: int) -> Any:  # noqa: ANN401
+    def possible(self, command: Command, who: int) -> z3.BoolRef:
         """Return when a command may happen to a thread."""
         base, handler = self.state.places[who]
         here = (base, handler)[command.at.level] == self.invariant.regions.number(command.at)
@@ -141,7 +143,7 @@ class Induction:
             here = z3.And(here, calm)
         return z3.And(here, truth(command.guard, self.env(who)))
 
-    def _waits(self, waiting: tuple[Place, Guard], who: int) -> Any:  # noqa: ANN401
+    def _waits(self, waiting: tuple[Place, Guard], who: int) -> z3.BoolRef:
         place, guard = waiting
         return self.possible(Command("waits", "", place, place, guard), who)
 
@@ -169,28 +171,30 @@ class Induction:
         moved = Symbolic(tuple(fields), tuple(boxes), tuple(places), contents)
         return moved._replace(contents=contents | self._adds(moved, who))
 
-    def _folded(self, contents: Any) -> Any:  # noqa: ANN401
+    def _folded(self, contents: z3.BitVecRef) -> z3.BitVecRef:
         other, size = self.world.layout.other, self.world.layout.bits
         stays = contents & ~z3.BitVecVal(other * 6, size)
         return stays | ((z3.LShR(contents, 1) | z3.LShR(contents, 2)) & z3.BitVecVal(other, size))
 
-    def _adds(self, state: Symbolic, who: int) -> Any:  # noqa: ANN401
+    def _adds(self, state: Symbolic, who: int) -> z3.BitVecRef:
         return self._viewed(state, who, lambda view: z3.BitVecVal(view.adds, self.world.layout.bits))
 
-    def _viewed(self, state: Symbolic, who: int, value: Any) -> Any:  # noqa: ANN401
+    def _viewed(self, state: Symbolic, who: int, value: Callable[[View], _Expr]) -> _Expr:
         """Return a value of the model's `view`, asked for each mode, space and whether the thread is behind."""
         base, _ = state.places[who]
-        found = None
+        cases: list[tuple[list[z3.BoolRef], _Expr]] = []
         for mode, place in ((Mode.KERNEL, KERNEL), (Mode.USER, USER), (Mode.GUEST, GUEST)):
             if mode is not Mode.KERNEL and place not in self.relation.places:
                 continue
             for space in Space:
                 for behind in (0, 1) if self.world.threads > 1 else (0,):
-                    this = value(self._view(mode, space, behind))
                     here = [state.fields[who]["cr3"] == int(space), state.boxes[who]["behind"] == behind]
                     if mode is not Mode.KERNEL:
                         here.append(base == self.invariant.regions.number(place))
-                    found = this if found is None else z3.If(z3.And(here), this, found)
+                    cases.append((here, value(self._view(mode, space, behind))))
+        (_, found), *others = cases
+        for here, this in others:
+            found = z3.If(z3.And(here), this, found)
         return found
 
     def _view(self, mode: Mode, space: Space, behind: int) -> View:
@@ -205,7 +209,7 @@ class Induction:
         thread, shared = self.world.start()
         core, _ = core_of(shared)
 
-        def constants(values: Mapping[str, int]) -> dict[str, Any]:
+        def constants(values: Mapping[str, int]) -> dict[str, z3.BitVecRef]:
             return {name: z3.BitVecVal(value, WIDTH) for name, value in values.items()}
 
         fields = constants({**thread.state.cpu._asdict(), **thread.state.task._asdict()})
@@ -219,7 +223,7 @@ class Induction:
             z3.BitVecVal(contents, self.world.layout.bits),
         )
 
-    def leaks(self) -> Any:  # noqa: ANN401
+    def leaks(self) -> z3.BoolRef:
         """Return the formula that some thread leaks."""
         size = self.world.layout.bits
         found = []
@@ -258,7 +262,7 @@ class Induction:
         for requirement in command.requires:
             yield Clause("rule", str(requirement.guard), truth(requirement.guard, self.env(0)))
 
-    def _interesting(self) -> Iterator[tuple[str, Any]]:
+    def _interesting(self) -> Iterator[tuple[str, z3.BoolRef]]:
         """Yield states that must be possible, else the invariant says nothing."""
         base, handler = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
@@ -295,13 +299,13 @@ class Induction:
         question = self._question(obligation).sexpr()
         yield f"; {obligation.name}\n(push 1)\n(assert {question})\n(set-info :status {hoped})\n(check-sat)\n(pop 1)\n"
 
-    def _question(self, obligation: Obligation) -> Any:  # noqa: ANN401
+    def _question(self, obligation: Obligation) -> z3.BoolRef:
         wanted = obligation.wanted
         hoped = [] if wanted is None else [z3.Not(z3.And([clause.formula for clause in wanted]))]
         return z3.And([*obligation.given, *hoped])
 
     @cached_property
-    def _assuming(self) -> Any:  # noqa: ANN401
+    def _assuming(self) -> z3.Solver:
         """A solver that has the invariant: it is worked into it once."""
         solver = z3.Solver()
         solver.add([clause.formula for clause in self.clauses])
@@ -315,7 +319,7 @@ class Induction:
         solver.pop()
         return failure
 
-    def _answer(self, obligation: Obligation, solver: Any) -> Failure | None:  # noqa: ANN401
+    def _answer(self, obligation: Obligation, solver: z3.Solver) -> Failure | None:
         answer = solver.check()
         if obligation.wanted is None:
             return None if answer == z3.sat else Failure(obligation.name, "not vacuous", str(answer))
@@ -329,10 +333,10 @@ class Induction:
         ]
         return Failure(obligation.name, ", ".join(dict.fromkeys(broken)), self._example(model))
 
-    def _example(self, model: Any) -> str:  # noqa: ANN401
+    def _example(self, model: z3.ModelRef) -> str:
         """Return a state of the model's as text."""
 
-        def value(variable: Any) -> int:  # noqa: ANN401
+        def value(variable: z3.BitVecRef) -> int:
             return int(model.eval(variable, model_completion=True).as_long())
 
         words = []
@@ -354,7 +358,7 @@ def _check(world: World) -> None:
         raise VerifyError("induction takes the shootdown for granted (K2): explore what happens without it")
 
 
-def _terms(state: Symbolic) -> list[Any]:
+def _terms(state: Symbolic) -> list[z3.BitVecRef]:
     fields = [value for thread in state.fields for value in thread.values()]
     boxes = [value for box in state.boxes for value in box.values()]
     return [*fields, *boxes, *(place for thread in state.places for place in thread), state.contents]

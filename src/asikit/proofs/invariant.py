@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
@@ -43,7 +43,7 @@ class Clause:
 
     name: str
     says: str
-    formula: Any
+    formula: z3.BoolRef
 
 
 class Side:
@@ -64,45 +64,45 @@ class Side:
         self.dirty = self.taints & SECRET != 0
         self.behind = self.box["behind"] != 0
 
-    def _policies(self, space: Any) -> dict[str, Any]:  # noqa: ANN401  (z3 has no types)
+    def _policies(self, space: z3.BitVecRef) -> dict[str, z3.BitVecRef]:
         config = self.invariant.world.config
         env = dict.fromkeys(FIELDS, space)
         return {name: number(policy_table(config, name), env) for name in ("protect_data", "prevent_control", "set")}
 
     @cached_property
-    def settled(self) -> Any:  # noqa: ANN401
+    def settled(self) -> z3.BoolRef:
         """CR3 is that of curr_asi, whose policy is content with the taints, and whose own taints are set."""
         policy = self._policies(self.curr)
         content = z3.And(self.lacks(policy["protect_data"]), self.lacks(policy["prevent_control"]))
         return z3.And(self.cr3 == self.curr, content, policy["set"] & ~self.taints == 0)
 
-    def lacks(self, mask: Any) -> Any:  # noqa: ANN401  (z3 has no types)
+    def lacks(self, mask: z3.BitVecRef | int) -> z3.BoolRef:
         """No taint of a mask is set."""
         return self.taints & mask == 0
 
-    def base_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def base_in(self, places: list[Place]) -> z3.BoolRef:
         """The base place is one of some."""
         return self.invariant.one_of(self.base, places, 0)
 
-    def handler_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def handler_in(self, places: list[Place]) -> z3.BoolRef:
         """The handler's place is one of some."""
         return self.invariant.one_of(self.handler, places, 1)
 
-    def either_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def either_in(self, places: list[Place]) -> z3.BoolRef:
         """One of the two places is one of some."""
         return z3.Or(self.handler_in(places), self.base_in(places))
 
     @cached_property
-    def untouched(self) -> Any:  # noqa: ANN401
+    def untouched(self) -> z3.BoolRef:
         """The base place still finds what it left: its handler, if any, has not exited, and is not about to."""
         switching = self.handler_in(self.invariant.regions.exiting + self.invariant.regions.entering)
         return z3.Or(z3.Not(self.interrupted), z3.And(z3.Not(switching), self.curr == self.target))
 
-    def finds(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def finds(self, places: list[Place]) -> z3.BoolRef:
         """The thread is at one of some places, or will be when its handler returns, which has changed nothing."""
         return z3.Or(self.handler_in(places), z3.And(self.untouched, self.base_in(places)))
 
-    def holds(self, structure: int, *parties: Party) -> Any:  # noqa: ANN401
+    def holds(self, structure: int, *parties: Party) -> z3.BoolRef:
         """A structure holds something of some parties."""
         mask = sum(int(party) for party in parties) << 4 * structure
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
@@ -120,13 +120,13 @@ class InductiveInvariant:
             self.regions.before(Role.CLEAN, within=(Routine.FLUSH_CONTROL_FOR_EXIT,), optional=True)
         )
 
-    def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
+    def one_of(self, variable: z3.BitVecRef, places: list[Place], level: int) -> z3.BoolRef:
         """Return the formula that a place variable is one of some places."""
         ranges = self.regions.ranges(places, level)
         within = [z3.And(variable >= first, variable <= last) for first, last in ranges]
         return z3.Or(within) if within else z3.BoolVal(val=False)  # an empty disjunction is no SMT-LIB
 
-    def _depth(self, variable: Any, level: int) -> Any:  # noqa: ANN401
+    def _depth(self, variable: z3.BitVecRef, level: int) -> z3.BitVecRef:
         total = z3.BitVecVal(0, WIDTH)
         for count in range(1, 4):
             places = [place for place in self.regions.levels[level] if self.regions.opened(place) == count]
@@ -150,7 +150,7 @@ class InductiveInvariant:
     def _types(self, h: Side) -> Iterator[Clause]:
         spaces = (0, *(int(space) for space in restricted_spaces(self.world.config)))
 
-        def is_space(variable: Any) -> Any:  # noqa: ANN401
+        def is_space(variable: z3.BitVecRef) -> z3.BoolRef:
             return z3.Or([variable == space for space in spaces])
 
         bits = [z3.ULE(h.box[name], 1) for name in h.box]
@@ -339,7 +339,7 @@ class InductiveInvariant:
                     ),
                 )
 
-    def _own_taints(self, h: Side, secured: Any) -> Iterator[Clause]:  # noqa: ANN401
+    def _own_taints(self, h: Side, secured: z3.BoolRef) -> Iterator[Clause]:
         """Yield why a thread's own taints say what its sibling trains: both run the same class."""
         yield Clause(
             "own-taints-set",
@@ -354,7 +354,7 @@ class InductiveInvariant:
             z3.Not(h.either_in(never)),
         )
 
-    def _training(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
         flushes = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
         return (
@@ -367,7 +367,7 @@ class InductiveInvariant:
             ),
         )
 
-    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         flushed = self.regions.flushed(place, (Routine.FLUSH_CONTROL_FOR_EXIT,))
         about = self.regions.before(Role.TAINT_KERNEL_DATA, Role.LOAD_ON_EXIT)
         return (

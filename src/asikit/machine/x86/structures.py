@@ -92,7 +92,7 @@ class Structure(Generic[E]):
         """Return everything, of all threads."""
         return tuple(entry for part in self._parts for entry in part)
 
-    def clear(self, thread: int) -> None:
+    def clear(self, thread: int) -> None:  # all of it for every thread
         """Empty what the thread uses: its own part, or all of what is shared."""
         self._part(thread).clear()
 
@@ -174,7 +174,7 @@ class L1d(_Data):
 
     fill = add
 
-    def visible(self, thread: int) -> tuple[Datum, ...]:  # noqa: ARG002 - all of it to every thread
+    def visible(self, thread: int) -> tuple[Datum, ...]:  # all of it to every thread
         """Return all lines, newest first."""
         return tuple(reversed(self._lines.values()))
 
@@ -182,7 +182,7 @@ class L1d(_Data):
         """Return all lines."""
         return tuple(self._lines.values())
 
-    def clear(self, thread: int) -> None:  # noqa: ARG002 - all of it for every thread
+    def clear(self, thread: int) -> None:
         """Empty it."""
         self._lines.clear()
 

@@ -173,7 +173,7 @@ class _Reserved:
         self._inodes = inodes
         self._journal = journal
 
-    def read(self, first: int, count: int) -> bytes:  # noqa: ARG002  (a run of one block)
+    def read(self, first: int, count: int) -> bytes:  # a run of one block
         """Give the block."""
         block = bytearray(BLOCK_BYTES)
         for number, made in ((ROOT_INODE, self._inodes.root()), (JOURNAL_INODE, self._journal)):
