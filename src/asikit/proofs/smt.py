@@ -67,13 +67,13 @@ def truth(guard: e.Guard, env: Environment) -> z3.BoolRef:  # noqa: PLR0911  (on
 class Symbolic(NamedTuple):
     """A symbolic state of a core.
 
-    :ivar fields: By thread: each CPU and task field.
+    :ivar fields: By thread: each CPU and task field, and of each handler whether it interrupted the user half.
     :ivar boxes: By thread: each word of the mailbox, and whether it is behind.
-    :ivar places: By thread: the place on each level, as a number.
+    :ivar places: By thread: the place on each level, as a number; level 0, then each handler's.
     :ivar contents: What the structures hold, packed.
     """
 
     fields: tuple[dict[str, z3.BitVecRef], ...]
     boxes: tuple[dict[str, z3.BitVecRef], ...]
-    places: tuple[tuple[z3.BitVecRef, z3.BitVecRef], ...]
+    places: tuple[tuple[z3.BitVecRef, ...], ...]
     contents: z3.BitVecRef
