@@ -51,7 +51,6 @@ def test_unknown_name() -> None:
 
 
 ONE_NAME_TWO_THINGS = {
-    "Mitigation": "what it does to the machine, and what it costs: two views of one catalogue",
     "Party": "whose data it is: a proof's sets of parties, and a file's words for them",
     "Events": "columns of a trace as one compiled loop takes them: each loop has its own",
     "Layout": "of the address space, and of text on a page",
