@@ -183,7 +183,7 @@ def test_no_choice_of_parameters_lies_outside(name: str) -> None:
         mitigations=ALL,
         smt=True,
     )
-    dice = random.Random(7)  # noqa: S311  (the same numbers each time)
+    dice = random.Random(7)
     for row in result.rows:
         ranges = {key: one.range for key, one in (dict(cpu_parameters(model)) | dict(row.parameters)).items()}
         slack = 1e-9 * row.overhead.high

@@ -108,7 +108,7 @@ class Lab(Observer):
     def recorder(self) -> Recorder:
         """The structures of its core."""
         recorder = self.hw.recorder
-        assert recorder is not None  # noqa: S101 - `_prepare` has turned it on
+        assert recorder is not None  # `_prepare` has turned it on
         return recorder
 
     @property

@@ -37,7 +37,7 @@ _ALL = "all"
 @click.option("--list", "list_names", is_flag=True, help="List vulnerabilities, vectors and mitigations, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.attack/1).")
 @click.pass_context
-def command(  # noqa: PLR0913  (an option each)
+def command(
     context: click.Context,
     *,
     cpu: str | None,
@@ -54,11 +54,11 @@ def command(  # noqa: PLR0913  (an option each)
     Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
     if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
     """
-    from asikit.attacks import cells  # noqa: PLC0415  (a machine is slow to import)
-    from asikit.mitigations import mitigation_names  # noqa: PLC0415
+    from asikit.attacks import cells
+    from asikit.mitigations import mitigation_names
 
     if list_names:
-        from asikit.report.attack import attack_names  # noqa: PLC0415
+        from asikit.report.attack import attack_names
 
         show(attack_names())
         return
@@ -82,7 +82,7 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _attack(wanted: Sequence[Cell]) -> list[Finding]:
-    from asikit.attacks import matrix  # noqa: PLC0415
+    from asikit.attacks import matrix
 
     findings = []
     shows = sys.stderr.isatty()
@@ -96,9 +96,9 @@ def _attack(wanted: Sequence[Cell]) -> list[Finding]:
 
 
 def _save(finding: Finding, path: str) -> None:
-    from pathlib import Path  # noqa: PLC0415
+    from pathlib import Path
 
-    from asikit.attacks import scenario_text  # noqa: PLC0415
+    from asikit.attacks import scenario_text
 
     Path(path).write_text(scenario_text(finding), encoding="utf-8")
 
@@ -107,6 +107,6 @@ def _show(findings: list[Finding], *, why: bool, as_json: bool) -> None:
     if as_json:
         write_json("attack", {"rows": [found.to_dict(story=why) for found in findings]})
         return
-    from asikit.report.attack import attack_reason, attack_report  # noqa: PLC0415
+    from asikit.report.attack import attack_reason, attack_report
 
     show(attack_reason(findings[0]) if why else attack_report(findings))

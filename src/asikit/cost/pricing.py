@@ -53,7 +53,7 @@ def mitigation_names() -> tuple[str, ...]:
     return (NONE, *sorted({*shipped_mitigations(), BLANKET, ASI}))
 
 
-def price(  # noqa: PLR0913  (what a question consists of)
+def price(
     trace: Trace,
     cpus: Sequence[CpuModel],
     *,
@@ -153,7 +153,7 @@ class _Pricer:
     parts' costs add up to the whole's.
     """
 
-    def __init__(  # noqa: PLR0913  (what a price depends on)
+    def __init__(
         self,
         cpu: CpuModel,
         portion: Portion,

@@ -139,7 +139,7 @@ class RecordingStatus:
             self.told(stage)
 
 
-def record(  # noqa: PLR0913  (each named at the call)
+def record(
     recording: Recording,
     trace: Path,
     *,
@@ -212,7 +212,7 @@ def run_unrecorded(recording: Recording, *, say: Callable[[str], None], streams:
             raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
-def _guest(  # noqa: PLR0913  (each named at the call)
+def _guest(
     recording: Recording,
     stack: ExitStack,
     streams: Streams,

@@ -119,9 +119,8 @@ _Count = Annotated[int, msgspec.Meta(ge=1)]
 class Paging(_Table, frozen=True, kw_only=True):
     """What decides about address translation.
 
-    Attributes:
-        maxphyaddr: physical address bits, CPUID.80000008H:EAX[7:0].
-        tlb_entries: entries of the last-level TLB.
+    :ivar maxphyaddr: Physical address bits, CPUID.80000008H:EAX[7:0].
+    :ivar tlb_entries: Entries of the last-level TLB.
     """
 
     maxphyaddr: Annotated[int, msgspec.Meta(ge=32, le=52)]
@@ -137,10 +136,9 @@ class Paging(_Table, frozen=True, kw_only=True):
 class StructureModel(_Table, frozen=True, kw_only=True):
     """A microarchitectural structure.
 
-    Attributes:
-        entries: how many values or trainings it holds (for each thread, if `sharing` is `thread`).
-        sharing: who shares it.
-        cleared_by: primitives each of which clears it; none is one that nothing clears.
+    :ivar entries: How many values or trainings it holds (for each thread, if `sharing` is `thread`).
+    :ivar sharing: Who shares it.
+    :ivar cleared_by: Primitives each of which clears it; none is one that nothing clears.
     """
 
     entries: _Count
@@ -173,13 +171,12 @@ StructureName = StrEnum(  # type: ignore[misc]  # the members are the model's, s
 class CpuModel(_Table, frozen=True, kw_only=True):
     """A CPU model.
 
-    Attributes:
-        name: the name that `load_cpu` knows it by.
-        title: what it is called in public.
-        threads: hardware threads of a core, 1 or 2.
-        features: what it has against transient execution.
-        bugs: what it is vulnerable to.
-        costs: the file's table `[costs]`, as it stands there.
+    :ivar name: The name that `load_cpu` knows it by.
+    :ivar title: What it is called in public.
+    :ivar threads: Hardware threads of a core, 1 or 2.
+    :ivar features: What it has against transient execution.
+    :ivar bugs: What it is vulnerable to.
+    :ivar costs: The file's table `[costs]`, as it stands there.
     """
 
     name: Annotated[str, FILLED] = ""

@@ -111,7 +111,7 @@ class Kernel:
     userland: Userland
     vmalloc: Vmalloc
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a machine is made of
+    def __init__(  # noqa: PLR0917 - what a machine is made of
         self,
         config: MachineConfig,
         protocol: Protocol,
@@ -186,7 +186,7 @@ class Kernel:
 
     # Tasks.
 
-    def new_task(  # noqa: PLR0913 - what there is to say about a task
+    def new_task(
         self,
         run: Callable[[], object],
         *,
