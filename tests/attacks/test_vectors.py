@@ -6,8 +6,8 @@ import pytest
 
 from asikit.attacks import LeakError
 from asikit.attacks.vectors import Vector, vector_named
-from asikit.attacks.vulnerability import Branch, Check, Holds, Mechanism, StructureName, Tag, Way
-from asikit.machine.x86 import load_cpu
+from asikit.attacks.vulnerability import Branch, Check, Holds, Mechanism, Tag, Way
+from asikit.machine.x86 import StructureName, load_cpu
 from asikit.threat import Code
 
 CPU = load_cpu("skylake-6600u")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import cvc5
 import pytest
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs import (
     CATALOGUE,
@@ -106,7 +106,7 @@ class Reached:
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
         table = self.search.table
         assert isinstance(table, Table)
-        for index in random.Random(1).sample(range(self.search.count), count):  # noqa: S311  (not for secrets)
+        for index in random.Random(1).sample(range(self.search.count), count):
             contents, shared, *numbers = self.search._unpack(int(self.search.states[index]))
             yield [table.threads[number] for number in numbers[: self.world.threads]], shared, contents
 

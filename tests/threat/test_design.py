@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import mitigation
 from asikit.machine.x86 import Sharing, load_cpu
+from asikit.mitigations import mitigation
 from asikit.proofs import World
 from asikit.protocol import Protocol, ProtocolConfig, blanket_config
 from asikit.threat import (
@@ -25,7 +25,7 @@ from asikit.threat import (
 )
 
 if TYPE_CHECKING:
-    from asikit.attacks.mitigations import Setup
+    from asikit.mitigations import Setup
 
 ASI = Design(Protocol(ProtocolConfig(smt=True)))
 CPU = load_cpu("skylake-6600u")

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from asikit.attacks.lab import Lab
-from asikit.attacks.mitigations import mitigation
 from asikit.attacks.programs import Play, interleaver, play
 from asikit.attacks.reading import load_vulnerability
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import mitigation
 from asikit.threat import first_difference, leave_stale_translations, nothing_is_sensitive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
-    from asikit.attacks.mitigations import Setup
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.x86 import CpuModel
+    from asikit.mitigations import Setup
     from asikit.threat import Parting
 
 __all__ = ["SECRETS", "AttackVerdict", "Cell", "Divergence", "Finding", "attack", "machine_config", "put_on"]
@@ -119,7 +119,8 @@ class Finding:
 def attack(cell: Cell) -> Finding:
     """Attack, twice, and compare what the attacker saw.
 
-    :raises LeakError: A name of the cell is that of nothing. :raises CpuModelError: The same, of the CPU.
+    :raises LeakError: There is no vulnerability, vector or mitigation of a name that the cell has.
+    :raises CpuModelError: There is no CPU model of the name that the cell has.
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
@@ -164,7 +165,7 @@ def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel
     )
 
 
-def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
+def _run(  # noqa: PLR0917 - what an attack is made of
     vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
     machine = Machine(_config(setup, vector))

@@ -40,10 +40,9 @@ class Learnt(NamedTuple):
 class Secret:
     """Bytes that somebody must not learn.
 
-    Attributes:
-        owner: whose.
-        paddr: where they are in physical memory.
-        addresses: virtual addresses at which page tables may have them.
+    :ivar owner: Whose.
+    :ivar paddr: Where they are in physical memory.
+    :ivar addresses: Virtual addresses at which page tables may have them.
     """
 
     owner: Owner
@@ -55,13 +54,12 @@ class Secret:
 class Eavesdropper:
     """Watches one machine.
 
-    Attributes:
-        world: the model that the machine is of.
-        kernel: the machine's.
-        processes: each process' mm.
-        secrets: what is to stay hidden.
-        learnt: what untrusted code came by.
-        began: whether the machine has come to where the story begins.
+    :ivar world: The model that the machine is of.
+    :ivar kernel: The machine's.
+    :ivar processes: Each process' mm.
+    :ivar secrets: What is to stay hidden.
+    :ivar learnt: What untrusted code came by.
+    :ivar began: Whether the machine has come to where the story begins.
     """
 
     world: World
@@ -187,5 +185,5 @@ def _in_ordinary_code(cpu: CpuContext) -> bool:
 
 def _recorder(cpu: CpuContext) -> Recorder:
     recorder = cpu.hw.recorder
-    assert recorder is not None  # noqa: S101 - only CPUs that are recorded are looked at
+    assert recorder is not None  # only CPUs that are recorded are looked at
     return recorder

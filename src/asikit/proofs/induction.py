@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.errors import VerifyError
 from asikit.proofs.invariant import Clause, InductiveInvariant
@@ -40,11 +40,13 @@ from asikit.protocol.vocabulary import CR3, FIELDS, USER_CR3
 from asikit.threat import Party
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from asikit.proofs.model import World
     from asikit.proofs.relation import Relation
     from asikit.proofs.threads import View
+
+_Expr = TypeVar("_Expr", bound=z3.ExprRef)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,10 @@ class Failure:
 class Induced:
     """The result of an induction.
 
-    Attributes:
-        clauses: the invariant: name and sentence of each clause.
-        obligations: questions that were put to the solver.
-        failures: those that it did not answer as hoped.
-        commands: commands of the relation.
+    :ivar clauses: The invariant: name and sentence of each clause.
+    :ivar obligations: Questions that were put to the solver.
+    :ivar failures: Those that it did not answer as hoped.
+    :ivar commands: Commands of the relation.
     """
 
     clauses: tuple[tuple[str, str], ...]
@@ -77,15 +78,14 @@ class Induced:
 class Obligation:
     """A question to the solver: whether what is given can be true and one of the wanted clauses false.
 
-    Attributes:
-        name: where it comes from.
-        given: formulas, besides the invariant.
-        wanted: clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
-        assumes: the invariant is given.
+    :ivar name: Where it comes from.
+    :ivar given: Formulas, besides the invariant.
+    :ivar wanted: Clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
+    :ivar assumes: The invariant is given.
     """
 
     name: str
-    given: tuple[Any, ...]
+    given: tuple[z3.BoolRef, ...]
     wanted: tuple[Clause, ...] | None
     assumes: bool = True
 
@@ -111,7 +111,7 @@ class Induction:
     def _variables(self) -> Symbolic:
         initial = self._initial()
 
-        def variable(name: str, value: int) -> Any:  # noqa: ANN401
+        def variable(name: str, value: int) -> z3.BitVecRef:
             plain = name.partition(".")[2]
             field = USER_HALF.name if plain.startswith(USER_HALF.name) else plain
             return z3.BitVec(name, WIDTH) if field in self.written else z3.BitVecVal(value, WIDTH)
@@ -130,10 +130,10 @@ class Induction:
 
     # The relation.
 
-    def env(self, who: int, level: int) -> Mapping[Field, Any]:
+    def env(self, who: int, level: int) -> Mapping[Field, z3.BitVecRef]:
         """Return the environment of a thread's expressions, on a level."""
         own, sibling = self.state.boxes[who], self.state.boxes[1 - who]
-        values: dict[Field, Any] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
+        values: dict[Field, z3.BitVecRef] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
         values[STALE] = self.state.fields[who][STALE.name]
         if level:
             values[USER_HALF] = self.state.fields[who][_half(level)]
@@ -150,7 +150,7 @@ class Induction:
             return range(1, self.levels + 1)
         return range(1, 2) if command.opens else range(1)
 
-    def possible(self, command: Command, who: int, level: int) -> Any:  # noqa: ANN401
+    def possible(self, command: Command, who: int, level: int) -> z3.BoolRef:
         """Return when a command may happen to a thread, on a level."""
         places = self.state.places[who]
         guard = truth(command.guard, self.env(who, level))
@@ -167,10 +167,10 @@ class Induction:
             here = z3.Not(z3.Or([self._is(places[0], place) for place in untrusted]))
         return z3.And(here, *calm, guard)
 
-    def _is(self, variable: Any, place: Place) -> Any:  # noqa: ANN401
+    def _is(self, variable: z3.BitVecRef, place: Place) -> z3.BoolRef:
         return variable == self.invariant.regions.number(place)
 
-    def _waits(self, who: int) -> Any:  # noqa: ANN401
+    def _waits(self, who: int) -> z3.BoolRef:
         """Return when a thread waits for its sibling."""
         commands = [Command("waits", "", place, place, guard) for place, guard in self.relation.waiting]
         return z3.Or([self.possible(each, who, level) for each in commands for level in self.levels_of(each)])
@@ -201,29 +201,31 @@ class Induction:
         moved = Symbolic(tuple(fields), tuple(boxes), tuple(map(tuple, places)), contents)
         return moved._replace(contents=contents | self._adds(moved, who))
 
-    def _folded(self, contents: Any) -> Any:  # noqa: ANN401
+    def _folded(self, contents: z3.BitVecRef) -> z3.BitVecRef:
         other, size = self.world.layout.other, self.world.layout.bits
         stays = contents & ~z3.BitVecVal(other * 6, size)
         return stays | ((z3.LShR(contents, 1) | z3.LShR(contents, 2)) & z3.BitVecVal(other, size))
 
-    def _adds(self, state: Symbolic, who: int) -> Any:  # noqa: ANN401
+    def _adds(self, state: Symbolic, who: int) -> z3.BitVecRef:
         return self._viewed(state, who, lambda view: z3.BitVecVal(view.adds, self.world.layout.bits))
 
-    def _viewed(self, state: Symbolic, who: int, value: Any) -> Any:  # noqa: ANN401
+    def _viewed(self, state: Symbolic, who: int, value: Callable[[View], _Expr]) -> _Expr:
         """Return a value of the model's `view`, asked for each mode and all else that it depends on."""
         fields = {**state.fields[who], **state.boxes[who]}
         asked = {name: (0, 1) if name in self.written else (0,) for name in ("behind", USER_CR3.name, STALE.name)}
-        found = None
+        cases: list[tuple[list[z3.BoolRef], _Expr]] = []
         for mode, place in ((Mode.KERNEL, KERNEL), (Mode.USER, USER), (Mode.GUEST, GUEST)):
             if mode is not Mode.KERNEL and place not in self.relation.places:
                 continue
             for space, *bits in product(Space, *asked.values()):
                 these = dict(zip(asked, bits, strict=True))
-                this = value(self._view(mode, Space(space), these))
                 here = [fields[name] == bit for name, bit in {CR3.name: int(space), **these}.items()]
                 if mode is not Mode.KERNEL:
                     here.append(self._is(state.places[who][0], place))
-                found = this if found is None else z3.If(z3.And(here), this, found)
+                cases.append((here, value(self._view(mode, Space(space), these))))
+        (_, found), *others = cases
+        for here, this in others:
+            found = z3.If(z3.And(here), this, found)
         return found
 
     def _view(self, mode: Mode, space: Space, bits: Mapping[str, int]) -> View:
@@ -239,7 +241,7 @@ class Induction:
         thread, shared = self.world.start()
         core, _ = core_of(shared)
 
-        def constants(values: Mapping[str, int]) -> dict[str, Any]:
+        def constants(values: Mapping[str, int]) -> dict[str, z3.BitVecRef]:
             return {name: z3.BitVecVal(value, WIDTH) for name, value in values.items()}
 
         fields = constants(self._initial())
@@ -254,7 +256,7 @@ class Induction:
             z3.BitVecVal(contents, self.world.layout.bits),
         )
 
-    def leaks(self) -> Any:  # noqa: ANN401
+    def leaks(self) -> z3.BoolRef:
         """Return the formula that some thread leaks."""
         size = self.world.layout.bits
         found = []
@@ -295,7 +297,7 @@ class Induction:
         for requirement in command.requires:
             yield Clause("rule", str(requirement.guard), truth(requirement.guard, self.env(0, level)))
 
-    def _interesting(self) -> Iterator[tuple[str, Any]]:
+    def _interesting(self) -> Iterator[tuple[str, z3.BoolRef]]:
         """Yield states that must be possible, else the invariant says nothing."""
         base, *handlers = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
@@ -334,13 +336,13 @@ class Induction:
         question = self._question(obligation).sexpr()
         yield f"; {obligation.name}\n(push 1)\n(assert {question})\n(set-info :status {hoped})\n(check-sat)\n(pop 1)\n"
 
-    def _question(self, obligation: Obligation) -> Any:  # noqa: ANN401
+    def _question(self, obligation: Obligation) -> z3.BoolRef:
         wanted = obligation.wanted
         hoped = [] if wanted is None else [z3.Not(z3.And([clause.formula for clause in wanted]))]
         return z3.And([*obligation.given, *hoped])
 
     @cached_property
-    def _assuming(self) -> Any:  # noqa: ANN401
+    def _assuming(self) -> z3.Solver:
         """A solver that has the invariant: it is worked into it once."""
         solver = z3.Solver()
         solver.add([clause.formula for clause in self.clauses])
@@ -354,7 +356,7 @@ class Induction:
         solver.pop()
         return failure
 
-    def _answer(self, obligation: Obligation, solver: Any) -> Failure | None:  # noqa: ANN401
+    def _answer(self, obligation: Obligation, solver: z3.Solver) -> Failure | None:
         answer = solver.check()
         if obligation.wanted is None:
             return None if answer == z3.sat else Failure(obligation.name, "not vacuous", str(answer))
@@ -368,10 +370,10 @@ class Induction:
         ]
         return Failure(obligation.name, ", ".join(dict.fromkeys(broken)), self._example(model))
 
-    def _example(self, model: Any) -> str:  # noqa: ANN401
+    def _example(self, model: z3.ModelRef) -> str:
         """Return a state of the model's as text."""
 
-        def value(variable: Any) -> int:  # noqa: ANN401
+        def value(variable: z3.BitVecRef) -> int:
             return int(model.eval(variable, model_completion=True).as_long())
 
         words = []
@@ -398,7 +400,7 @@ def _half(level: int) -> str:
     return f"{USER_HALF.name}{level}"
 
 
-def _terms(state: Symbolic) -> list[Any]:
+def _terms(state: Symbolic) -> list[z3.BitVecRef]:
     fields = [value for thread in state.fields for value in thread.values()]
     boxes = [value for box in state.boxes for value in box.values()]
     return [*fields, *boxes, *(place for thread in state.places for place in thread), state.contents]

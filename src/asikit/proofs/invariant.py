@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
@@ -39,18 +39,17 @@ USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
 class Clause:
     """One conjunct.
 
-    Attributes:
-        name: short.
-        says: one line.
-        formula: for each thread, or once.
+    :ivar name: Short.
+    :ivar says: One line.
+    :ivar formula: For each thread, or once.
     """
 
     name: str
     says: str
-    formula: Any
+    formula: z3.BoolRef
 
 
-def any_of(formulas: list[Any]) -> Any:  # noqa: ANN401
+def any_of(formulas: list[z3.BoolRef]) -> z3.BoolRef:
     """Return the disjunction of some formulas, at least one: of one it is that one, as SMT-LIB wants it."""
     return z3.Or(formulas) if len(formulas) > 1 else formulas[0]
 
@@ -76,64 +75,64 @@ class Side:
         self.dirty = self.taints & SECRET != 0
         self.behind = self.box["behind"] != 0
 
-    def _policies(self, space: Any) -> dict[str, Any]:  # noqa: ANN401  (z3 has no types)
+    def _policies(self, space: z3.BitVecRef) -> dict[str, z3.BitVecRef]:
         config = self.invariant.world.config
         env = dict.fromkeys(FIELDS, space)
         return {name: number(policy_table(config, name), env) for name in ("protect_data", "prevent_control", "set")}
 
     @cached_property
-    def settled(self) -> Any:  # noqa: ANN401
+    def settled(self) -> z3.BoolRef:
         """CR3 is that of curr_asi, whose policy is content with the taints, and whose own taints are set."""
         policy = self._policies(self.curr)
         content = z3.And(self.lacks(policy["protect_data"]), self.lacks(policy["prevent_control"]))
         return z3.And(self.cr3 == self.curr, content, policy["set"] & ~self.taints == 0)
 
-    def lacks(self, mask: Any) -> Any:  # noqa: ANN401  (z3 has no types)
+    def lacks(self, mask: z3.BitVecRef | int) -> z3.BoolRef:
         """No taint of a mask is set."""
         return self.taints & mask == 0
 
-    def interrupted_on(self, level: int) -> Any:  # noqa: ANN401
+    def interrupted_on(self, level: int) -> z3.BoolRef:
         """What runs on a level was interrupted by a handler, which is open."""
         if level == self.levels[-1]:
             return z3.BoolVal(val=False)
         return self.places[level + 1] != self.invariant.regions.number(NO_HANDLER)
 
-    def on(self, level: int, places: list[Place]) -> Any:  # noqa: ANN401
+    def on(self, level: int, places: list[Place]) -> z3.BoolRef:
         """The place on a level is one of some."""
         return self.invariant.one_of(self.places[level], places, min(level, 1))
 
-    def base_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def base_in(self, places: list[Place]) -> z3.BoolRef:
         """The place on level 0 is one of some."""
         return self.on(0, places)
 
-    def handler_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def handler_in(self, places: list[Place]) -> z3.BoolRef:
         """The place of a handler is one of some."""
         return any_of([self.on(level, places) for level in self.levels[1:]])
 
-    def either_in(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def either_in(self, places: list[Place]) -> z3.BoolRef:
         """The place on some level is one of some."""
         return z3.Or([self.on(level, places) for level in self.levels])
 
-    def untouched(self, level: int) -> Any:  # noqa: ANN401
+    def untouched(self, level: int) -> z3.BoolRef:
         """What runs on a level still finds what it left: no handler above it has exited, or is about to."""
         switching = self.invariant.regions.exiting + self.invariant.regions.entering
         calm = [z3.Not(self.on(above, switching)) for above in self.levels[level + 1 :]]
         return z3.Or(z3.Not(self.interrupted_on(level)), z3.And(*calm, self.curr == self.target))
 
-    def finds(self, places: list[Place]) -> Any:  # noqa: ANN401
+    def finds(self, places: list[Place]) -> z3.BoolRef:
         """The thread is at one of some places, or will be when its handlers return, which have changed nothing."""
         *lower, last = self.levels
         found = [z3.And(self.untouched(level), self.on(level, places)) for level in lower]
         return z3.Or(self.on(last, places), *found)
 
-    def depth_upto(self, last: int) -> Any:  # noqa: ANN401
+    def depth_upto(self, last: int) -> z3.BitVecRef:
         """How many handlers are counted on a level and those below it, if the thread is tense."""
         return sum(
             (self.invariant.counted(self.places[level], min(level, 1)) for level in range(last + 1)),
             z3.BitVecVal(0, WIDTH),
         )
 
-    def holds(self, structure: int, *parties: Party) -> Any:  # noqa: ANN401
+    def holds(self, structure: int, *parties: Party) -> z3.BoolRef:
         """A structure holds something of some parties."""
         mask = sum(int(party) for party in parties) << 4 * structure
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
@@ -151,13 +150,13 @@ class InductiveInvariant:
             self.regions.before(Role.CLEAN, within=(Routine.FLUSH_CONTROL_FOR_EXIT,), optional=True)
         )
 
-    def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
+    def one_of(self, variable: z3.BitVecRef, places: list[Place], level: int) -> z3.BoolRef:
         """Return the formula that a place variable is one of some places."""
         ranges = self.regions.ranges(places, level)
         within = [z3.And(variable >= first, variable <= last) for first, last in ranges]
         return z3.Or(within) if within else z3.BoolVal(val=False)  # an empty disjunction is no SMT-LIB
 
-    def counted(self, variable: Any, level: int) -> Any:  # noqa: ANN401
+    def counted(self, variable: z3.BitVecRef, level: int) -> z3.BitVecRef:
         """Return how many handlers are counted at a place, if the thread is tense."""
         total = z3.BitVecVal(0, WIDTH)
         for count in range(1, 4):
@@ -182,7 +181,7 @@ class InductiveInvariant:
     def _types(self, h: Side) -> Iterator[Clause]:
         spaces = (0, *(int(space) for space in restricted_spaces(self.world.config)))
 
-        def is_space(variable: Any) -> Any:  # noqa: ANN401
+        def is_space(variable: z3.BitVecRef) -> z3.BoolRef:
             return z3.Or([variable == space for space in spaces])
 
         bits = [z3.ULE(bit, 1) for bit in (*h.box.values(), *h.bits)]
@@ -386,7 +385,7 @@ class InductiveInvariant:
                     ),
                 )
 
-    def _own_taints(self, h: Side, secured: Any) -> Iterator[Clause]:  # noqa: ANN401
+    def _own_taints(self, h: Side, secured: z3.BoolRef) -> Iterator[Clause]:
         """Yield why a thread's own taints say what its sibling trains: both run the same class."""
         yield Clause(
             "own-taints-set",
@@ -401,7 +400,7 @@ class InductiveInvariant:
             z3.Not(h.either_in(never)),
         )
 
-    def _training(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
         flushes = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
         return (
@@ -414,7 +413,7 @@ class InductiveInvariant:
             ),
         )
 
-    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         flushed = self.regions.flushed(place, (Routine.FLUSH_CONTROL_FOR_EXIT,))
         about = [*self.regions.before(Role.TAINT_KERNEL_DATA), *self.regions.loading_on_exit]
         return (

@@ -225,7 +225,7 @@ class Relation:
 
     def _steps(self, place: Place) -> Iterator[Command]:
         op = self.op(place)
-        assert op is not None  # noqa: S101  (a resting place has none)
+        assert op is not None  # a resting place has none
         end = len(self.world.protocol.programs[place.program].ops)
         runs = self._runs(place, op)
         yield from self._ends(runs) if op.goto == end else (runs,)

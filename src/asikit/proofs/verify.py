@@ -74,27 +74,26 @@ class Property:
 class Verification:
     """A verdict, and what it rests on.
 
-    Attributes:
-        mitigation: `asi` or `blanket`.
-        mutant: what was changed, None if nothing.
-        variant: what was changed besides, before: the alternative of which it is a mutant.
-        threads: hardware threads.
-        nesting: handlers inside one another, on each thread.
-        classes: the classes of untrusted domains.
-        attacker: what the attacker can do.
-        method: `explore` or `induction`.
-        verdict: whether all properties hold.
-        states: states that were reached.
-        transitions: steps between them.
-        seconds: how long it took.
-        properties: each property's own verdict.
-        counterexample: the shortest way to break one.
-        machine: what became of the counterexample on the machine; None if there is none, or that was not asked for.
-        reason: why a verdict is UNKNOWN.
-        assumptions: what was taken for granted.
-        not_proved: what the verdict does not say.
-        obligations: of an induction: questions that were put to the solver.
-        invariant: of an induction: name and sentence of each clause.
+    :ivar mitigation: `asi` or `blanket`.
+    :ivar mutant: What was changed, None if nothing.
+    :ivar variant: What was changed besides, before: the alternative of which it is a mutant.
+    :ivar threads: Hardware threads.
+    :ivar nesting: Handlers inside one another, on each thread.
+    :ivar classes: The classes of untrusted domains.
+    :ivar attacker: What the attacker can do.
+    :ivar method: `explore` or `induction`.
+    :ivar verdict: Whether all properties hold.
+    :ivar states: States that were reached.
+    :ivar transitions: Steps between them.
+    :ivar seconds: How long it took.
+    :ivar properties: Each property's own verdict.
+    :ivar counterexample: The shortest way to break one.
+    :ivar machine: What became of the counterexample on the machine; None if there is none, or that was not asked for.
+    :ivar reason: Why a verdict is UNKNOWN.
+    :ivar assumptions: What was taken for granted.
+    :ivar not_proved: What the verdict does not say.
+    :ivar obligations: Of an induction: questions that were put to the solver.
+    :ivar invariant: Of an induction: name and sentence of each clause.
     """
 
     mitigation: str

@@ -27,7 +27,7 @@ class Parting(NamedTuple, Generic[_Seen]):
     def seen(self) -> _Seen:
         """What was seen, in the first run that saw anything there."""
         seen = self.other if self.one is None else self.one
-        assert seen is not None  # noqa: S101 - they differ, so there is one
+        assert seen is not None
         return seen
 
 
