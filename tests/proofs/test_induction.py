@@ -127,7 +127,14 @@ WORLDS = {
 REACHED = {name: Reached(world) for name, world in WORLDS.items()}
 LEAKY = {"no shootdown": Reached(replace(WORLDS["NOFLUSH"], shootdown=False))}
 BOTH = pytest.mark.parametrize("reached", REACHED.values(), ids=REACHED)
-LEAKY_TOO = pytest.mark.parametrize("reached", [*REACHED.values(), *LEAKY.values()], ids=[*REACHED, *LEAKY])
+SLOW = {"handlers two deep, PTI", "PTI on two threads", "NOFLUSH on two threads"}
+LEAKY_TOO = pytest.mark.parametrize(
+    "reached",
+    [
+        pytest.param(each, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, each in {**REACHED, **LEAKY}.items()
+    ],
+)
 
 
 def levels_of(world: World) -> int:
@@ -364,7 +371,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in OTHERS]
+)
 def test_proved_too(name: str) -> None:
     """What exploration does or cannot do for its size: page tables of two halves, kept TLB entries, deep handlers."""
     result = prove(OTHERS[name])

@@ -201,7 +201,12 @@ class World(Design):
         return restricted | (Party.KERNEL if thread.stale else NOBODY)
 
     def _may_not_learn(self, party: Party) -> Party:
-        return may_not_learn(party, self.config, trusting=self.trusting)
+        return self._hidden[party]
+
+    @cached_property
+    def _hidden(self) -> dict[Party, Party]:
+        """What must stay hidden from each party: asked for at every move."""
+        return {party: may_not_learn(party, self.config, trusting=self.trusting) for party in Party}
 
     def must_not_learn(self, who: Owner, owner: Owner) -> bool:
         """Tell whether somebody must not learn an owner's data."""
