@@ -385,7 +385,7 @@ def test_stale_translations() -> None:
     found = Induction(Relation(mutant("no-shootdown").edit(world_for(threads=1)))).run()
     what = "turns sensitive a page whose translation this thread's TLB has at anywhere"
     assert [failure.obligation for failure in found.failures] == [what]
-    assert found.failures[0].clause.startswith("no-stale-translations, secrets: ")
+    assert "no-stale-translations" in found.failures[0].clause
 
 
 @pytest.mark.slow
