@@ -51,7 +51,6 @@ def test_unknown_name() -> None:
 
 
 ONE_NAME_TWO_THINGS = {
-    "Mitigation": "what it does to the machine, and what it costs: two views of one catalogue",
     "Party": "whose data it is: a proof's sets of parties, and a file's words for them",
 }
 """Class names that stand in two rooms, and why."""

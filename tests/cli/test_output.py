@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from asikit.cli._output import write_json
+from asikit.cli._output import show, write_json
 from asikit.report import size_text
+from asikit.report.view import Note, Report
 
 
 def test_envelope(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +61,19 @@ def test_no_nan() -> None:
 def test_size_text(size: int, text: str) -> None:
     """Sizes in the unit that people read them in."""
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 80), ("60", 60), ("120", 120)])
+def test_width(
+    columns: str | None, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no terminal a report is 80 columns wide, or as wide as COLUMNS says; a pipe gets no colour."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "__stdout__", None)  # whatever the tests run in
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    show(Report((Note("x" * 200),), "title"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "title"
+    assert [len(line) for line in lines[1:-1]] == [width] * (len(lines) - 2)
+    assert "".join(lines[1:]) == "x" * 200

@@ -22,10 +22,10 @@ from asikit.protocol import Space
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asikit.attacks.measures import Hardening
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.kernel import Machine
     from asikit.machine.x86 import Cpu, CpuModel, Recorder
+    from asikit.mitigations import Hardening
     from asikit.protocol import Effect, ExitReason
 
 __all__ = ["KERNEL", "Lab"]

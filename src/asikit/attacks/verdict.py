@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from asikit.attacks.lab import Lab
-from asikit.attacks.mitigations import mitigation
 from asikit.attacks.programs import Play, interleaver, play
 from asikit.attacks.reading import load_vulnerability
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import mitigation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
-    from asikit.attacks.mitigations import Setup
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.mm import AllocationRequest
     from asikit.machine.x86 import CpuModel
+    from asikit.mitigations import Setup
 
 __all__ = ["SECRETS", "AttackVerdict", "Cell", "Divergence", "Finding", "attack", "machine_config", "put_on"]
 

@@ -56,9 +56,8 @@ _PROGRESS_STEP = 100_000
 @click.option(
     "--method",
     type=click.Choice(["explore", "induction"]),
-    default="explore",
-    show_default=True,
-    help="Visit every state, or prove by induction with an SMT solver.",
+    help="Visit every state, or prove by induction with an SMT solver. [default: explore; where two threads with "
+    "handlers in handlers are too many states for that: induction]",
 )
 @click.option(
     "--smtlib",
@@ -79,7 +78,7 @@ def command(  # noqa: PLR0913  (an option each)
     nesting: int,
     classes: str | None,
     attacker: str,
-    method: str,
+    method: str | None,
     smtlib: str | None,
     equivalence: bool,
     as_json: bool,
@@ -120,12 +119,12 @@ def command(  # noqa: PLR0913  (an option each)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
 
 
-def _verify_one(world: World, mutant: str | None, method: str, smtlib: str | None) -> Verification:
+def _verify_one(world: World, mutant: str | None, method: str | None, smtlib: str | None) -> Verification:
+    from asikit.proofs import method_for, prove, verify  # noqa: PLC0415
     from asikit.proofs import mutant as find_mutant  # noqa: PLC0415
-    from asikit.proofs import prove, verify  # noqa: PLC0415
 
     changed = None if mutant is None else find_mutant(mutant)
-    if method == "explore":
+    if (method or method_for(world, changed)) == "explore":
         result = verify(world, changed, costs=True, on_machine=True, progress=_states_progress())
         _end_progress()
         return result

@@ -68,13 +68,13 @@ class Symbolic(NamedTuple):
     """A symbolic state of a core.
 
     Attributes:
-        fields: by thread: each CPU and task field.
+        fields: by thread: each CPU and task field, and of each handler whether it interrupted the user half.
         boxes: by thread: each word of the mailbox, and whether it is behind.
-        places: by thread: the place on each level, as a number.
+        places: by thread: the place on each level, as a number; level 0, then each handler's.
         contents: what the structures hold, packed.
     """
 
     fields: tuple[dict[str, Any], ...]
     boxes: tuple[dict[str, Any], ...]
-    places: tuple[tuple[Any, Any], ...]
+    places: tuple[tuple[Any, ...], ...]
     contents: Any

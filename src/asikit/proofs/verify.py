@@ -45,6 +45,8 @@ ASSUMED_OF_THE_KERNEL: tuple[str, ...] = (
 )
 T1 = "untrusted code never observes what depends on a secret"
 NO_DEADLOCK = "no thread waits for its sibling for ever"
+EXPLORE, INDUCTION = "explore", "induction"
+"""The methods."""
 NO_MUTUAL_WAIT = "two threads never wait for one another, and who is waited for has been interrupted"
 RETRY_ENDS = "no rule of the API is broken, and an access that faulted does not fault again"
 T3 = "no more flushes than the blanket mitigation's, but for exits inside nested handlers"
@@ -202,7 +204,7 @@ def verify(
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
 
     changed = world if mutant is None else mutant.edit(mutant.base(world))
-    blank = _blank(changed, mutant, "explore")
+    blank = _blank(changed, mutant, EXPLORE)
     began = time.perf_counter()
     try:
         explored = explore(changed, progress=progress)
@@ -225,6 +227,15 @@ def verify(
     )
 
 
+def method_for(world: World, mutant: Mutant | None = None) -> str:
+    """Return the method that a model is fit for: exploration, but where there are more states than can be explored.
+
+    A mutant's shortest way to a leak is found long before that.
+    """
+    too_large = world.threads > 1 and world.nesting > 1
+    return INDUCTION if too_large and mutant is None else EXPLORE
+
+
 def _costs_hold(world: World) -> bool | None:
     """Return whether T3 holds; None with deeper nesting, where the account makes too many states."""
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
@@ -233,7 +244,7 @@ def _costs_hold(world: World) -> bool | None:
 
 
 def prove(world: World, mutant: Mutant | None = None, *, smtlib: TextIO | None = None) -> Verification:
-    """Prove a model, or a mutant of it, by induction: for schedules of any length, with handlers one deep.
+    """Prove a model, or a mutant of it, by induction: for schedules of any length.
 
     What cannot be proved so is UNKNOWN, not refuted: the invariant may be too weak for it.
 
@@ -252,7 +263,7 @@ def prove(world: World, mutant: Mutant | None = None, *, smtlib: TextIO | None =
     proved = None if failed is not None else True
     reason = "" if failed is None else f"{failed.obligation} does not keep `{failed.clause}`: {failed.example}"
     return replace(
-        _blank(changed, mutant, "induction"),
+        _blank(changed, mutant, INDUCTION),
         verdict=Verdict.PROVED if proved else Verdict.UNKNOWN,
         seconds=time.perf_counter() - began,
         properties=(

@@ -64,6 +64,7 @@ LEAVE_USER_HALF = MicroOp(
 )
 ENTER_USER_HALF = MicroOp(
     name="enter_user_half",
+    role=Role.ENTER_USER_HALF,
     why="PTI: the same address space, its user half",
     sets=(Assign(USER_CR3, Const(1)),),
     asks=Request(EffectKind.WRITE_CR3, CR3, noflush=True, user_half=True),
