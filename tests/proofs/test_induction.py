@@ -105,13 +105,8 @@ class Reached:
     def states(self, count: int) -> Iterator[tuple[list[Thread], int, int]]:
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
         table = self.search.table
-<<<<<<< HEAD
-        assert isinstance(table, Table)
-        for index in random.Random(1).sample(range(self.search.count), count):
-=======
         assert isinstance(table, MoveTable)
-        for index in random.Random(1).sample(range(self.search.count), count):  # noqa: S311  (not for secrets)
->>>>>>> wt-roles
+        for index in random.Random(1).sample(range(self.search.count), count):
             contents, shared, *numbers = self.search._unpack(int(self.search.states[index]))
             yield [table.threads[number] for number in numbers[: self.world.threads]], shared, contents
 
