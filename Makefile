@@ -11,20 +11,27 @@ TEST_PACKAGES := qemu-system-x86 busybox-static cpio fio e2fsprogs zstd kmod sql
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
 
+# How many tests run at once. A recording takes a core and some 400 MiB.
+JOBS ?= 2
+
+PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
+
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-recorder test-suites lint bench validate kernels workloads lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
-	@echo 'make test         run all tests (installs the Debian packages they need when run as root)'
+	@echo 'make test         run the tests but for the slow ones (installs the Debian packages they need when run as root)'
+	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
 	@echo 'make workloads    record and replay the workloads of docs/workloads.md, or NAME="redis git" (an hour)'
+	@echo 'make distortion   as root: exits on the disk that a recording makes up, against a real ext4 (minutes)'
 	@echo 'make lock         choose the newest dependencies and write requirements.lock'
 	@echo 'make clean        remove .venv and all caches'
 
@@ -32,18 +39,26 @@ demo: $(STAMP)
 	@.venv/bin/asi demo
 
 test: $(STAMP) test-packages
-	.venv/bin/python -m pytest
+	$(PYTEST) -m 'not slow'
 
-# What depends on QEMU, Python and the C library; the kernels of other suites are tried once, by `make test`. But each
-# QEMU is to predict what the one real kernel did.
+test-all: test
+	$(PYTEST) -m slow
+
+# What depends on QEMU, Python and the C library; the kernels of other suites are tried once, by `make test-all`.
+RECORDER_TESTS := tests/record tests/docs/test_examples.py::test_recording_examples
+
 test-recorder: $(STAMP) test-packages
-	.venv/bin/python -m pytest -m 'not needs_apt' tests/record tests/docs/test_examples.py::test_recording_examples
-	.venv/bin/python -m pytest tests/record/test_validation.py
+	$(PYTEST) -m 'not needs_apt and not slow' $(RECORDER_TESTS)
+
+# With each QEMU the predictions are to be what the one real kernel did.
+test-recorder-all: test-recorder
+	$(PYTEST) -m 'not needs_apt and slow' $(RECORDER_TESTS)
+	$(PYTEST) tests/record/test_validation.py
 
 test-suites:
 	@set -e; for suite in $(SUITES); do \
 	    echo "== Debian $$suite: the first steps of the README"; tools/in-debian --fresh $$suite tools/first-steps; \
-	    echo "== Debian $$suite: the tests of recording"; tools/in-debian $$suite make test-recorder; \
+	    echo "== Debian $$suite: the tests of recording"; tools/in-debian $$suite make test-recorder-all; \
 	done
 
 lint: $(STAMP)
@@ -63,6 +78,9 @@ kernels: $(STAMP) test-packages
 
 workloads: $(STAMP) test-packages
 	.venv/bin/python -m bench.workloads $(NAME)
+
+distortion: $(STAMP) test-packages
+	.venv/bin/python -m bench.disk
 
 test-packages:
 	@tools/debian-packages $(TEST_PACKAGES)

@@ -1,13 +1,20 @@
-"""Which tests are left out for want of a program, and how that is said."""
+"""Which tests are left out, why, and how that is said."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import Final
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xdist.workermanage import WorkerController
 
 # Marker, the programs of which one must be there, and the Debian package that has it.
 _NEEDS: Final = {
@@ -27,7 +34,10 @@ _NEEDS: Final = {
 }
 
 _REQUIRE_ALL: Final = "ASIKIT_REQUIRE_ALL"
-_LEFT_OUT: Final = pytest.StashKey[dict[str, int]]()
+_LEFT_OUT: Final = pytest.StashKey[Counter[str]]()
+_SLOW: Final = pytest.StashKey[Counter[str]]()
+_TOLD: Final = {"left_out": _LEFT_OUT, "slow": _SLOW}
+"""What a process that runs tests for another one tells it in the end. Each of them has collected all tests."""
 
 # No deadlines: a test's verdict does not depend on how busy the machine is. In CI the examples are the same every time.
 hypothesis.settings.register_profile("asikit", deadline=None, derandomize=_REQUIRE_ALL in os.environ)
@@ -48,17 +58,44 @@ def _require_all() -> bool:
     return os.environ.get(_REQUIRE_ALL, "") not in {"", "0"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to count."""
+    for key in _TOLD.values():
+        config.stash[key] = Counter()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that are left out, and count them."""
-    counts: dict[str, int] = {}
     for item in items:
         missing = _missing(item)
         if missing:
             packages = " ".join(missing)
-            counts[packages] = counts.get(packages, 0) + 1
+            config.stash[_LEFT_OUT][packages] += 1
             if not _require_all():
                 item.add_marker(pytest.mark.skip(reason=f"needs {packages}"))
-    config.stash[_LEFT_OUT] = counts
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count the slow tests that are not run, by folder."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.config.stash[_SLOW][str(Path(item.location[0]).parent)] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that gave the tests, if there is one."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told.update({name: dict(session.config.stash[key].items()) for name, key in _TOLD.items()})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Hear from a process that has run tests for this one."""
+    told: dict[str, dict[str, int]] = getattr(node, "workeroutput", {})
+    for name, key in _TOLD.items():
+        counts: Counter[str] = Counter(told.get(name, node.config.stash[key]))
+        node.config.stash[key] = counts
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -76,6 +113,10 @@ def _advice(packages: str) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say which tests were left out, and why."""
-    for packages, count in sorted(config.stash.get(_LEFT_OUT, {}).items()):
+    for packages, count in sorted(config.stash[_LEFT_OUT].items()):
         verb = "failed" if _require_all() else "left out"
         terminalreporter.write_line(f"{verb}: {count} test(s) that need {packages}{_advice(packages)}")
+    slow = config.stash[_SLOW]
+    if slow:
+        where = ", ".join(f"{folder} {count}" for folder, count in sorted(slow.items()))
+        terminalreporter.write_line(f"left to make test-all: {slow.total()} slow test(s): {where}")

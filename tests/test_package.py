@@ -50,6 +50,32 @@ def test_unknown_name() -> None:
     assert str(caught.value) == "module 'asikit' has no attribute 'nothing'"
 
 
+ONE_NAME_TWO_THINGS = {
+    "Mitigation": "what it does to the machine, and what it costs: two views of one catalogue",
+    "Party": "whose data it is: a proof's sets of parties, and a file's words for them",
+}
+"""Class names that stand in two rooms, and why."""
+
+
+def rooms(source: Path) -> dict[str, set[str]]:
+    """Return the rooms in which each public class is defined; those of the machine count each."""
+    found: dict[str, set[str]] = {}
+    for file in source.rglob("*.py"):
+        parts = file.relative_to(source).parts
+        room = "/".join(parts[:2] if parts[0] == "machine" else parts[:1])
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, set()).add(room)
+    return found
+
+
+def test_one_name_is_one_thing() -> None:
+    """No class name stands in two rooms: a reader who looks for one finds the one."""
+    found = {name: sorted(where) for name, where in rooms(Path(asikit.__file__).parent).items() if len(where) > 1}
+    assert {name: where for name, where in found.items() if name not in ONE_NAME_TWO_THINGS} == {}
+    assert found.keys() == ONE_NAME_TWO_THINGS.keys()
+
+
 def _imported(module: str, tree: ast.AST) -> Iterator[list[str]]:
     """Give the full names of what a module imports, wherever in it, as their parts."""
     for node in ast.walk(tree):

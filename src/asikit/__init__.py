@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from asikit.trace import TraceError as TraceError
     from asikit.trace import TraceWriter as TraceWriter
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 # A public name and the room that it is loaded from. A name is added here and in the block above; a test compares them.
 _HOME = {

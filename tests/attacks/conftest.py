@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from asikit.attacks import Finding, Verdict, cells, matrix
+from asikit.attacks import AttackVerdict, Finding, cells, matrix
 
-Matrix = Mapping[tuple[str, str, str], Verdict]
+Matrix = Mapping[tuple[str, str, str], AttackVerdict]
 """Verdicts by vulnerability, vector and mitigation."""
 
 

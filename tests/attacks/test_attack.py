@@ -10,9 +10,9 @@ import pytest
 
 from asikit.attacks import (
     SECRETS,
+    AttackVerdict,
     Cell,
     LeakError,
-    Verdict,
     attack,
     cells,
     cpu_for,
@@ -47,8 +47,8 @@ def test_equal_secrets_never_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs with one secret are one run: nothing but the secret makes a difference."""
     monkeypatch.setattr("asikit.attacks.verdict.SECRETS", (SECRETS[0], SECRETS[0]))
     for vulnerability in ("meltdown", "mds", "spectre_v2", "l1tf"):
-        assert attack(Cell(vulnerability, "user_kernel", "skylake-6600u", "none")).verdict is Verdict.NO_LEAK
-    assert attack(Cell("mds", "cross_thread", "skylake-6600u", "none")).verdict is Verdict.NO_LEAK
+        assert attack(Cell(vulnerability, "user_kernel", "skylake-6600u", "none")).verdict is AttackVerdict.NO_LEAK
+    assert attack(Cell("mds", "cross_thread", "skylake-6600u", "none")).verdict is AttackVerdict.NO_LEAK
 
 
 @pytest.mark.parametrize("name", vulnerability_names())
@@ -57,10 +57,10 @@ def test_a_cpu_that_lacks_the_bug_does_not_leak(name: str) -> None:
     vulnerability = load_vulnerability(name)
     other = "zen3-5600x" if name in {"l1tf", "mds", "rfds"} else "generic"
     if vulnerability.not_expressible:
-        assert attack(Cell(name, "user_kernel", other, "none")).verdict is Verdict.UNKNOWN
+        assert attack(Cell(name, "user_kernel", other, "none")).verdict is AttackVerdict.UNKNOWN
     else:
         assert not vulnerability.concerns(load_cpu(other))
-        assert attack(Cell(name, "user_kernel", other, "none")).verdict is Verdict.NO_LEAK
+        assert attack(Cell(name, "user_kernel", other, "none")).verdict is AttackVerdict.NO_LEAK
 
 
 def test_a_vulnerability_of_ones_own(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_a_vulnerability_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "tomorrow.toml"
     path.write_text(_SAMPLED, encoding="utf-8")
     cell = Cell(str(path), "user_kernel", "zen3-5600x", "none")
-    assert attack(cell).verdict is Verdict.LEAK
+    assert attack(cell).verdict is AttackVerdict.LEAK
     # DIV0 is not among this CPU's bugs, so ASI's flush has no division: nothing clears the divider.
-    assert attack(Cell(str(path), "user_kernel", "zen3-5600x", "asi")).verdict is Verdict.LEAK
+    assert attack(Cell(str(path), "user_kernel", "zen3-5600x", "asi")).verdict is AttackVerdict.LEAK
     assert cpu_for(load_vulnerability(str(path))) == "zen3-5600x"
 
 
@@ -80,7 +80,7 @@ def test_a_flush_is_as_good_as_the_cpu_model_says(tmp_path: Path) -> None:
     head, tail = text.split("[structures.fill_buffer]")
     path = tmp_path / "old-microcode.toml"
     path.write_text(head + "[structures.fill_buffer]" + tail.replace('["verw"]', "[]", 1), encoding="utf-8")
-    assert attack(Cell("mds", "user_kernel", str(path), "asi")).verdict is Verdict.LEAK
+    assert attack(Cell("mds", "user_kernel", str(path), "asi")).verdict is AttackVerdict.LEAK
 
 
 def test_a_finding_is_saved_as_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

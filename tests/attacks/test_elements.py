@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import Cell, Verdict, attack, mitigations
+from asikit.attacks import AttackVerdict, Cell, attack, mitigations
 
 if TYPE_CHECKING:
     from asikit.machine.x86 import CpuModel
@@ -39,29 +39,29 @@ NEEDED = [
 @pytest.mark.parametrize(("mitigation", "vulnerability", "vector"), NEEDED)
 def test_removing_an_element_leaks(mitigation: str, vulnerability: str, vector: str) -> None:
     """Without the element the attack leaks; with all of ASI it does not."""
-    assert attack(Cell(vulnerability, vector, _CPU, mitigation)).verdict is Verdict.LEAK
-    assert attack(Cell(vulnerability, vector, _CPU, "asi")).verdict is Verdict.NO_LEAK
+    assert attack(Cell(vulnerability, vector, _CPU, mitigation)).verdict is AttackVerdict.LEAK
+    assert attack(Cell(vulnerability, vector, _CPU, "asi")).verdict is AttackVerdict.NO_LEAK
 
 
 @pytest.mark.parametrize("mitigation", ["asi-no-stun", "asi-no-ack"])
 def test_without_siblings_the_stun_is_not_missed(mitigation: str) -> None:
     """On one thread the mutants of the stun are ASI."""
-    assert attack(Cell("mds", "user_kernel", _CPU, mitigation)).verdict is Verdict.NO_LEAK
+    assert attack(Cell("mds", "user_kernel", _CPU, mitigation)).verdict is AttackVerdict.NO_LEAK
 
 
 def test_one_more_flush_stops_injection() -> None:
     """The experiment of theorem.md: a data flush on the way to unrestricted takes the attacker's values along."""
     for vector in ("user_kernel", "guest_host", "cross_thread"):
-        assert attack(Cell("lvi", vector, _CPU, "asi")).verdict is Verdict.LEAK
-        assert attack(Cell("lvi", vector, _CPU, "asi-exit-flush")).verdict is Verdict.NO_LEAK
+        assert attack(Cell("lvi", vector, _CPU, "asi")).verdict is AttackVerdict.LEAK
+        assert attack(Cell("lvi", vector, _CPU, "asi-exit-flush")).verdict is AttackVerdict.NO_LEAK
 
 
 def test_a_vmm_is_guarded_by_the_flush_of_its_own_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a guest taught goes when its VMM's domain is entered (prevent_control of its policy), not when ASI exits."""
     asi = mitigations.mitigation("asi")
     for path, verdict in (
-        ("__asi_enter.flush_control", Verdict.LEAK),
-        ("asi_exit.flush_control", Verdict.NO_LEAK),
+        ("__asi_enter.flush_control", AttackVerdict.LEAK),
+        ("asi_exit.flush_control", AttackVerdict.NO_LEAK),
     ):
 
         def build(cpu: CpuModel, smt: bool, path: str = path) -> mitigations.Setup:  # noqa: FBT001 - as it has it
@@ -93,4 +93,4 @@ def test_a_wrong_order_leaks(
         return replace(setup, protocol=setup.protocol.reordered(moved, before=before))
 
     monkeypatch.setattr(mitigations, "_ALL", (mitigations.Mitigation("wrong-order", "", build),))
-    assert attack(Cell(vulnerability, vector, _CPU, "wrong-order")).verdict is Verdict.LEAK
+    assert attack(Cell(vulnerability, vector, _CPU, "wrong-order")).verdict is AttackVerdict.LEAK

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import Cell, Verdict, attack, cells
+from asikit.attacks import AttackVerdict, Cell, attack, cells
 from asikit.attacks.attacker import Attacker
 from asikit.machine.kernel import SegmentationFault
 
@@ -22,7 +22,7 @@ def _file(folder: Path, way: str) -> str:
     return str(path)
 
 
-def _attack(name: str, vector: str, mitigation: str = "none") -> Verdict:
+def _attack(name: str, vector: str, mitigation: str = "none") -> AttackVerdict:
     return attack(Cell(name, vector, _CPU, mitigation)).verdict
 
 
@@ -63,25 +63,25 @@ LACKING = [
 def test_what_the_programs_lack_is_unknown(way: str, vector: str, reason: str, mitigation: str, tmp_path: Path) -> None:
     """Where the victim never comes to where the processor could go wrong, equal observations say nothing."""
     found = attack(Cell(_file(tmp_path, way), vector, _CPU, mitigation))
-    assert found.verdict is Verdict.UNKNOWN
+    assert found.verdict is AttackVerdict.UNKNOWN
     assert reason in found.reason
 
 
 def test_a_position_without_a_program_is_unknown() -> None:
     """A vector for whose mechanism there is no program is unknown; one that it does not work from is no leak."""
-    assert _attack("mds", "flip") is Verdict.UNKNOWN
-    assert _attack("meltdown", "cross_thread") is Verdict.UNKNOWN
-    assert _attack("meltdown", "guest_host") is Verdict.NO_LEAK
-    assert _attack("mds", "cross_core") is Verdict.NO_LEAK
+    assert _attack("mds", "flip") is AttackVerdict.UNKNOWN
+    assert _attack("meltdown", "cross_thread") is AttackVerdict.UNKNOWN
+    assert _attack("meltdown", "guest_host") is AttackVerdict.NO_LEAK
+    assert _attack("mds", "cross_core") is AttackVerdict.NO_LEAK
 
 
 def test_an_attack_that_is_cut_short_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the limit of a run, nor an attacker that dies, makes no leak of an attack that was not ended."""
-    assert _attack("mds", "user_kernel", "asi") is Verdict.NO_LEAK
+    assert _attack("mds", "user_kernel", "asi") is AttackVerdict.NO_LEAK
     monkeypatch.setattr("asikit.attacks.verdict._LIMIT", 300)
     found = attack(Cell("mds", "user_kernel", _CPU, "asi"))
     assert (found.verdict, found.reason) == (
-        Verdict.UNKNOWN,
+        AttackVerdict.UNKNOWN,
         "the attack did not come to its end: attacker does not come to its end",
     )
     monkeypatch.undo()
@@ -92,7 +92,7 @@ def test_an_attack_that_is_cut_short_is_unknown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Attacker, "before", die)
     found = attack(Cell("mds", "user_kernel", _CPU, "asi"))
     assert (found.verdict, found.reason) == (
-        Verdict.UNKNOWN,
+        AttackVerdict.UNKNOWN,
         "the attack did not come to its end: attacker ended with -11",
     )
 
@@ -101,14 +101,17 @@ def test_an_attacker_that_does_not_look_is_unknown(monkeypatch: pytest.MonkeyPat
     """Equal observations are none if there are none."""
     monkeypatch.setattr(Attacker, "after", lambda *_: None)
     found = attack(Cell("mds", "user_kernel", _CPU, "none"))
-    assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "the attacker never came to look at what it had prepared")
+    assert (found.verdict, found.reason) == (
+        AttackVerdict.UNKNOWN,
+        "the attacker never came to look at what it had prepared",
+    )
 
 
 def test_a_victim_that_starves_is_unknown() -> None:
     """A mutant in which the attacker's CPU never lets the victim's go on has not been attacked."""
     found = attack(Cell("mds", "cross_thread", _CPU, "asi-no-nmi-reentry"))
     assert (found.verdict, found.reason) == (
-        Verdict.UNKNOWN,
+        AttackVerdict.UNKNOWN,
         "the attack did not come to its end: the victim gets nowhere beside the attacker",
     )
 
@@ -122,7 +125,7 @@ def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_pa
     name = _file(tmp_path, f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "data"')
     # Threads have parts of the store buffer; the two load ports are used again on the way back to a guest.
     gone = (structure, vector) == ("store_buffer", "cross_thread") or (structure == "load_port" and "guest" in vector)
-    assert _attack(name, vector) is (Verdict.NO_LEAK if gone else Verdict.LEAK)
+    assert _attack(name, vector) is (AttackVerdict.NO_LEAK if gone else AttackVerdict.LEAK)
 
 
 _TERMINAL = """
@@ -145,8 +148,8 @@ def test_half_a_gadget_is_enough(tmp_path: Path) -> None:
     assert found.difference is not None
     assert found.difference.step == "cpu 0, after system call 2"
     half = _file(tmp_path, _TERMINAL + "half_gadget = true")
-    assert _attack(half, "user_kernel", "asi") is Verdict.NO_LEAK
-    assert _attack(half, "user_kernel", "asi-no-unmapping") is Verdict.LEAK
+    assert _attack(half, "user_kernel", "asi") is AttackVerdict.NO_LEAK
+    assert _attack(half, "user_kernel", "asi-no-unmapping") is AttackVerdict.LEAK
 
 
 def test_a_victim_that_is_not_steered_uses_its_own_pointer(tmp_path: Path) -> None:
@@ -159,8 +162,8 @@ def test_a_victim_that_is_not_steered_uses_its_own_pointer(tmp_path: Path) -> No
     found = attack(Cell(name, "user_kernel", _CPU, "none")).difference
     assert found is not None
     assert found.step == "cpu 0, after system call 2"  # the first does not use the secret
-    assert _attack(name, "user_kernel", "asi") is Verdict.NO_LEAK
-    assert _attack(name, "user_kernel", "asi-no-predictor-flush") is Verdict.LEAK
+    assert _attack(name, "user_kernel", "asi") is AttackVerdict.NO_LEAK
+    assert _attack(name, "user_kernel", "asi-no-predictor-flush") is AttackVerdict.LEAK
 
 
 def test_whose_branches_go_wrong_is_the_files_to_say(tmp_path: Path) -> None:
@@ -169,16 +172,16 @@ def test_whose_branches_go_wrong_is_the_files_to_say(tmp_path: Path) -> None:
         'mechanism = "steer"\nbranch = "indirect"\nstructures = ["bhb"]\ntag = "history"\nsteered = true\n'
         'victims = ["user"]'
     )
-    assert _attack(_file(tmp_path, way), "user_user") is Verdict.LEAK
+    assert _attack(_file(tmp_path, way), "user_user") is AttackVerdict.LEAK
 
 
 def test_other_processes_memory_is_in_the_kernels_map(tmp_path: Path) -> None:
     """A deferred permission check reaches another process' page through the direct map; ASI's has no such page."""
     way = 'mechanism = "deferred"\ndefers = "permission"\nmappings = "attacker"\nsteered = true'
     name = _file(tmp_path, way)
-    assert _attack(name, "user_user") is Verdict.LEAK
-    assert _attack(name, "user_user", "asi") is Verdict.NO_LEAK
-    assert _attack(name, "user_user", "asi-no-unmapping") is Verdict.LEAK
+    assert _attack(name, "user_user") is AttackVerdict.LEAK
+    assert _attack(name, "user_user", "asi") is AttackVerdict.NO_LEAK
+    assert _attack(name, "user_user", "asi-no-unmapping") is AttackVerdict.LEAK
 
 
 def test_rows_are_positions_with_a_program() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from asikit.attacks import (
     SECRETS,
+    AttackVerdict,
     Finding,
     Vector,
-    Verdict,
     cells,
     load_vulnerability,
     matrix,
@@ -23,7 +23,7 @@ from asikit.attacks import (
 )
 from asikit.machine.x86 import cpu_names, load_cpu
 
-Matrix = Mapping[tuple[str, str, str], Verdict]
+Matrix = Mapping[tuple[str, str, str], AttackVerdict]
 
 _COLUMNS = {
     "User-to-Kernel": "user_kernel",
@@ -84,7 +84,7 @@ def _leaks(verdicts: Matrix, mitigation: str) -> set[tuple[str, str]]:
     return {
         (vulnerability, vector)
         for (vulnerability, vector, name), verdict in verdicts.items()
-        if name == mitigation and verdict is Verdict.LEAK
+        if name == mitigation and verdict is AttackVerdict.LEAK
     }
 
 
@@ -103,7 +103,7 @@ def test_linux_stops_what_the_table_says(verdicts: Matrix) -> None:
 
 def test_linux_leaks_in_the_nmi_hole(verdicts: Matrix) -> None:
     """An NMI between VERW and the return leaves what no flush comes after."""
-    assert verdicts["mds", _NMI, "linux"] is Verdict.LEAK
+    assert verdicts["mds", _NMI, "linux"] is AttackVerdict.LEAK
 
 
 def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
@@ -113,13 +113,16 @@ def test_under_asi_what_is_expected_leaks(verdicts: Matrix) -> None:
     assert {each for each in _leaks(verdicts, "asi") if each[1] not in {_DECLARED, _SIBLING_USER}} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", cpu_names())
 def test_on_every_processor_the_flushes_are_those_that_its_bugs_call_for(cpu: str) -> None:
     """Under ASI what leaks on a processor, by the vulnerabilities that it has, is what leaks on any."""
     having = [name for name in vulnerability_names() if load_vulnerability(name).concerns(load_cpu(cpu))]
     assert having or cpu == "generic"
     wanted = [cell for name in having for cell in cells(("asi",), cpu=cpu, vulnerability=name) if cell.vector in _ALONE]
-    leaks = {(found.cell.vulnerability, found.cell.vector) for found in matrix(wanted) if found.verdict is Verdict.LEAK}
+    leaks = {
+        (found.cell.vulnerability, found.cell.vector) for found in matrix(wanted) if found.verdict is AttackVerdict.LEAK
+    }
     assert leaks <= {(name, vector) for name, vectors in RESIDUAL.items() for vector in vectors}
 
 
@@ -134,13 +137,13 @@ def test_processes_beside_one_another_need_core_scheduling(verdicts: Matrix) -> 
 def test_a_guest_beside_the_kernel_is_stunned(verdicts: Matrix) -> None:
     """A guest on the sibling samples the host's kernel, and trains it; under ASI it does not."""
     for vulnerability in ("mds", "l1tf", "spectre_v2", "retbleed"):
-        assert verdicts[vulnerability, "sibling_guest", "none"] is Verdict.LEAK, vulnerability
-        assert verdicts[vulnerability, "sibling_guest", "asi"] is Verdict.NO_LEAK, vulnerability
+        assert verdicts[vulnerability, "sibling_guest", "none"] is AttackVerdict.LEAK, vulnerability
+        assert verdicts[vulnerability, "sibling_guest", "asi"] is AttackVerdict.NO_LEAK, vulnerability
 
 
 def test_what_differs_comes_from_the_secret(findings: tuple[Finding, ...]) -> None:
     """No leak is an artefact: in each, the two values are made of the two secrets, and of nothing else."""
-    leaks = [found for found in findings if found.verdict is Verdict.LEAK]
+    leaks = [found for found in findings if found.verdict is AttackVerdict.LEAK]
     assert leaks
     for found in leaks:
         assert found.difference is not None
@@ -153,8 +156,8 @@ def test_what_differs_comes_from_the_secret(findings: tuple[Finding, ...]) -> No
 def test_declared_nonsensitive_memory_leaks_under_asi(verdicts: Matrix) -> None:
     """Memory that is mapped in the restricted address space is as it was before; the blanket mitigation covers it."""
     for vulnerability in ("meltdown", "mds", "spectre_v2", "l1tf"):
-        assert verdicts[vulnerability, _DECLARED, "asi"] is Verdict.LEAK, vulnerability
-        assert verdicts[vulnerability, _DECLARED, "blanket"] is Verdict.NO_LEAK, vulnerability
+        assert verdicts[vulnerability, _DECLARED, "asi"] is AttackVerdict.LEAK, vulnerability
+        assert verdicts[vulnerability, _DECLARED, "blanket"] is AttackVerdict.NO_LEAK, vulnerability
 
 
 def test_blanket_and_asi_differ_where_the_theorem_says(verdicts: Matrix) -> None:
@@ -180,7 +183,7 @@ def test_what_cannot_be_expressed_is_unknown(verdicts: Matrix) -> None:
 
     Nothing else is: each other verdict rests on an attack that took place.
     """
-    unknown = {each for each, verdict in verdicts.items() if verdict is Verdict.UNKNOWN}
+    unknown = {each for each, verdict in verdicts.items() if verdict is AttackVerdict.UNKNOWN}
     assert unknown == {each for each in verdicts if each[0] in NOT_EXPRESSIBLE}
     assert {vulnerability for vulnerability, _, _ in unknown} == NOT_EXPRESSIBLE
 
@@ -194,6 +197,11 @@ def test_a_guest_and_its_own_vmm(verdicts: Matrix) -> None:
     row = {
         mitigation: verdicts["vmscape", "guest_user", mitigation] for mitigation in ("none", "linux", "blanket", "asi")
     }
-    assert row == {"none": Verdict.LEAK, "linux": Verdict.NO_LEAK, "blanket": Verdict.NO_LEAK, "asi": Verdict.NO_LEAK}
+    assert row == {
+        "none": AttackVerdict.LEAK,
+        "linux": AttackVerdict.NO_LEAK,
+        "blanket": AttackVerdict.NO_LEAK,
+        "asi": AttackVerdict.NO_LEAK,
+    }
     assert {vector for vulnerability, vector, _ in verdicts if vulnerability == "vmscape"} == {"guest_user"}
     assert ("spectre_v2_user", "guest_user", "none") not in verdicts

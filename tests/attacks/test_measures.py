@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import Cell, Verdict, attack, mitigations
+from asikit.attacks import AttackVerdict, Cell, attack, mitigations
 from asikit.attacks.measures import Measure
 from asikit.machine.x86 import load_cpu
 from asikit.protocol import EffectKind, Happening
@@ -42,8 +42,8 @@ def test_a_measure_is_what_stops_it(
         return replace(setup, hardening=replace(setup.hardening, measures=left))
 
     monkeypatch.setattr(mitigations, "_ALL", (linux, mitigations.Mitigation("without", "", build)))
-    assert attack(Cell(vulnerability, vector, cpu, "linux")).verdict is Verdict.NO_LEAK
-    assert attack(Cell(vulnerability, vector, cpu, "without")).verdict is Verdict.LEAK
+    assert attack(Cell(vulnerability, vector, cpu, "linux")).verdict is AttackVerdict.NO_LEAK
+    assert attack(Cell(vulnerability, vector, cpu, "without")).verdict is AttackVerdict.LEAK
 
 
 _FLUSH = "return_user.ibpb_after_guest"
@@ -59,8 +59,8 @@ def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(mitigations, "_ALL", (linux, mitigations.Mitigation("without", "", build)))
     for cpu in ("broadwell-e5-2640v4", "cascade-lake-4210r", "zen-1200", "zen3-5600x"):
-        assert attack(Cell("vmscape", "guest_user", cpu, "linux")).verdict is Verdict.NO_LEAK
-        assert attack(Cell("vmscape", "guest_user", cpu, "without")).verdict is Verdict.LEAK
+        assert attack(Cell("vmscape", "guest_user", cpu, "linux")).verdict is AttackVerdict.NO_LEAK
+        assert attack(Cell("vmscape", "guest_user", cpu, "without")).verdict is AttackVerdict.LEAK
 
 
 def test_only_the_first_return_after_a_guest_flushes() -> None:

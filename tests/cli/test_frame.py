@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -284,6 +285,13 @@ def test_signal(number: signal.Signals, code: int, line: str) -> None:
         process.send_signal(number)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (code, "tidied up\n", f"asi: {line}\n")
+
+
+def test_interrupted_before_it_begins(tmp_path: os.PathLike[str]) -> None:
+    """Ctrl-C while the command is still being imported is said in the same line."""
+    Path(tmp_path, "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = _run("--version", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "asi: interrupted\n")
 
 
 def test_nohup() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asikit.cost import HostError, Verdict, read_host
+from asikit.cost import HostError, HostVerdict, read_host
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -128,8 +128,8 @@ def test_zen2(tmp_path: Path) -> None:
     host = read_host(saved(tmp_path, ZEN2, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="1"))
     assert host.identity.model == "zen2-7452"
     found = {one.name: one for one in host.vulnerabilities}
-    assert found["meltdown"].verdict is Verdict.NOT_NEEDED
-    assert found["retbleed"].verdict is Verdict.PARTLY
+    assert found["meltdown"].verdict is HostVerdict.NOT_NEEDED
+    assert found["retbleed"].verdict is HostVerdict.PARTLY
     assert found["retbleed"].redundant == ("untrained return thunks",)
     assert found["spec_rstack_overflow"].redundant == ("safe returns",)
     assert found["spectre_v2"].redundant == ("retpolines", "IBPB at a change of processes", "RSB filling")
@@ -149,7 +149,7 @@ def test_ice_lake_and_a_newer_kernel(tmp_path: Path) -> None:
     )
     assert found["mmio_stale_data"].redundant == ("VERW at returns and VM entries", "SMT off (with a stun)")
     assert found["vmscape"].redundant == ("IBPB before a VMM's user mode",)
-    assert found["newest_of_all"].verdict is Verdict.UNKNOWN
+    assert found["newest_of_all"].verdict is HostVerdict.UNKNOWN
 
 
 def test_missing_microcode_and_flags(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_missing_microcode_and_flags(tmp_path: Path) -> None:
         "l1tf": "Mitigation: PTE Inversion; VMX: cache flushes, SMT disabled",
     }
     found = {one.name: one for one in read_host(saved(tmp_path, texts, flags="ibpb md_clear")).vulnerabilities}
-    assert found["mds"].verdict is Verdict.NOT_COVERED
+    assert found["mds"].verdict is HostVerdict.NOT_COVERED
     assert found["mds"].remains[0] == "without the microcode VERW clears nothing"
-    assert found["spec_rstack_overflow"].verdict is Verdict.PARTLY
-    assert found["l1tf"].verdict is Verdict.PARTLY
+    assert found["spec_rstack_overflow"].verdict is HostVerdict.PARTLY
+    assert found["l1tf"].verdict is HostVerdict.PARTLY
     assert found["l1tf"].remains[0] == "the processor has no flush_l1d (cpuinfo)"
     assert all(not one.redundant for one in found.values())
 

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from asikit.attacks import Cell, Finding, Verdict, cells, matrix
-from asikit.cost.host import By, _mechanisms
+from asikit.attacks import AttackVerdict, Cell, Finding, cells, matrix
+from asikit.cost.host import Means, _mechanisms
 
 FILES = {
     "meltdown": ("meltdown",),
@@ -30,10 +30,10 @@ FILES = {
 """Of each name in sysfs the vulnerabilities that come with the package."""
 DISCLOSE_NOTHING = {"itlb_multihit", "ghostwrite", "old_microcode"}
 WITHOUT = {
-    By.UNMAP: "asi-no-unmapping",
-    By.PREDICTOR: "asi-no-predictor-flush",
-    By.BUFFERS: "asi-no-buffer-flush",
-    By.L1D: "asi-no-buffer-flush",
+    Means.UNMAP: "asi-no-unmapping",
+    Means.PREDICTOR: "asi-no-predictor-flush",
+    Means.BUFFERS: "asi-no-buffer-flush",
+    Means.L1D: "asi-no-buffer-flush",
 }
 NO_STUN = "asi-no-stun"
 COLUMNS = ("none", "asi", NO_STUN, *dict.fromkeys(WITHOUT.values()))
@@ -49,7 +49,7 @@ def leaking(vulnerability: str) -> dict[str, set[str]]:
     wanted = [cell for cell in cells(COLUMNS, vulnerability=vulnerability) if cell.vector not in ELSEWHERE]
     found: dict[str, set[str]] = {name: set() for name in COLUMNS}
     for finding in map(verdict, wanted):
-        if finding.verdict is Verdict.LEAK:
+        if finding.verdict is AttackVerdict.LEAK:
             found[finding.cell.mitigation].add(finding.cell.vector)
     return found
 
@@ -65,6 +65,7 @@ def test_every_name_is_tried() -> None:
     assert set(_mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_what_asi_does_about_it(name: str) -> None:
     """Covered is what leaks without mitigation and not under ASI; each means that is named is one it takes."""
@@ -74,8 +75,8 @@ def test_what_asi_does_about_it(name: str) -> None:
     left = any(each["asi"] - SIBLINGS for each in found)
     stopped = any(each["none"] - each["asi"] - SIBLINGS for each in found)
     assert unmitigated
-    assert (By.NOTHING in mechanism.by) == (not stopped)
+    assert (Means.NOTHING in mechanism.by) == (not stopped)
     assert mechanism.partly == (left and stopped)
-    for means in set(mechanism.by) - {By.NOTHING}:
+    for means in set(mechanism.by) - {Means.NOTHING}:
         assert any(each[WITHOUT[means]] - each["asi"] - SIBLINGS for each in found), f"{means} makes no difference"
     assert mechanism.cross_thread == any(each[NO_STUN] - each["asi"] for each in found)

@@ -12,8 +12,8 @@ import pytest
 
 from asikit.cost import Range
 from asikit.cost.measure import measure
-from asikit.cost.mitigations import Happening
-from asikit.cost.pageblocks import PageblockCounter, Pageblocks
+from asikit.cost.mitigations import Occasion
+from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
 from asikit.protocol import EffectKind
 from asikit.replay import ALL_CLASSES, ReferenceReplay, ReplayError, load_policy
 from asikit.replay._tables import SideTables
@@ -166,8 +166,8 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     base, (measured,) = measure(trace, [load_policy("denylist-2025")])
     walked = measured.walked
     assert base.instructions == 120
-    assert base.happenings[Happening.SYSCALL_ENTRY] == base.happenings[Happening.USER_ENTRY] == 3
-    assert base.happenings[Happening.USER_RETURN] == 4
+    assert base.happenings[Occasion.SYSCALL_ENTRY] == base.happenings[Occasion.USER_ENTRY] == 3
+    assert base.happenings[Occasion.USER_RETURN] == 4
     # The first return belongs to an entry before the recording; then 2 calls of 30 instructions and one of 20.
     assert walked.kernel_instructions == 10 + 30 + 30 + 20
     assert walked.unrestricted_instructions == 20
@@ -189,9 +189,9 @@ def test_context_switches_to_another_mm(tmp_path: Path) -> None:
     b.task_switch("2").mm_switch(2).mm_switch(9).mm_switch(2).task_switch("0").mm_switch(0)
     b.mm_switch(4, cpu=1).task_switch("3").task_switch("2").mm_switch(3).return_user()
     base, _ = measure(b.write(tmp_path / "t.asitrace"), [])
-    assert base.happenings[Happening.MM_SWITCH] == 7
-    assert base.happenings[Happening.TASK_SWITCH] == 5
-    assert base.happenings[Happening.PROCESS_SWITCH] == 3
+    assert base.happenings[Occasion.MM_SWITCH] == 7
+    assert base.happenings[Occasion.TASK_SWITCH] == 5
+    assert base.happenings[Occasion.PROCESS_SWITCH] == 3
 
 
 def test_touch_of_no_place_is_refused(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_freed_memory_is_converted_once() -> None:
     events = [(alloc, 0), (alloc, 1), (alloc, 2), (alloc, 3), (free, 3), (alloc, 4), (free, 4), (alloc, 5)]
     kind, arg = zip(*events, strict=True)
     counter.feed(np.array(kind, np.uint8), np.array(arg, np.uint32))
-    assert counter.result() == Pageblocks(Range(0, 1, 3), Range(0, 0, 0), 0)
+    assert counter.result() == PageblockConversions(Range(0, 1, 3), Range(0, 0, 0), 0)

@@ -122,7 +122,11 @@ def close(one: Range, other: Range) -> None:
         assert getattr(one, end) == pytest.approx(getattr(other, end), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"smt": True}, {"seconds": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(given, marks=pytest.mark.slow) for given in ({"smt": True}, {"seconds": 3.0}))],
+    ids=str,
+)
 @pytest.mark.parametrize("by", By)
 @pytest.mark.parametrize("stem", ["phases", "kvm-guest", "processes"])
 def test_costs_of_parts_are_the_whole(stem: str, by: By, options: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The exploration a second time, in plain Python over sets: what the compiled one is compared with.
 
-It shares the model's moves and views (and through them `Protocol.step`), and nothing else: what the structures hold is
-kept by name, states are tuples, and the graph is walked as it stands: no tables, and no reductions.
+Moves are the oracle's, found by `Protocol.step`; only the model's views are shared. What the structures hold is kept by
+name, states are tuples, and the graph is walked as it stands: no commands, no tables, and no reductions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.proofs import Party, Thread, World
 from asikit.proofs.threads import swapped
+from tests.proofs.oracle import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Reference:
     def successors(self, core: Core) -> Iterator[Core]:
         """Yield what every move of every thread leads to."""
         for who, thread in enumerate(core.threads):
-            for move in self.world.moves(thread, self.seen_by(core, who)):
+            for move in Oracle(self.world).moves(thread, self.seen_by(core, who)):
                 yield self.after(core, who, move)
 
     def after(self, core: Core, who: int, move: Move) -> Core:

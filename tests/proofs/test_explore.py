@@ -80,6 +80,7 @@ def outcome(explored: Explored) -> list[int | None]:
     return [None if path is None else len(path.steps) for path in (explored.leak, explored.stuck, explored.broken)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, *(entry.name for entry in CATALOGUE)])
 def test_reductions_lose_nothing(name: str | None) -> None:
     """Without them there are more states, and the same is found, at the same distance."""

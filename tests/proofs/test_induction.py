@@ -33,6 +33,7 @@ from asikit.proofs.threads import OWN_BEHIND, SIBLING_BEHIND, core_of, swapped
 from asikit.protocol import HANDLER as HANDLER_FRAME
 from asikit.protocol import AsiClass, Happening
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF
+from tests.proofs.oracle import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +141,7 @@ def test_the_relation_is_the_models(reached: Reached) -> None:
     relation = Relation(reached.world)
     count = 0
     for thread, shared in reached.threads():
-        expected = Counter(moved(move) for move in reached.world.moves(thread, shared))
+        expected = Counter(moved(move) for move in Oracle(reached.world).moves(thread, shared))
         assert Counter(commanded(relation, thread, shared)) == expected
         count += 1
     assert count > 500
@@ -198,7 +199,7 @@ def test_the_solver_steps_as_the_model_does(reached: Reached) -> None:
         )
         others = world.view(threads[1], swapped(shared)).adds if len(threads) > 1 else 0
         expected: Counter[str] = Counter()
-        for move in world.moves(threads[0], shared):
+        for move in Oracle(world).moves(threads[0], shared):
             held = contents & ~move.clears | others
             held = world.layout.fold(held) if move.folds else held
             held |= world.view(move.after, move.shared).adds
@@ -227,6 +228,7 @@ def test_two_classes_on_two_threads() -> None:
     assert prove(replace(world, nesting=0), mutant("exit-asks-own-taints")).verdict is Verdict.UNKNOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no-release", "no-stun-interrupt", "untrusted-kept-in-nested-entries"])
 def test_deadlocks_are_not_proved(name: str) -> None:
     """Without what ends a wait, the invariant that says so is not kept."""
@@ -255,6 +257,7 @@ def test_mutants_are_not_proved(name: str) -> None:
     assert clause in result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [world_for(threads=1), world_for(threads=2, nesting=0)], ids=["one", "two"])
 def test_another_solver_agrees(world: World, tmp_path: Path) -> None:
     """cvc5 reads the script, and answers each of the questions as hoped."""
@@ -294,6 +297,7 @@ def test_what_is_not_covered() -> None:
         prove(world_for(threads=1), mutant("no-shootdown"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in CATALOGUE])
 def test_no_mutant_is_proved(name: str) -> None:
     """What one thread refutes by exploring, or what does not even exist without SMT, induction does not prove."""

@@ -21,8 +21,10 @@ from asikit.proofs import (
     verify_mutants,
     world_for,
 )
+from asikit.proofs.model import KERNEL_WORK
 from asikit.proofs.mutants import RESTRICTED_SWITCH
-from asikit.protocol import EffectKind, Space
+from asikit.protocol import AsiClass, EffectKind, MicroOp, MissingRoleError, Space
+from asikit.protocol.operations import END
 from tests.proofs.following import Follower
 
 if TYPE_CHECKING:
@@ -243,3 +245,38 @@ def test_story() -> None:
     assert found.story[0].endswith("; the guest runs [branch target buffer, return stack buffer: trained by its guest]")
     assert found.conclusion == "the guest on the CPU reads data of the kernel from the fill and store buffers"
     assert [step.effect for step in found.steps if step.effect][1] == EffectKind.L1D_FLUSH
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("classes", [None, [AsiClass.USERSPACE], [AsiClass.KVM]], ids=["both", "userspace", "kvm"])
+def test_any_configuration_may_be_asked_about(threads: int, classes: list[AsiClass] | None) -> None:
+    """A configuration without an element (no SMT, no class) is no error; each has most of the others."""
+    world = world_for(threads=threads, classes=classes)
+    assert sum(has_element(world, candidate) for candidate in CATALOGUE) > 20
+
+
+def test_an_element_that_is_always_there_must_be_found() -> None:
+    """A mutant of a step that the protocol lost is not taken for one of a configuration that lacks it."""
+    world = world_for(threads=1)
+    lost = replace(world, protocol=world.protocol.without("asi_exit.taint_kernel_data"))
+    with pytest.raises(MissingRoleError, match="has the role TAINT_KERNEL_DATA"):
+        has_element(lost, mutant("no-kernel-data-taint"))
+
+
+def renamed(world: World) -> World:
+    """Return a model whose micro-operations are all called something else."""
+
+    def change(_: str, op: MicroOp) -> MicroOp:
+        return replace(op, name=f"step_{op.name}", jump=f"step_{op.jump}" if op.jump not in {"", END} else op.jump)
+
+    return replace(world, protocol=world.protocol.rewriting(change))
+
+
+@pytest.mark.parametrize("name", ["no-verw", "no-stun-check", "target-after-enter", "taint-cleared-before-data-flush"])
+def test_names_of_micro_operations_decide_nothing(name: str) -> None:
+    """What a step is called is for people: with other names the same mutants exist and leak the same."""
+    threads = 2 if name == "no-stun-check" else 1
+    world = replace(world_for(threads=threads, nesting=0), kernel_work=KERNEL_WORK[:1])
+    candidate = mutant(name)
+    verdicts = [verify(candidate.edit(each)) for each in (world, renamed(world))]
+    assert len({(each.verdict, each.states, each.transitions) for each in verdicts}) == 1

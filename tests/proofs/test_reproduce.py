@@ -55,6 +55,7 @@ def test_two_threads(name: str) -> None:
     assert (tried_.leaks, tried_.kind, tried_.missed) == (True, TWO_THREADS[name], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_HANDLERS)
 def test_two_threads_with_handlers(name: str) -> None:
     """What takes all of the model to find."""

@@ -157,3 +157,18 @@ def test_invariants_read_well() -> None:
     invariants = (*taint_invariants(EVERYTHING), *step_invariants(EVERYTHING))
     assert len({invariant.name for invariant in invariants}) == len(invariants) == 9
     assert all(invariant.says and str(invariant.guard) for invariant in invariants)
+
+
+def test_kinds_of_happenings() -> None:
+    """Entries are from user mode, from a guest, or from the kernel; the first two are from untrusted code."""
+    entries = {happening: (happening.from_user, happening.from_untrusted, happening.nested) for happening in Happening}
+    from_user = {happening for happening, (user, _, _) in entries.items() if user}
+    nested = {happening for happening, (_, _, inner) in entries.items() if inner}
+    assert from_user == {happening for happening in Happening if happening.endswith("_entry")} - {Happening.VM_ENTRY}
+    assert {happening for happening, (_, untrusted, _) in entries.items() if untrusted} == from_user | {
+        Happening.VM_EXIT
+    }
+    assert nested == {
+        *(happening for happening in Happening if happening.startswith("nested_")),
+        Happening.DOUBLE_FAULT,
+    } - {Happening.NESTED_RETURN}

@@ -61,6 +61,7 @@ def test_two_threads() -> None:
     assert len(graph.moves) == 5_878
 
 
+@pytest.mark.slow
 def test_two_threads_with_an_nmi() -> None:
     """The same, with an NMI on one of them."""
     explorer = Explorer(Protocol(TWO_THREADS), threads=2, nmis=1)

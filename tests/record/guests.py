@@ -36,7 +36,7 @@ class Guest:
 
     def marks(self) -> list[pytest.MarkDecorator]:
         """Give the marks of its tests."""
-        return [pytest.mark.needs_apt] if self.kernel else []
+        return [pytest.mark.needs_apt, pytest.mark.slow] if self.kernel else []
 
     def __str__(self) -> str:
         """Give the name of its tests."""

@@ -7,7 +7,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from asikit.record._memory import KERNEL_MAP, Memory
+from asikit.record._memory import KERNEL_MAP, GuestMemory
 from asikit.record._symbols import Symbols
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def symbols_of(extra: str = "") -> Symbols:
 @contextmanager
 def made_memory(
     *, levels: int = 4, moved: int = 0, image: Mapping[int, bytes] | None = None, banner: bytes = b"Linux version 6"
-) -> Iterator[Memory]:
+) -> Iterator[GuestMemory]:
     """Give a memory of 16 MiB that has a kernel image.
 
     :param levels: Of the page tables.
@@ -60,4 +60,4 @@ def made_memory(
             address = TEXT + number * 2 * MiB
             put(table + 8 * (address >> 21 & 511), struct.pack("<Q", physical(address) | LARGE))
         iomem = f"00100000-0fffffff : System RAM\n  {physical(TEXT):08x}-{physical(TEXT) + 0xFFFFF:08x} : Kernel code\n"
-        yield Memory(view, symbols_of(), iomem)
+        yield GuestMemory(view, symbols_of(), iomem)

@@ -282,3 +282,12 @@ def test_output_on_a_full_disk(command: Command, vmlinuz: str) -> None:
     assert ended.err.splitlines()[0] == f"asi: error: {line}"
     assert ended.code == 1
     assert command.left() == []
+
+
+def test_trace_that_is_there(command: Command, vmlinuz: str) -> None:
+    """What is there by the trace's name is kept, and the line says how to have it replaced."""
+    (command.folder / "t").mkdir()
+    ended = command.run("--kernel", vmlinuz, "-o", "t", "--", "true")
+    line = "t: already exists: choose another name (-o), or replace it with --overwrite"
+    assert (ended.code, ended.err) == (1, f"asi: error: {line}\n")
+    assert command.left() == [str(command.folder / "t")]

@@ -15,7 +15,7 @@ import pytest
 from asikit.record import RecordError
 from asikit.record._guest import Initramfs
 from asikit.record._programs import workload_files
-from asikit.record._root import find_in_root
+from asikit.record._root import find_in_root, place_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -298,3 +298,29 @@ def test_no_root(tmp_path: Path) -> None:
     """A root that is not there is named."""
     with pytest.raises(RecordError, match=r"^--root .*/nothing: no such folder$"):
         find_in_root(tmp_path / "nothing", "sh")
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/opt:/usr/bin:/bin", "/usr/bin/ours"),
+        ("/bin", "/bin/ours"),
+        ("relative::/opt:/own", "/own/ours"),
+        ("/opt:/none", "/opt/ours"),
+        (None, "/usr/bin/ours"),
+        ("/none", None),
+    ],
+)
+def test_place_for_a_program_of_ours(root: Path, path: str | None, place: str | None) -> None:
+    """It lies in a folder of PATH that is there, if it can in one that each script has in its PATH."""
+    for folder in ("opt", "own"):
+        (root / folder).mkdir()
+    assert place_for("ours", root, path) == place
+
+
+@pytest.mark.parametrize("theirs", ["usr/bin/ours", "own/ours"])
+def test_a_program_of_the_users_stays(root: Path, theirs: str) -> None:
+    """Where the user has a program of that name in PATH, there is none of ours."""
+    (root / "own").mkdir()
+    (root / theirs).touch()
+    assert place_for("ours", root, "/bin:/own") is None

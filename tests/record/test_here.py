@@ -6,27 +6,34 @@ import json
 import os
 import pty
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import termios
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 
-from asikit.record import Recording
+from asikit.record import Recording, find_kernel
+from asikit.record._build import programs
 from asikit.trace import EventKind, Trace
 from tests.record.conftest import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
 ASI = (sys.executable, "-c", "from asikit.cli import main; main()", "record")
 HERE = Path(__file__).parent
 CACHE = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+NOBODY = 65534
+PATIENCE_SECONDS = 120
 SECRET = "it is a secret"  # noqa: S105
 
 
@@ -91,6 +98,46 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "t"]
 
 
+def test_own_files(tmp_path: Path) -> None:
+    """What a recording makes for itself it does not show: its folder of temporary files, and the unfinished trace."""
+    (tmp_path / "theirs").touch()
+    done = _record(tmp_path, "-o", "t", "--", "ls", "-A", env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.stdout == b"theirs\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t", "theirs"]
+
+
+@pytest.fixture
+def others() -> Iterator[Path]:
+    """Give a folder with a kernel, of a user who may do nothing: of this one, if it is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kernel, built = find_kernel(None, print), programs().plugin.parent
+        (folder / "boot").mkdir()
+        shutil.copy(kernel.image, folder / "boot/vmlinuz")
+        shutil.copytree(built, folder / "cache/asikit/programs" / built.name)
+        if kernel.modules is not None:
+            shutil.copytree(kernel.modules, folder / "lib/modules" / kernel.release, symlinks=True)
+        for path in [folder, *folder.rglob("*")] if os.geteuid() == 0 else []:
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        (folder / "secret").write_text(SECRET)
+        (folder / "secret").chmod(0)
+        yield folder
+
+
+def test_without_root(others: Path) -> None:
+    """A recording wants no root, and what the user cannot read stays so in the guest, where nobody else is."""
+    is_root = os.geteuid() == 0
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"] if is_root else []
+    environment = {**os.environ, "HOME": str(others), "XDG_CACHE_HOME": f"{others}/cache", "TMPDIR": str(others)}
+    script = "id -u; cat secret /etc/shadow; echo written > new; cat new"
+    words = ["--kernel", "boot/vmlinuz", "-o", "t", "--", "sh", "-c", script]
+    done = subprocess.run([*become, *ASI, *words], cwd=others, capture_output=True, env=environment, check=False)
+    assert done.stdout.decode() == f"{NOBODY if is_root else os.geteuid()}\nwritten\n"
+    denied = [f"cat: {path}: Permission denied" for path in ("secret", "/etc/shadow")]
+    assert (done.stderr.decode().splitlines()[:-1], done.returncode) == (denied, 0)
+    Trace.open(others / "t").verify()
+
+
 def test_time_and_host(tmp_path: Path) -> None:
     """The wall clock is this machine's: files are not of the future. So is the host's name."""
     (tmp_path / "file").touch()
@@ -100,12 +147,35 @@ def test_time_and_host(tmp_path: Path) -> None:
     assert name == os.uname().nodename
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_loopback(tmp_path: Path, compiled: Callable[[Path], str], *, bare: bool) -> None:
     """A program that talks to itself over 127.0.0.1 does as it does here."""
     program = compiled(HERE / "loopback.c")
     made = run(Recording((program,), bare=bare), tmp_path / "t.asitrace")
     assert (made.out, made.done.exit_status) == ("20000\n", 0)
+
+
+def test_network(tmp_path: Path) -> None:
+    """A server here answers the guest at 10.0.2.2, which asks QEMU for names; without ``--net`` nothing is reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_SECONDS)
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.sendall(client.recv(100).upper())
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        talk = f"exec 3<>/dev/tcp/10.0.2.2/{server.getsockname()[1]} && echo hello >&3 && cat <&3"
+        script = f"({talk}); cat /etc/resolv.conf"
+        reached = _record(tmp_path, "--net", "-o", "t1", "--", "bash", "-c", script)
+        thread.join(PATIENCE_SECONDS)
+    assert reached.stdout == b"HELLO\nnameserver 10.0.2.3\n"
+    alone = _record(tmp_path, "-o", "t2", "--", "bash", "-c", f"({talk})")
+    assert (alone.stdout, alone.returncode) == (b"", 1)
+    assert b"Network is unreachable" in alone.stderr
 
 
 def test_streams(tmp_path: Path) -> None:
@@ -175,6 +245,7 @@ def test_skip_startup(tmp_path: Path) -> None:
     assert "write" in skipped
 
 
+@pytest.mark.slow
 def test_repeat_and_summary(tmp_path: Path) -> None:
     """Each run has a trace of its own, and the summary tells of each."""
     done = _record(tmp_path, "--repeat", "2", "--json", "summary", "-o", "t.asitrace", "--", "sh", "-c", "exit 3")
@@ -187,6 +258,7 @@ def test_repeat_and_summary(tmp_path: Path) -> None:
         assert each["events"] == Trace.open(tmp_path / each["trace"]).rows("events")
 
 
+@pytest.mark.slow
 def test_many_and_long_words(tmp_path: Path) -> None:
     """A command line may be as long as here."""
     words = ["x" * 100_000, *map(str, range(3000))]

@@ -22,7 +22,7 @@ from tests.record.running import Command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc, pytest.mark.slow]
 
 _MOMENTS = 10
 _WORKLOAD = ("--", "sh", "-c", "echo begun; sleep 1")

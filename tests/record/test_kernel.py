@@ -103,7 +103,7 @@ def test_newest_in_boot(machine: Path) -> None:
     for release in ("6.12.9+deb13-amd64", "6.12.117+deb13-amd64"):
         module(machine / "lib/modules" / release / "kernel", "overlay")
     found = find_kernel(None, no_download)
-    assert found == kernel.Kernel(
+    assert found == kernel.KernelImage(
         machine / "boot/vmlinuz-6.12.117+deb13-amd64", "6.12.117+deb13-amd64", machine / "lib/modules" / found.release
     )
     newest = bzimage(machine / "usr/lib/modules/7.3.4+deb13-amd64/vmlinuz", "7.3.4+deb13-amd64")
@@ -112,13 +112,13 @@ def test_newest_in_boot(machine: Path) -> None:
 
 
 @pytest.fixture
-def with_modules(machine: Path) -> kernel.Kernel:
+def with_modules(machine: Path) -> kernel.KernelImage:
     """Give a kernel with a module."""
     module(machine / "lib/modules/6.1.0-1-amd64/kernel", "overlay")
     return find_kernel(bzimage(machine / "boot/vmlinuz", "6.1.0-1-amd64"), no_download)
 
 
-def test_missing_modules(with_modules: kernel.Kernel, tmp_path: Path) -> None:
+def test_missing_modules(with_modules: kernel.KernelImage, tmp_path: Path) -> None:
     """A module that is not there is named, and so is a kernel without modules."""
     with pytest.raises(RecordError, match=r"^kernel 6\.1\.0-1-amd64 has no module 'nothing' in /"):
         with_modules.module_files(["nothing"])

@@ -39,12 +39,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[(1, True), (2, True), (1, False)], ids=["1cpu-bare", "2cpus-bare", "1cpu"])
 def recorded(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Record it, in a phase that a shell marks."""
-    mark = programs().mark
-    script = f"{mark} begin script; {program}; {mark} end script; {mark} begin ''; {mark} until x; true"
+    """Record it, in a phase that a shell marks, with the command that each guest has."""
+    script = f"asi-mark begin script; {program}; asi-mark end script; asi-mark begin ''; asi-mark until x; true"
     trace = tmp_path_factory.mktemp("marks") / "t.asitrace"
     cpus, bare = request.param
-    include = (mark, program) if bare else ()
+    include = (program,) if bare else ()
     return run(Recording(("sh", "-c", script), cpus=cpus, bare=bare, include=include), trace)
 
 

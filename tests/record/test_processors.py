@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
+from asikit.cost import price
+from asikit.machine.x86 import load_cpu
 from asikit.record import Recording, Streams, record
+from asikit.replay import load_policy
 from asikit.trace import EventKind, Trace
 from tests.record.conftest import Run, run
 from tests.record.kernels import bzimage
@@ -52,21 +55,36 @@ def test_clock(tmp_path: Path, cpus: int) -> None:
     assert done.out in {"tsc\n", "tsc-early\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.needs_fio
 def test_one_cpu_and_two(tmp_path: Path) -> None:
-    """Two jobs go the same round trips on one CPU as on two, but for a few."""
+    """Two jobs go the same round trips on one CPU as on two, but for a few, and mitigations rank alike."""
 
-    def round_trips(cpus: int) -> int:
+    def recorded(cpus: int) -> Trace:
         trace = tmp_path / f"{cpus}.asitrace"
         recording = Recording(("fio", *JOBS.split()), cpus=cpus, bare=True)
         streams = Streams.to(io.BytesIO(), io.BytesIO())
         done = record(recording, trace, say=lambda line: None, streams=streams)  # noqa: ARG005
         assert not any(done.lost.values())
-        kinds = pl.concat([part["kind"] for part in Trace.open(trace).events()])
+        return Trace.open(trace)
+
+    def round_trips(trace: Trace) -> int:
+        kinds = pl.concat([part["kind"] for part in trace.events()])
         return int(kinds.is_in([kind for kind in EventKind if kind.name.startswith("ENTRY_")]).sum())
 
-    one, two = round_trips(1), round_trips(2)
+    traces = [recorded(cpus) for cpus in (1, 2)]
+    one, two = map(round_trips, traces)
     assert abs(two - one) <= one // 10
+    first, second = map(_ranking, traces)
+    assert first == second
+
+
+def _ranking(trace: Trace) -> list[tuple[str, str | None]]:
+    """Give mitigations and policies in the order of what they cost."""
+    policies = [load_policy(name) for name in ("denylist-2025", "ephmap")]
+    mitigations = ("none", "linux", "blanket", "asi")
+    rows = price(trace, [load_cpu("generic")], policies=policies, mitigations=mitigations).rows
+    return [(row.mitigation, row.policy) for row in sorted(rows, key=lambda row: row.overhead.mid)]
 
 
 def test_events_of_each_cpu(tmp_path: Path, compiled: Callable[[Path], str]) -> None:

@@ -81,6 +81,9 @@ def test_kvm(tmp_path: Path, compiled: Callable[[Path], str]) -> None:
     interrupts = np.count_nonzero(np.isin(kind, [EventKind.NESTED_INTERRUPT, EventKind.ENTRY_INTERRUPT]))
     assert own <= len(exits) <= own + interrupts
     assert not np.isin(kind[entries + 1], list(TOUCH_KINDS)).any()
+    names = {row.entry for row in replayed(made.trace, "denylist-2025").by_entry}
+    assert {"vm exit 123 ioio", "vm exit 114 cpuid", "vm exit 120 hlt"} <= names
+    assert Trace.open(made.trace).meta["vm_exits"]["120"] == "hlt"
 
 
 def test_module_text(tmp_path: Path) -> None:

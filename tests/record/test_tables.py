@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asikit.record import RecordError
-from asikit.record._layout import Layout
+from asikit.record._layout import KernelLayout
 from asikit.record._stream import RECORD, RecordType, StreamReader
 from asikit.record._symbols import Symbols
 from asikit.record._tables import Attribution, write_tables
@@ -56,7 +56,7 @@ REGIONS = (
 def known(*, symbols: Symbols = SYMBOLS, root_is_tmpfs: bool = True) -> Attribution:
     """Give what tells kinds of pages apart."""
     percpu = ((PERCPU, PERCPU + 0x3000), (PERCPU + 0x20_0000, PERCPU + 0x20_3000))
-    return Attribution(Layout(symbols, "", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
+    return Attribution(KernelLayout(symbols, "", REGIONS, percpu, {}, {}, {}, root_is_tmpfs, {}, {}), symbols)
 
 
 def area(number: int, start: int, end: int, maker: int) -> np.void:

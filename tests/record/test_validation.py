@@ -48,6 +48,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
 @pytest.mark.needs_busybox
 @pytest.mark.needs_cc
 @pytest.mark.needs_apt
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", SOME)
 @pytest.mark.parametrize("variant", ["m", "u"])
 def test_as_a_real_kernel(variant: str, workload: str, predicted: dict[tuple[str, str], Compared]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.record import Recording, recording
-from asikit.record._qemu import Machine, Plugin
+from asikit.record._qemu import GuestMachine, Plugin
 from asikit.trace import Trace
 from tests.record.conftest import run
 
@@ -25,7 +25,7 @@ WORKLOAD = ("sh", "-c", "for i in 1 2 3; do ls -lR /bin /proc/self | sort > /tmp
 def same_time() -> Iterator[None]:
     """Have each guest begin at one time of day, which the kernel divides with."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "Machine", functools.partial(Machine, clock=0.0))
+        patch.setattr(recording, "GuestMachine", functools.partial(GuestMachine, clock=0.0))
         yield
 
 
@@ -35,6 +35,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return Trace.open(run(Recording(WORKLOAD, bare=True), tmp_path_factory.mktemp("usual") / "t.asitrace").trace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("count=callback",), ("cpu=running",), ("count=callback", "cpu=running")])
 def test_same_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: Trace, options: tuple[str, ...]) -> None:
     """One CPU recorded as several are: counted by callback, and with a look at which CPU it is that runs.

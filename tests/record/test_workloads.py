@@ -21,6 +21,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.needs_qemu
 @pytest.mark.parametrize("name", QUICK)
 def test_workload_as_typed(tmp_path: Path, name: str) -> None:

@@ -294,6 +294,27 @@ def test_kvm(tmp_path: Path) -> None:
     assert result.causes[0].region == "user"
 
 
+@pytest.mark.parametrize(
+    ("said", "emulator", "named"),
+    [
+        ({"120": "halt", "44": "mmio"}, "any", "vm exit 120 halt"),
+        ({}, "QEMU emulator version 7.2", "vm exit 120"),
+        (None, "QEMU emulator version 7.2", "vm exit 120 hlt"),
+        (None, "any", "vm exit 120"),
+        (None, None, "vm exit 120"),
+    ],
+)
+def test_exit_names_are_the_traces(
+    said: dict[str, str] | None, emulator: str | None, named: str, tmp_path: Path
+) -> None:
+    """A trace names its VM exits itself; one from before it did has SVM's names if QEMU's emulation wrote it."""
+    b = TraceBuilder().entry_syscall(16).vm_entry().vm_exit(0x78).return_user()
+    b.meta["machine"] = {key: value for key, value in b.meta["machine"].items() if key != "emulator"}
+    b.meta["machine"] |= {"emulator": emulator} if emulator is not None else {}
+    b.meta |= {"vm_exits": said} if said is not None else {}
+    assert {row.entry for row in run(b, tmp_path).by_entry} == {named, "syscall ioctl"}
+
+
 def test_classes(tmp_path: Path) -> None:
     """Entries from domains of a class that is not chosen are counted apart and have no transitions."""
     b = TraceBuilder().entry_syscall(16).touch_read(kind="anon", gfp=GFP_USER, label="a").vm_entry()

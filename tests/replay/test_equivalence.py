@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from asikit.protocol import AsiClass, Happening, Space
 from asikit.replay import ALL_CLASSES, ExitOn, MechanismKind, Policy, load_policy, shipped_policies
 from asikit.replay._steps import Stepper
-from asikit.replay._table import TransitionTable
+from asikit.replay._transitions import TransitionTable
 from asikit.replay.sensitivity import Sensitive
 from asikit.trace import EVENT_SCHEMA, EventKind, TlbFlush, Trace
 from tests.builders import small_trace

@@ -12,7 +12,7 @@ from asikit.machine.mm import PAGE_SIZE
 from asikit.machine.tracing import MachineTrace
 from asikit.protocol import AsiClass
 from asikit.replay import load_policy, replay, shipped_policies
-from asikit.replay.machine import machine_config
+from asikit.replay.machine import entry_name, machine_config
 from asikit.trace import Trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -130,3 +130,15 @@ def test_a_trace_of_ephemeral_mappings_is_one_of_the_direct_map(tmp_path: Path) 
     assert ephmap.exits == machine.report().exits < 5
     assert ephmap.ephmap_operations == 64
     assert denylist.exits > 60
+
+
+def test_a_trace_and_a_report_call_entries_the_same(tmp_path: Path) -> None:
+    """The machine writes into its trace what its VM exits are called, as it does for system calls and vectors."""
+    loaded, policy = load_scenario(EXAMPLES / "kvm_guest.py"), load_policy("denylist-2025")
+    machine = Machine(machine_config(policy, loaded.config))
+    with MachineTrace(machine, tmp_path / "run.asitrace"):
+        loaded.run(machine)
+    (replayed,) = replay(Trace.open(tmp_path / "run.asitrace"), [policy])
+    names = {row.entry for row in replayed.by_entry}
+    assert "vm exit 120 hlt" in names
+    assert names <= {entry_name(kind, number) for kind, number in machine.report().by_entry}

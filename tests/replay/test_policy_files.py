@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.replay import Access, ExitOn, Mapped, MechanismKind, PolicyError, Sensitivity, load_policy, shipped_policies
+from asikit.protocol import Mapped
+from asikit.replay import (
+    ExitOn,
+    MechanismKind,
+    PolicyError,
+    Sensitivity,
+    TouchKind,
+    load_policy,
+    shipped_policies,
+)
 from asikit.trace import Region
 from tests.replay.running import written
 
@@ -29,9 +38,13 @@ def test_shipped_meaning() -> None:
     assert denylist.mechanism.exit_on is ExitOn.CONTEXT_SWITCH
     assert allowlist.memory.default is Sensitivity.SENSITIVE
     assert ephmap.memory == denylist.memory
-    assert ephmap.ephmap.access == (Access.READ,)
+    assert ephmap.ephmap.access == (TouchKind.READ,)
     modules, bpf = (load_policy("no-module-text").regions[region] for region in (Region.MODULES, Region.BPF))
-    assert modules == bpf == {Access.READ: Mapped.MAPPED, Access.WRITE: Mapped.MAPPED, Access.FETCH: Mapped.ABSENT}
+    assert (
+        modules
+        == bpf
+        == {TouchKind.READ: Mapped.MAPPED, TouchKind.WRITE: Mapped.MAPPED, TouchKind.FETCH: Mapped.ABSENT}
+    )
     boot = load_policy("no-boot-memory")
     assert boot.memory.sensitive.unrecorded_kinds == (*denylist.memory.sensitive.unrecorded_kinds, "reserved")
     assert (boot.mechanism, boot.regions) == (denylist.mechanism, denylist.regions)
@@ -60,7 +73,7 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_bpf_is_as_modules(regions: str, fetch: Mapped, read: Mapped, tmp_path: Path) -> None:
     """What a policy says of modules holds for BPF programs, unless it speaks of those."""
     loaded = load_policy(written(f'inherits = "denylist-2025"\n[regions]\n{regions}\n', tmp_path))
-    assert (loaded.regions[Region.BPF][Access.FETCH], loaded.regions[Region.BPF][Access.READ]) == (fetch, read)
+    assert (loaded.regions[Region.BPF][TouchKind.FETCH], loaded.regions[Region.BPF][TouchKind.READ]) == (fetch, read)
 
 
 def test_inherits(tmp_path: Path) -> None:

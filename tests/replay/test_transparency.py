@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asikit.machine.kernel import Guest, Machine, MachineConfig, Observer, User, load_scenario
-from asikit.machine.mm import PAGE_SIZE, Region
+from asikit.machine.mm import PAGE_SIZE
 from asikit.replay import load_policy, shipped_policies
 from asikit.replay.machine import machine_config
+from asikit.trace import Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +170,7 @@ def test_removing_any_one_touched_mapping_changes_no_result(part: int) -> None:
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_gives_the_same_results_under_every_policy(path: Path) -> None:
     """With ASI, without it, and under each shipped policy."""

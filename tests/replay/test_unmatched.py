@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from asikit.trace import Trace
 
+SCENARIO = """
+def scenario(machine):
+    @machine.process
+    def writer(user):
+        user.store(user.mmap(4096), b"x")
+"""
 FILES = ("kmem_cache_alloc", "alloc_empty_file.part.0")
 
 
@@ -124,3 +130,21 @@ def test_commands(words: list[str], trace: Trace, tmp_path: Path, capsys: pytest
     assert json.loads(out)["warnings"] == [line]
     out, err = _asi(capsys, words[0], trace.path, *words[1:], "--json")
     assert (json.loads(out)["warnings"], err) == ([], "")
+
+
+def test_of_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no allocation of the model machine has is said by ``asi run``; functions it does not look at."""
+    scenario = tmp_path / "scenario.py"
+    scenario.write_text(SCENARIO)
+    path = written(
+        'memory.sensitive.caches = ["flip", "filp"]\nmemory.sensitive.kinds = ["hugetlb", "anon"]\n'
+        'ephmap.functions = ["none"]\n',
+        tmp_path,
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(scenario), "--policy", str(path)])
+    assert end.value.code == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f'asi: warning: {path}: memory.sensitive.kinds: "hugetlb" matches nothing in this run',
+        f'asi: warning: {path}: memory.sensitive.caches: "flip" matches nothing in this run; the nearest is "filp"',
+    ]

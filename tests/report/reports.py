@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from asikit.attacks import Cell, Finding
-from asikit.attacks import Verdict as AttackVerdict
+from asikit.attacks import AttackVerdict, Cell, Finding
 from asikit.cost import (
     Calibration,
     Host,
+    HostVerdict,
+    HostVulnerability,
     Identity,
     Measurement,
     Unit,
-    Verdict,
-    Vulnerability,
     compare,
     price,
 )
 from asikit.cost._statistics import Estimate
 from asikit.machine.kernel import Machine
-from asikit.proofs import Comparison as SideBySide
-from asikit.proofs import MutantRow, Property, Reproduction, Situation, Verification
+from asikit.proofs import MutantRow, Property, Reproduction, SideBySide, Situation, Verification
 from asikit.proofs import Verdict as ProofVerdict
 from asikit.proofs.story import Counterexample, StoryStep
 from asikit.replay import By, load_policy, replay, shipped_policies
@@ -159,11 +157,11 @@ def host(_: Path) -> Report:
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
     redundant = ("IBRS", "IBPB at a change of processes", "RSB filling")
     found = (
-        Vulnerability("meltdown", "Meltdown", "Mitigation: PTI", Verdict.COVERED, ("unmapping",), (), ("PTI",)),
-        Vulnerability(
-            "spectre_v2", "Spectre v2", spectre, Verdict.PARTLY, (), ("user code against user code",), redundant
+        HostVulnerability("meltdown", "Meltdown", "Mitigation: PTI", HostVerdict.COVERED, ("unmapping",), (), ("PTI",)),
+        HostVulnerability(
+            "spectre_v2", "Spectre v2", spectre, HostVerdict.PARTLY, (), ("user code against user code",), redundant
         ),
-        Vulnerability("retbleed", "Retbleed", "Not affected", Verdict.NOT_NEEDED),
+        HostVulnerability("retbleed", "Retbleed", "Not affected", HostVerdict.NOT_NEEDED),
     )
     return host_report(Host(IDENTITY, found))
 

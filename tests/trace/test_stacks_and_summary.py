@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.trace import EventKind, Frame, Stacks, TouchCount, TraceError, summarize
+from asikit.trace import EventKind, StackFrame, Stacks, TouchCount, TraceError, summarize
 from tests.builders import TraceBuilder, small_trace
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ def test_frames(tmp_path: Path) -> None:
     known = builder.stack(("ext4:ext4_file_read_iter", "vfs_read", "entry_SYSCALL_64"))
     stacks = Stacks(builder.write(tmp_path / "t"))
     assert stacks.frames(known) == (
-        Frame("ext4_file_read_iter", "ext4", 0xFFFFFFFF81003010),
-        Frame("vfs_read", None, 0xFFFFFFFF81002010),
-        Frame("entry_SYSCALL_64", None, 0xFFFFFFFF81001010),
+        StackFrame("ext4_file_read_iter", "ext4", 0xFFFFFFFF81003010),
+        StackFrame("vfs_read", None, 0xFFFFFFFF81002010),
+        StackFrame("entry_SYSCALL_64", None, 0xFFFFFFFF81001010),
     )
     assert stacks.names(known) == ("ext4_file_read_iter", "vfs_read", "entry_SYSCALL_64")
     assert stacks.frames(0) == ()

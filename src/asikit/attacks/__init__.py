@@ -14,20 +14,20 @@ from asikit.attacks.mitigations import Mitigation, mitigation, mitigation_names
 from asikit.attacks.reading import load_vulnerability, vulnerability_names
 from asikit.attacks.saving import scenario_text
 from asikit.attacks.vectors import Vector
-from asikit.attacks.verdict import SECRETS, Cell, Difference, Finding, Verdict, attack, machine_config, put_on
+from asikit.attacks.verdict import SECRETS, AttackVerdict, Cell, Divergence, Finding, attack, machine_config, put_on
 from asikit.attacks.vulnerability import Vulnerability, Way
 
 __all__ = [
     "NO_VECTOR",
     "SECRETS",
+    "AttackVerdict",
     "Cell",
-    "Difference",
+    "Divergence",
     "Finding",
     "LeakError",
     "Mitigation",
     "Observation",
     "Vector",
-    "Verdict",
     "Vulnerability",
     "Way",
     "attack",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asikit.attacks.victims import PAGE, Work
+from asikit.attacks.victims import PAGE, VictimWork
 from asikit.attacks.vulnerability import Party
 from asikit.machine.kernel import Act, Action
 
@@ -41,10 +41,10 @@ class Pace(NamedTuple):
 
 
 _ROUNDS: Final = (
-    *((Pace(points), Work.FAULTS) for points in (1, 13, 67, 190, 310)),
-    *((Pace(points), Work.SECRET) for points in (1, 67)),
-    (Pace(1, attacker=8), Work.SECRET),
-    (Pace(1, attacker=8), Work.FAULTS),
+    *((Pace(points), VictimWork.FAULTS) for points in (1, 13, 67, 190, 310)),
+    *((Pace(points), VictimWork.SECRET) for points in (1, 67)),
+    (Pace(1, attacker=8), VictimWork.SECRET),
+    (Pace(1, attacker=8), VictimWork.FAULTS),
 )
 """A victim's rounds."""
 

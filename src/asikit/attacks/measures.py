@@ -103,7 +103,7 @@ _MEASURE_OF = {
 }
 """What the work is whose costs have these names."""
 
-_USER_ENTRY = (Happening.SYSCALL_ENTRY, Happening.EXCEPTION_ENTRY, Happening.INTERRUPT_ENTRY, Happening.NMI_ENTRY)
+_USER_ENTRY = tuple(happening for happening in Happening if happening.from_user)
 _HAPPENINGS: dict[str, tuple[Happening, ...]] = {
     "user_entry": _USER_ENTRY,
     "user_return": (Happening.RETURN_USER,),

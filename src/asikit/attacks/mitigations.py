@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asikit.attacks.errors import LeakError
 from asikit.attacks.measures import Hardening, Measure, linux_hardening
 from asikit.errors import nearest
-from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, ProtocolError, Taint, blanket_config
+from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, Role, Taint, blanket_config
 from asikit.protocol.edits import with_transition
 from asikit.protocol.operations import Assign, MicroOp, Request
 from asikit.protocol.switching import flush_ops
@@ -138,17 +138,15 @@ def _flushing_after_guests(transitions: Transitions, kinds: tuple[EffectKind, ..
     return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
 
 
-def _without(*paths: str) -> Build:
-    """Return ASI without micro-operations; where there is no such element nothing is missing."""
+def _without(*roles: Role, optional: bool = False) -> Build:
+    """Return ASI without micro-operations; where optional ones do not exist nothing is missing."""
 
     def build(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
         setup = _asi(cpu, smt)
         protocol = setup.protocol
-        for path in paths:
-            try:
+        for role in roles:
+            for path in protocol.having(role, optional=optional):
                 protocol = protocol.without(path)
-            except ProtocolError:
-                continue
         return replace(setup, protocol=protocol)
 
     return build
@@ -170,24 +168,24 @@ _ALL = (
     Mitigation(
         "asi-no-stun",
         "asi_exit does not stop the sibling",
-        _without("asi_exit.stun_sibling", "asi_exit.interrupt_sibling", "asi_exit.wait_for_sibling"),
+        _without(Role.STUN_SIBLING, Role.INTERRUPT_SIBLING, Role.WAIT_FOR_SIBLING, optional=True),
     ),
     Mitigation(
         "asi-no-ack",
         "asi_exit does not wait until the sibling has left untrusted code",
-        _without("asi_exit.wait_for_sibling"),
+        _without(Role.WAIT_FOR_SIBLING, optional=True),
     ),
     Mitigation(
         "asi-no-predictor-flush",
         "the branch predictors are never flushed",
-        _without("asi_exit.flush_control", "__asi_enter.flush_control"),
+        _without(Role.FLUSH_CONTROL_ON_EXIT, Role.FLUSH_CONTROL_ON_ENTER),
     ),
-    Mitigation("asi-no-buffer-flush", "the data side channels are never flushed", _without("__asi_enter.flush_data")),
+    Mitigation("asi-no-buffer-flush", "the data side channels are never flushed", _without(Role.FLUSH_DATA)),
     Mitigation("asi-no-unmapping", "the restricted address spaces map sensitive memory", _mapped),
     Mitigation(
         "asi-no-nmi-reentry",
         "the return from a nested interrupt or NMI does not enter again",
-        _without("asi_intr_exit.enter_again"),
+        _without(Role.ENTER_AGAIN),
     ),
     Mitigation("asi-no-shootdown", "memory turns sensitive while TLBs still have its translation", _no_shootdown),
     Mitigation(

@@ -15,12 +15,12 @@ from asikit.protocol import Space
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
 
-__all__ = ["Processor"]
+__all__ = ["TransientProcessor"]
 
 _WORD: Final = 8
 
 
-class Processor:
+class TransientProcessor:
     """The processor as far as it runs ahead; the kernel tells it of its branches and faults (`Speculation`)."""
 
     def __init__(self, lab: Lab) -> None:

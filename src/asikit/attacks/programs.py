@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from asikit.attacks.beside import Alternating, cross_thread, sibling_guest, sibling_user
 from asikit.attacks.places import GUEST_SECRET
 from asikit.attacks.vectors import Vector
-from asikit.attacks.victims import PAGE, WORD, Play, Work
+from asikit.attacks.victims import PAGE, WORD, Play, VictimWork
 from asikit.attacks.vulnerability import Mechanism, Party
 from asikit.machine.kernel import Observer, RoundRobin
 from asikit.machine.mm import GFP_KERNEL, GFP_USER
@@ -23,7 +23,7 @@ __all__ = ["Play", "interleaver", "play"]
 
 ROUNDS: Final = 3
 """How often an attacker tries that calls no kernel code."""
-_WORKS: Final = (Work.IDLE, Work.FAULTS, Work.SECRET)
+_WORKS: Final = (VictimWork.IDLE, VictimWork.FAULTS, VictimWork.SECRET)
 """What the kernel does in an attacker's rounds: in the first the attacker learns which branches there are."""
 _GUEST_MEMORY: Final = 1 << 16
 _HYPERCALL: Final = 9
@@ -110,7 +110,7 @@ def _sandbox(on: Play) -> None:
 def _guest_host(on: Play) -> None:
     """From a guest to the host's kernel: an interrupt's handler, and a hypercall's, in which loads may fault."""
     machine, key = on.machine, on.kernel_secret()
-    works: list[Work] = []
+    works: list[VictimWork] = []
     missing: list[int] = []
     machine.on_interrupt(lambda _cpu, _vector: on.use_key(key, works[-1]))
 
@@ -124,7 +124,7 @@ def _guest_host(on: Play) -> None:
             guest.store(0, key.to_bytes(WORD, "little"))
             on.attacker.leave_pointer(key)
             on.attacker.before()
-            if work is Work.FAULTS:
+            if work is VictimWork.FAULTS:
                 guest.hypercall(_HYPERCALL, handler=handler)
             else:
                 machine.inject_interrupt(0)

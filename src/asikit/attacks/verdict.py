@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from asikit.attacks.evidence import Observation
     from asikit.attacks.mitigations import Setup
     from asikit.attacks.vulnerability import Vulnerability, Way
-    from asikit.machine.mm import Request
+    from asikit.machine.mm import AllocationRequest
     from asikit.machine.x86 import CpuModel
 
-__all__ = ["SECRETS", "Cell", "Difference", "Finding", "Verdict", "attack", "machine_config", "put_on"]
+__all__ = ["SECRETS", "AttackVerdict", "Cell", "Divergence", "Finding", "attack", "machine_config", "put_on"]
 
 SECRETS: Final = (bytes.fromhex("5ec2e7a1b2c3d4e5"), bytes.fromhex("a13d185e4d3c2b1a"))
 """The two secrets: each byte of one is the complement of the other's, so that any that gets out tells them apart."""
@@ -39,7 +40,7 @@ _LIMIT: Final = 24_000
 """Logical time of all CPUs together after which an attack is given up; those that get anywhere need half of it."""
 
 
-class Verdict(StrEnum):
+class AttackVerdict(StrEnum):
     """What becomes of an attack."""
 
     LEAK = "LEAK"
@@ -58,7 +59,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Divergence:
     """The first thing that the attacker sees that depends on the secret.
 
     :ivar number: Of the observation, from 1.
@@ -83,9 +84,9 @@ class Finding:
     """
 
     cell: Cell
-    verdict: Verdict
+    verdict: AttackVerdict
     reason: str
-    difference: Difference | None = None
+    difference: Divergence | None = None
     way: str = ""
     way_number: int = 0
     story: tuple[str, ...] = ()
@@ -122,29 +123,29 @@ def attack(cell: Cell) -> Finding:
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
     if vulnerability.not_expressible:
-        return Finding(cell, Verdict.UNKNOWN, vulnerability.not_expressible)
+        return Finding(cell, AttackVerdict.UNKNOWN, vulnerability.not_expressible)
     vector = vector_named(cell.vector)
     if not vulnerability.concerns(cpu):
-        return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} does not have it")
+        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} does not have it")
     ways = [way for way in vulnerability.on(cpu) if vector.concerns(way, cpu)]
     if not ways:
-        return Finding(cell, Verdict.NO_LEAK, "there is no such attack: nothing of it works from there")
+        return Finding(cell, AttackVerdict.NO_LEAK, "there is no such attack: nothing of it works from there")
     findings = []
     for way in ways:
         if vector.suits(way, cpu):
             found = _attacked(cell, vulnerability, way, cpu)
-            if found.verdict is Verdict.LEAK:
+            if found.verdict is AttackVerdict.LEAK:
                 return found
             findings.append(found)
     if not findings:
-        return Finding(cell, Verdict.UNKNOWN, "there is no attack program of its mechanism from there")
-    return next((found for found in findings if found.verdict is Verdict.UNKNOWN), findings[0])
+        return Finding(cell, AttackVerdict.UNKNOWN, "there is no attack program of its mechanism from there")
+    return next((found for found in findings if found.verdict is AttackVerdict.UNKNOWN), findings[0])
 
 
 def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel) -> Finding:
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
     if vector.wants_siblings and model.threads == 1:
-        return Finding(cell, Verdict.NO_LEAK, f"{cpu.name} has no sibling threads")
+        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} has no sibling threads")
     setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
     one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
@@ -165,7 +166,7 @@ def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel
 def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
     vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
-    machine = Machine(_config(setup, vector), protocol=setup.protocol, interleaver=interleaver(vector))
+    machine = Machine(_config(setup, vector))
     lab = _prepare(machine, vulnerability, way, model, setup)
     play(vector, Play(machine, lab, secret))
     try:
@@ -206,8 +207,6 @@ def put_on(
     way = vulnerability.ways[way_number - 1]
     model = model_for(cpu, vulnerability, way)
     setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
-    machine.kernel.protocol = machine.kernel.asi.protocol = setup.protocol
-    machine.kernel.interleaver = interleaver(vector)
     lab = _prepare(machine, vulnerability, way, model, setup)
     lab.tell = tell
     play(vector, Play(machine, lab, secret))
@@ -219,12 +218,13 @@ def _config(setup: Setup, vector: Vector) -> MachineConfig:
         cpus=vector.cpus,
         smt=setup.smt and vector.wants_siblings,
         memory=_MEMORY,
-        protocol=setup.protocol.config,
+        protocol=setup.protocol,
+        interleaver=partial(interleaver, vector),
         sensitivity=None if setup.unmapped else _nothing_is_sensitive,
     )
 
 
-def _nothing_is_sensitive(request: Request) -> bool:
+def _nothing_is_sensitive(request: AllocationRequest) -> bool:
     del request
     return False
 
@@ -256,19 +256,19 @@ def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
             found = _difference(number, left, right)
             reason = f"{found.step}: {found.source} differs: {found.values[0]} or {found.values[1]}"
             upto = one.told[number - 1] if left is not None else len(story)
-            return Finding(cell, Verdict.LEAK, reason, found, said, story=story[:upto])
+            return Finding(cell, AttackVerdict.LEAK, reason, found, said, story=story[:upto])
     missing = one.evidence.missing(way) or other.evidence.missing(way)
     if missing:
-        return Finding(cell, Verdict.UNKNOWN, missing, None, said, story=story)
-    return Finding(cell, Verdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
+        return Finding(cell, AttackVerdict.UNKNOWN, missing, None, said, story=story)
+    return Finding(cell, AttackVerdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
 
 
-def _difference(number: int, left: Observation | None, right: Observation | None) -> Difference:
+def _difference(number: int, left: Observation | None, right: Observation | None) -> Divergence:
     seen = left or right
     assert seen is not None  # noqa: S101 - they differ, so there is one
     ours, theirs = (() if each is None else each.value for each in (left, right))
     pair = next((pair for pair in zip_longest(ours, theirs, fillvalue="nothing") if pair[0] != pair[1]), ("", ""))
-    return Difference(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))
+    return Divergence(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))
 
 
 def _short(value: str, other: str) -> str:

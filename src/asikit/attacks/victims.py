@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.attacker import Attacker
 from asikit.attacks.places import CHECKS, branch_of
-from asikit.attacks.processor import Processor
+from asikit.attacks.processor import TransientProcessor
 from asikit.attacks.vulnerability import Holds, Mechanism, Party
 from asikit.machine.mm import GFP_USER
 from asikit.machine.x86 import Training
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asikit.machine.kernel import Machine, User
     from asikit.machine.mm import Gfp
 
-__all__ = ["DEPTH", "PAGE", "WORD", "Play", "Work"]
+__all__ = ["DEPTH", "PAGE", "WORD", "Play", "VictimWork"]
 
 DEPTH: Final = 40
 """Calls inside of one another that any return stack is too small for."""
@@ -33,7 +33,7 @@ _LINE: Final = 64
 _KEYCTL: Final = 250
 
 
-class Work(StrEnum):
+class VictimWork(StrEnum):
     """What kernel code of the victim's does in a round."""
 
     IDLE = "idle"
@@ -56,12 +56,12 @@ class Play:
     machine: Machine
     lab: Lab
     secret: bytes
-    processor: Processor = field(init=False)
+    processor: TransientProcessor = field(init=False)
     attacker: Attacker = field(init=False)
     _copies: int = 0
 
     def __post_init__(self) -> None:
-        self.processor = Processor(self.lab)
+        self.processor = TransientProcessor(self.lab)
         self.attacker = Attacker(self.lab)
 
     def kernel_secret(self, gfp: Gfp = GFP_USER) -> int:
@@ -81,11 +81,11 @@ class Play:
 
         self.machine.kernel.entry.syscall(_KEYCTL, "keyctl", handler)
 
-    def call_for_work(self, address: int, work: Work, pages: int) -> None:
+    def call_for_work(self, address: int, work: VictimWork, pages: int) -> None:
         """Execute a system call that does the kernel's work of a round; see `use_key`."""
         self.system_call(lambda: self.use_key(address, work, pages))
 
-    def use_key(self, address: int, work: Work, pages: int = 0) -> None:
+    def use_key(self, address: int, work: VictimWork, pages: int = 0) -> None:
         """Kernel code that works with a secret: branches, loads that fault, and in the middle the load of the secret.
 
         :param pages: Two pages of the running process' that are not there yet; for FAULTS alone.
@@ -93,12 +93,12 @@ class Play:
         kernel, lab = self.machine.kernel, self.lab
         with kernel.function("keyctl_read_key"):
             self.branches()
-            if work is Work.FAULTS:
+            if work is VictimWork.FAULTS:
                 kernel.uaccess.from_user(pages, WORD)
-            if work is not Work.IDLE:
+            if work is not VictimWork.IDLE:
                 self.use(address, kernel.access.load, kernel.access.store)
                 lab.pointer = address
-            if work is Work.FAULTS:
+            if work is VictimWork.FAULTS:
                 kernel.uaccess.from_user(pages + PAGE, WORD)
             self.branches(CHECKS[1], "crypto_shash_final")
             lab.pointer = None

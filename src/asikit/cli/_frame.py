@@ -84,14 +84,8 @@ def asi() -> None:
     """
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command ``asi`` and end the process.
-
-    A command says its exit code with ``click.Context.exit``; 0 when it just returns.
-
-    :param arguments: The words after ``asi``; the process' own when None.
-    :raises SystemExit: Always: 0 fine, 1 failed, 2 usage, 130 interrupted, or what the command said.
-    """
+def run(arguments: Sequence[str] | None) -> NoReturn:
+    """Run the command and end the process: :func:`asikit.cli.main`."""
     _open_closed_streams()
     # A name in a trace may hold a character that the terminal's encoding lacks: show it escaped rather than fail.
     for stream in (sys.stdout, sys.stderr):

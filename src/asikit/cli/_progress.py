@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asikit.record import Output, Status
+    from asikit.record import Output, RecordingStatus
 
 __all__ = ["Above", "StatusLine"]
 
@@ -30,7 +30,7 @@ class StatusLine(threading.Thread):
     What else is written to a terminal meanwhile is to go through :meth:`above`.
     """
 
-    def __init__(self, status: Status, *, verbose: bool = False) -> None:
+    def __init__(self, status: RecordingStatus, *, verbose: bool = False) -> None:
         """Prepare to show ``status``.
 
         :param verbose: Write a line for each stage, too, wherever stderr goes.
@@ -125,7 +125,7 @@ class Above:
         self._stream.flush()
 
 
-def _text(status: Status, seconds: float) -> str:
+def _text(status: RecordingStatus, seconds: float) -> str:
     from asikit.report import size_text  # noqa: PLC0415  (help must not wait for it)
 
     said = f"asi: {status.stage}, {seconds:.0f} s"

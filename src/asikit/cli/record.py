@@ -142,12 +142,17 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _record(recording: Recording, trace: Path, *, overwrite: bool, verbose: bool) -> Recorded:
-    from asikit.record import Status, Streams, record  # noqa: PLC0415
+    from asikit.record import RecordingStatus, Streams, record  # noqa: PLC0415
+    from asikit.trace import TraceExistsError  # noqa: PLC0415
 
-    status, own = Status(), Streams.of_this_process()
+    status, own = RecordingStatus(), Streams.of_this_process()
     with StatusLine(status, verbose=verbose) as line:
         streams = replace(own, out=line.above(own.out), err=line.above(own.err))
-        done = record(recording, trace, say=line.say, overwrite=overwrite, streams=streams, status=status)
+        try:
+            done = record(recording, trace, say=line.say, overwrite=overwrite, streams=streams, status=status)
+        except TraceExistsError as error:
+            advice = "already exists: choose another name (-o), or replace it with --overwrite"
+            raise TraceExistsError.at(trace, advice) from error
     _report(done, trace)
     return done
 

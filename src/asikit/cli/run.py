@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asikit.cli._output import show, write_json
+from asikit.cli._output import show, warn, write_json
 
 if TYPE_CHECKING:
     from asikit.machine.kernel import Machine, Scenario
+    from asikit.replay.machine import PolicyWatch
 
 
 @click.command()
@@ -42,11 +43,13 @@ def command(  # noqa: PLR0913  (an option each)
     from asikit.report.timeline import Timeline  # noqa: PLC0415
 
     loaded = load_scenario(Path(scenario))
-    machine = _machine(loaded, asi=asi == "on", policy=policy, seed=seed, check=check)
+    watch = _watch(policy)
+    machine = _machine(loaded, asi=asi == "on", watch=watch, seed=seed, check=check)
     timeline = Timeline(machine, explain) if explain is not None else None
     _run(machine, loaded, trace)
     if timeline is not None and not timeline.found:
         raise click.BadParameter(f"there were only {timeline.round_trips} round trips", param_hint="'--explain'")
+    warn(watch.warnings() if watch is not None else ())
     report = machine.report()
     if as_json:
         document = report.to_dict()
@@ -63,7 +66,16 @@ def command(  # noqa: PLR0913  (an option each)
         show(run_report(loaded.title, machine, report))
 
 
-def _machine(loaded: Scenario, *, asi: bool, policy: str | None, seed: int | None, check: bool) -> Machine:
+def _watch(policy: str | None) -> PolicyWatch | None:
+    if policy is None:
+        return None
+    from asikit.replay import load_policy  # noqa: PLC0415
+    from asikit.replay.machine import PolicyWatch  # noqa: PLC0415
+
+    return PolicyWatch(load_policy(policy))
+
+
+def _machine(loaded: Scenario, *, asi: bool, watch: PolicyWatch | None, seed: int | None, check: bool) -> Machine:
     from dataclasses import replace  # noqa: PLC0415
 
     from asikit.machine.kernel import Machine  # noqa: PLC0415
@@ -71,12 +83,7 @@ def _machine(loaded: Scenario, *, asi: bool, policy: str | None, seed: int | Non
     config = replace(loaded.config, asi=asi and loaded.config.asi, debug=check or loaded.config.debug)
     if seed is not None:
         config = replace(config, seed=seed)
-    if policy is not None:
-        from asikit.replay import load_policy  # noqa: PLC0415
-        from asikit.replay.machine import machine_config  # noqa: PLC0415
-
-        config = machine_config(load_policy(policy), config)
-    return Machine(config)
+    return Machine(config if watch is None else watch.machine_config(config))
 
 
 def _programs(machine: Machine) -> dict[str, object]:

@@ -28,12 +28,12 @@ from asikit.cost.calibrate import (
 from asikit.cost.compare import COMPARE_SCHEMA, Change, Comparison, Pair, compare
 from asikit.cost.errors import CalibrationError, CompareError, CostError, HostError
 from asikit.cost.expression import Range
-from asikit.cost.host import HOST_SCHEMA, Host, Identity, Verdict, Vulnerability, read_host, read_identity
+from asikit.cost.host import HOST_SCHEMA, Host, HostVerdict, HostVulnerability, Identity, read_host, read_identity
 from asikit.cost.mitigations import Mitigation, Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
 from asikit.cost.pricing import BaseTime, mitigation_names, price
-from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
-from asikit.cost.terms import Term
+from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
+from asikit.cost.terms import CostTerm
 
 __all__ = [
     "CALIBRATE_SCHEMA",
@@ -52,21 +52,21 @@ __all__ = [
     "CostPart",
     "CostResult",
     "CostRow",
+    "CostTerm",
     "Host",
     "HostError",
+    "HostVerdict",
+    "HostVulnerability",
     "Identity",
+    "Influence",
     "Measurement",
     "Mitigation",
     "Pair",
     "Parameter",
     "PartRow",
     "Range",
-    "Sensitivity",
     "Source",
-    "Term",
     "Unit",
-    "Verdict",
-    "Vulnerability",
     "base_model",
     "calibrate",
     "compare",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["HISTOGRAM", "PER_CPU", "Count", "Events", "Pages", "State", "Walk", "walk_events"]
+__all__ = ["HISTOGRAM", "PER_CPU", "Count", "Events", "Pages", "Walk", "WalkState", "walk_events"]
 
 HISTOGRAM = 4096
 """Bins of pages touched between two flushes: the last is for all from there on. An L1D has fewer lines."""
@@ -39,7 +39,7 @@ class Count(IntEnum):
     ROUND_TRIPS = 11
 
 
-class State(IntEnum):
+class WalkState(IntEnum):
     """What is remembered of a CPU."""
 
     SPACE = 0  # the kind of the loaded address space: unrestricted, userspace's, KVM's
@@ -54,11 +54,16 @@ class State(IntEnum):
     CLOCK = 11
 
 
-PER_CPU = len(State) + 2
+PER_CPU = len(WalkState) + 2
 _UNRESTRICTED, _USERSPACE, _KVM = 0, 1, 2
-_SPACE, _ENTERED, _LEFT, _CLOCK = int(State.SPACE), int(State.ENTERED), int(State.LEFT), int(State.CLOCK)
-_TRIP, _TRIP_LARGE, _TRIP_SMALL = int(State.TRIP), int(State.TRIP_LARGE), int(State.TRIP_SMALL)
-_FLUSH, _FLUSH_PAGES, _EPOCH = int(State.FLUSH), int(State.FLUSH_PAGES), int(State.EPOCH)
+_SPACE, _ENTERED, _LEFT, _CLOCK = (
+    int(WalkState.SPACE),
+    int(WalkState.ENTERED),
+    int(WalkState.LEFT),
+    int(WalkState.CLOCK),
+)
+_TRIP, _TRIP_LARGE, _TRIP_SMALL = int(WalkState.TRIP), int(WalkState.TRIP_LARGE), int(WalkState.TRIP_SMALL)
+_FLUSH, _FLUSH_PAGES, _EPOCH = int(WalkState.FLUSH), int(WalkState.FLUSH_PAGES), int(WalkState.EPOCH)
 _KERNEL, _UNRESTRICTED_TIME = int(Count.KERNEL_INSTRUCTIONS), int(Count.UNRESTRICTED_INSTRUCTIONS)
 _OUT, _TO = int(Count.SWITCHES_OUT), int(Count.SWITCHES_TO_USERSPACE)
 _MISSES_LARGE, _MISSES_SMALL = int(Count.MISSES_LARGE), int(Count.MISSES_SMALL)
@@ -91,7 +96,7 @@ class Pages(NamedTuple):
 class Walk(NamedTuple):
     """What the loop remembers, and what it counts.
 
-    :ivar state: (CPUs, PER_CPU) int64: :class:`State`.
+    :ivar state: (CPUs, PER_CPU) int64: :class:`WalkState`.
     :ivar seen_large: (CPUs, 3, translations) int64: the load of the space in which it was last used.
     :ivar seen_small: With pages of 4 KiB.
     :ivar trip_large: (CPUs, translations) int64: the round trip in which it was last used.

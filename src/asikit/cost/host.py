@@ -22,7 +22,16 @@ from asikit.cost.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["HOST_SCHEMA", "Host", "Identity", "Verdict", "Vulnerability", "nearest_model", "read_host", "read_identity"]
+__all__ = [
+    "HOST_SCHEMA",
+    "Host",
+    "HostVerdict",
+    "HostVulnerability",
+    "Identity",
+    "nearest_model",
+    "read_host",
+    "read_identity",
+]
 
 HOST_SCHEMA = "asikit.host/1"
 """``schema`` of the JSON form."""
@@ -35,20 +44,20 @@ _NOT_AFFECTED = "Not affected"
 _SIBLING = "what the sibling thread does meanwhile, unless it is stunned (in no published code) or off"
 
 
-class Verdict(StrEnum):
+class HostVerdict(StrEnum):
     """What ASI would do about a vulnerability on this machine."""
 
     NOT_NEEDED = "not needed"
     """The processor is not affected."""
     COVERED = "covered"
     PARTLY = "partly"
-    """But for what :attr:`Vulnerability.remains` says."""
+    """But for what :attr:`HostVulnerability.remains` says."""
     NOT_COVERED = "not covered"
     UNKNOWN = "unknown"
     """Newer than this asikit."""
 
 
-class By(StrEnum):
+class Means(StrEnum):
     """What of ASI acts against a vulnerability."""
 
     UNMAP = "unmap"
@@ -73,7 +82,7 @@ class _Mechanism(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """A table of ``data/host.toml``, which explains its keys."""
 
     title: str
-    by: tuple[By, ...]
+    by: tuple[Means, ...]
     redundant: tuple[_Redundant, ...]
     needs: tuple[str, ...] = ()
     breaks: tuple[_Breaks, ...] = ()
@@ -107,7 +116,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Vulnerability:
+class HostVulnerability:
     """One vulnerability on this machine.
 
     :ivar name: The file in sysfs.
@@ -120,7 +129,7 @@ class Vulnerability:
     name: str
     title: str
     now: str
-    verdict: Verdict
+    verdict: HostVerdict
     by: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()
     redundant: tuple[str, ...] = ()
@@ -131,7 +140,7 @@ class Host:
     """A machine."""
 
     identity: Identity
-    vulnerabilities: tuple[Vulnerability, ...]
+    vulnerabilities: tuple[HostVulnerability, ...]
 
     @property
     def redundant(self) -> tuple[str, ...]:
@@ -234,15 +243,15 @@ def _texts(root: Path) -> dict[str, str]:
     return {item.name: " ".join(_read(item).split()) for item in names}
 
 
-def _judged(name: str, now: str, mechanism: _Mechanism | None, identity: Identity) -> Vulnerability:
+def _judged(name: str, now: str, mechanism: _Mechanism | None, identity: Identity) -> HostVulnerability:
     if now.startswith(_NOT_AFFECTED):
         title = name if mechanism is None else mechanism.title
-        return Vulnerability(name, title, now, Verdict.NOT_NEEDED)
+        return HostVulnerability(name, title, now, HostVerdict.NOT_NEEDED)
     if mechanism is None:
-        return Vulnerability(name, name, now, Verdict.UNKNOWN)
+        return HostVulnerability(name, name, now, HostVerdict.UNKNOWN)
     by = tuple(one.value for one in mechanism.by)
-    if By.NOTHING in mechanism.by:
-        return Vulnerability(name, mechanism.title, now, Verdict.NOT_COVERED, (), (mechanism.stays,))
+    if Means.NOTHING in mechanism.by:
+        return HostVulnerability(name, mechanism.title, now, HostVerdict.NOT_COVERED, (), (mechanism.stays,))
     # A hypervisor may hide a flag that the processor has.
     missing = [flag for flag in mechanism.needs if flag not in identity.flags]
     broken = [one.why for one in mechanism.breaks if one.text in now]
@@ -251,16 +260,16 @@ def _judged(name: str, now: str, mechanism: _Mechanism | None, identity: Identit
     sibling = [_SIBLING] if stun else []
     stays = [mechanism.stays] if mechanism.stays else []
     if broken:
-        verdict = Verdict.PARTLY if By.UNMAP in mechanism.by else Verdict.NOT_COVERED
-        return Vulnerability(name, mechanism.title, now, verdict, by, (*broken, *sibling, *stays))
-    verdict = Verdict.PARTLY if mechanism.partly or stun else Verdict.COVERED
+        verdict = HostVerdict.PARTLY if Means.UNMAP in mechanism.by else HostVerdict.NOT_COVERED
+        return HostVulnerability(name, mechanism.title, now, verdict, by, (*broken, *sibling, *stays))
+    verdict = HostVerdict.PARTLY if mechanism.partly or stun else HostVerdict.COVERED
     # A disabled sibling is what makes the verdict: without a stun it has to stay so.
     redundant = tuple(
         f"{one.what} (with a stun)" if one.needs_stun else one.what
         for one in mechanism.redundant
         if re.search(one.text, now)
     )
-    return Vulnerability(name, mechanism.title, now, verdict, by, (*sibling, *stays), redundant)
+    return HostVulnerability(name, mechanism.title, now, verdict, by, (*sibling, *stays), redundant)
 
 
 def _smt(root: Path, fields: Mapping[str, str]) -> bool | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from asikit.cost.mitigations import Happening
-from asikit.cost.pageblocks import PageblockCounter, Pageblocks
+from asikit.cost.mitigations import Occasion
+from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
 from asikit.replay import MechanismKind, ReplayPass, ReplayResult, Selection
 from asikit.replay.grouping import Group, Grouping
 from asikit.trace import EventKind, Region
@@ -34,17 +34,17 @@ _PAGE_SHIFT, _LARGE_SHIFT = 12, 21
 # vmalloc are mapped with pages of 4 KiB.
 _LARGE_REGIONS = (Region.DIRECT_MAP, Region.KERNEL_IMAGE, Region.VMEMMAP)
 _ENTRIES = {
-    Happening.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
-    Happening.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
-    Happening.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
-    Happening.NMI_ENTRY: EventKind.ENTRY_NMI,
+    Occasion.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
+    Occasion.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
+    Occasion.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
+    Occasion.NMI_ENTRY: EventKind.ENTRY_NMI,
 }
 _OTHERS = {
-    Happening.USER_RETURN: EventKind.RETURN_USER,
-    Happening.VM_EXIT: EventKind.VM_EXIT,
-    Happening.VM_ENTRY: EventKind.VM_ENTRY,
-    Happening.TASK_SWITCH: EventKind.TASK_SWITCH,
-    Happening.MM_SWITCH: EventKind.MM_SWITCH,
+    Occasion.USER_RETURN: EventKind.RETURN_USER,
+    Occasion.VM_EXIT: EventKind.VM_EXIT,
+    Occasion.VM_ENTRY: EventKind.VM_ENTRY,
+    Occasion.TASK_SWITCH: EventKind.TASK_SWITCH,
+    Occasion.MM_SWITCH: EventKind.MM_SWITCH,
 }
 
 
@@ -90,7 +90,7 @@ class Base:
 
     instructions: int
     cpus: int
-    happenings: Mapping[Happening, int]
+    happenings: Mapping[Occasion, int]
     walked: Walked
 
 
@@ -107,7 +107,7 @@ class Measured:
     result: ReplayResult | Part
     effects: Mapping[Effect, int]
     walked: Walked
-    pageblocks: Pageblocks
+    pageblocks: PageblockConversions
     pageblock_shares: tuple[float, float] = (1.0, 1.0)
 
     @property
@@ -165,7 +165,7 @@ class _Walker:
 
     def __init__(self, tables: SideTables, cpus: int, *, flush_always: bool) -> None:
         # numba takes a while to import.
-        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, Pages, State, Walk  # noqa: PLC0415
+        from asikit.cost._walk import HISTOGRAM, PER_CPU, Count, Pages, Walk, WalkState  # noqa: PLC0415
 
         self._flush_always = int(flush_always)
         vaddr = tables.places["vaddr"].to_numpy()
@@ -190,7 +190,7 @@ class _Walker:
             counts=np.zeros(len(Count), np.int64),
             histogram=np.zeros(HISTOGRAM, np.int64),
         )
-        self._walk.state[:, State.LEFT] = -1
+        self._walk.state[:, WalkState.LEFT] = -1
 
     def feed(self, piece: Piece, exits: Numbers) -> None:
         """Run events.
@@ -204,9 +204,9 @@ class _Walker:
 
     def instructions(self) -> int:
         """Return the instructions so far."""
-        from asikit.cost._walk import State  # noqa: PLC0415
+        from asikit.cost._walk import WalkState  # noqa: PLC0415
 
-        return int(self._walk.state[:, State.CLOCK].sum())
+        return int(self._walk.state[:, WalkState.CLOCK].sum())
 
     def walked(self) -> Walked:
         """Return the counts; what a round trip that the recording cuts off would add is left out."""
@@ -337,7 +337,7 @@ class _Without:
     def _base(self, groups: slice | list[int], instructions: int, walked: Walked) -> tuple[Base, int]:
         kinds = self._kinds[groups].sum(axis=0)
         happenings = _happenings(kinds, walked)
-        happenings[Happening.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
+        happenings[Occasion.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
         return Base(instructions, self._cpus, happenings, walked), int(kinds.sum())
 
 
@@ -388,8 +388,8 @@ def _walked(counts: Numbers) -> Walked:
     )
 
 
-def _happenings(kinds: Numbers, walked: Walked) -> dict[Happening, int]:
+def _happenings(kinds: Numbers, walked: Walked) -> dict[Occasion, int]:
     counted = {happening: int(kinds[kind]) for happening, kind in (_ENTRIES | _OTHERS).items()}
-    counted[Happening.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
-    counted[Happening.KERNEL_INSTRUCTION] = walked.kernel_instructions
+    counted[Occasion.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
+    counted[Occasion.KERNEL_INSTRUCTION] = walked.kernel_instructions
     return counted

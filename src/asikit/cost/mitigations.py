@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from asikit.machine.x86 import CpuModel
 
-__all__ = ["Happening", "Mitigation", "Source", "Work", "load_mitigation", "shipped_mitigations"]
+__all__ = ["Mitigation", "Occasion", "Source", "Work", "load_mitigation", "shipped_mitigations"]
 
 _SUFFIX = ".toml"
 
 
-class Happening(StrEnum):
+class Occasion(StrEnum):
     """What a trace counts."""
 
     SYSCALL_ENTRY = "syscall_entry"
@@ -98,7 +98,7 @@ class Work(_Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     vulnerability: Bug
     name: str
-    at: tuple[Happening, ...]
+    at: tuple[Occasion, ...]
     does: tuple[tuple[str, ...], ...]
     counts_as: Source
     source: str

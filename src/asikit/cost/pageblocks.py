@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Numbers = npt.NDArray[np.int64]
 
-__all__ = ["PageblockCounter", "Pageblocks"]
+__all__ = ["PageblockConversions", "PageblockCounter"]
 
 PAGEBLOCK_PAGES = 512
 """Pages of a pageblock: pageblock_order is 9 on x86 with huge pages."""
@@ -40,7 +40,7 @@ _UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Pageblocks:
+class PageblockConversions:
     """Conversions of pageblocks.
 
     :ivar to_sensitive: To sensitive: unmapped from the restricted direct map, discarded from all TLBs.
@@ -115,13 +115,13 @@ class PageblockCounter:
                 self._changes[sensitivity][group] += 1
                 self._last[block] = sensitivity
 
-    def result(self) -> Pageblocks:
+    def result(self) -> PageblockConversions:
         """Return the bounds."""
         bounds = [
             Range(0, min(changes.total(), -(-peak // PAGEBLOCK_PAGES)), changes.total())
             for changes, peak in zip(self._changes, self._peak, strict=True)
         ]
-        return Pageblocks(bounds[1], bounds[0], self._unknown)
+        return PageblockConversions(bounds[1], bounds[0], self._unknown)
 
     def shares(self, groups: Sequence[int]) -> tuple[float, float]:
         """Return how much of the changes to sensitive, and of those to nonsensitive, is of some groups."""

@@ -13,12 +13,11 @@ from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extreme
 from asikit.cost.measure import measure_portions
 from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
-from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, PartRow, Sensitivity
-from asikit.cost.terms import Term, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
+from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
+from asikit.cost.terms import CostTerm, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
 from asikit.machine.x86 import Feature
 from asikit.protocol import EffectKind
-from asikit.replay import CpuModel as PolicyCpu
-from asikit.replay import MechanismKind, load_policy
+from asikit.replay import MechanismKind, PolicyCpu, load_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +134,7 @@ class _Terms:
     """What a mitigation adds, and the parameters that it may consist of; ``measured`` for ASI."""
 
     mitigation: str
-    terms: list[Term]
+    terms: list[CostTerm]
     parameters: Mapping[str, Parameter]
     measured: Measured | None = None
 
@@ -224,14 +223,14 @@ class _Pricer:
         )
 
     @cached_property
-    def _blanket_terms(self) -> list[Term]:
+    def _blanket_terms(self) -> list[CostTerm]:
         return policy_terms(self._blanket, self._base, smt=self._smt)
 
     def _with_trace(self, measured: Measured) -> dict[str, Parameter]:
         lines = self._cpu.structures.l1d.entries
         return self._shared | trace_parameters(self._wholes[id(measured)], self._whole, self._shared, lines)
 
-    def _row(self, name: str, terms: list[Term], parameters: Mapping[str, Parameter]) -> CostRow:
+    def _row(self, name: str, terms: list[CostTerm], parameters: Mapping[str, Parameter]) -> CostRow:
         ranges = {key: parameter.range for key, parameter in parameters.items()}
         overhead = self._share(terms, parameters)
         added = self._cycles(terms, parameters)
@@ -287,7 +286,7 @@ class _Pricer:
             notes=tuple(self._notes(self._wholes[id(measured)])),
         )
 
-    def _break_even(self, measured: Measured, other: list[Term], one_exit: Sum) -> BreakEven | None:
+    def _break_even(self, measured: Measured, other: list[CostTerm], one_exit: Sum) -> BreakEven | None:
         """The part of the round trips that may have one exit each until ASI costs as much as the other mitigation.
 
         None if an exit may cost nothing: no number of them is too many.
@@ -312,11 +311,11 @@ class _Pricer:
         with_exit = measured.result.round_trips - measured.result.round_trips_without_exit
         return BreakEven(fraction, with_exit / max(1, measured.result.round_trips))
 
-    def _cycles(self, terms: Sequence[Term], parameters: Mapping[str, Parameter]) -> Sum:
+    def _cycles(self, terms: Sequence[CostTerm], parameters: Mapping[str, Parameter]) -> Sum:
         """Return the cycles that terms add."""
         return tuple(self._in_cycles(term, parameters) for term in terms)
 
-    def _in_cycles(self, term: Term, parameters: Mapping[str, Parameter]) -> Monomial:
+    def _in_cycles(self, term: CostTerm, parameters: Mapping[str, Parameter]) -> Monomial:
         product = term.monomial()
         match _unit_of(term, parameters):
             case Unit.NANOSECONDS:
@@ -328,7 +327,7 @@ class _Pricer:
             case _:
                 return product
 
-    def _share(self, terms: Sequence[Term], parameters: Mapping[str, Parameter]) -> Sum:
+    def _share(self, terms: Sequence[CostTerm], parameters: Mapping[str, Parameter]) -> Sum:
         """Return the share of the run's time that terms add; the run is all that was selected."""
         if self._seconds is None:
             return tuple(
@@ -355,7 +354,13 @@ class _Pricer:
         return notes
 
 
-def _unit_of(term: Term, parameters: Mapping[str, Parameter]) -> Unit:
+def _unit_of(term: CostTerm, parameters: Mapping[str, Parameter]) -> Unit:
+    missing = [name for name in term.price if name not in parameters]
+    if missing:
+        raise CostError(
+            f"data/costs.toml has no [{missing[0]}], which {term.what!r} costs: "
+            "add it, with unit, basis, source and figures"
+        )
     units = {parameters[name].unit for name in term.price}
     for unit in (Unit.NANOSECONDS, Unit.CYCLES):
         if unit in units:
@@ -374,7 +379,7 @@ def _used(parameters: Mapping[str, Parameter], terms: Sequence[Monomial]) -> dic
 
 def _sensitivity(
     shares: Sum, parameters: Mapping[str, Parameter], ranges: Mapping[str, Range]
-) -> tuple[Sensitivity, ...]:
+) -> tuple[Influence, ...]:
     """Say how far each parameter alone moves the overhead, the others at their middle; the most first."""
     names = {name for term in shares for name, _ in term.powers}
     middle = {name: ranges[name].mid for name in names}
@@ -382,5 +387,5 @@ def _sensitivity(
     for name in sorted(names):
         ends = [value_of(shares, middle | {name: end}) for end in (ranges[name].low, ranges[name].high)]
         if max(ends) > min(ends):
-            rows.append(Sensitivity(name, parameters[name].unit, min(ends), max(ends)))
+            rows.append(Influence(name, parameters[name].unit, min(ends), max(ends)))
     return tuple(sorted(rows, key=lambda row: (row.low - row.high, row.parameter)))

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from asikit.cost.measure import Base
     from asikit.cost.parameters import Parameter, Unit
     from asikit.cost.pricing import BaseTime
-    from asikit.cost.terms import Term
+    from asikit.cost.terms import CostTerm
     from asikit.trace import Trace
 
-__all__ = ["SCHEMA", "BreakEven", "CostPart", "CostResult", "CostRow", "PartRow", "Sensitivity"]
+__all__ = ["SCHEMA", "BreakEven", "CostPart", "CostResult", "CostRow", "Influence", "PartRow"]
 
 SCHEMA = "asikit.cost/1"
 """``schema`` of the JSON form."""
@@ -26,7 +26,7 @@ _DIGITS = 8  # significant ones; further ones are rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Sensitivity:
+class Influence:
     """How far one parameter alone moves the overhead, with the others at their middle.
 
     :ivar low: The overhead at one end of its range, a share of the run; ``high`` at the other.
@@ -82,10 +82,10 @@ class CostRow:
     overhead: Range
     per_round_trip: Range
     by_source: Mapping[str, Range]
-    terms: tuple[Term, ...]
+    terms: tuple[CostTerm, ...]
     shares: Sum
     parameters: Mapping[str, Parameter]
-    sensitivity: tuple[Sensitivity, ...]
+    sensitivity: tuple[Influence, ...]
     round_trips: int
     exits: int | None = None
     round_trips_with_exit: int | None = None

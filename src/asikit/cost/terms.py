@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asikit.cost.expression import Monomial, Range
 from asikit.cost.mitigations import Source
 from asikit.cost.parameters import Basis, Parameter, Unit
-from asikit.protocol import EffectKind, Happening
+from asikit.protocol import PRIMITIVES, EffectKind, FlushSide, Happening
 from asikit.replay import ALL_CLASSES, MechanismKind, Stepper
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LINES",
     "TRANSLATIONS",
-    "Term",
+    "CostTerm",
     "asi_terms",
     "data_terms",
     "ephmap_terms",
@@ -39,15 +39,15 @@ TRANSLATIONS = "translations_per_switch"
 LINES = "lines_per_flush"
 """Counted in the trace: L1D lines to be fetched again for each flush of the L1D."""
 
+_FLUSHES = {FlushSide.CONTROL: Source.PREDICTOR_FLUSH, FlushSide.DATA: Source.BUFFER_FLUSH}
 _PRICES: Mapping[EffectKind, tuple[tuple[Source, tuple[str, ...]], ...]] = {
+    # A primitive costs the parameter of its name; what else it costs, and under which line, is below.
+    **{each.kind: ((_FLUSHES[each.side], (each.kind.value,)),) for each in PRIMITIVES},
     EffectKind.IBPB: (
         (Source.PREDICTOR_FLUSH, ("ibpb",)),
         (Source.PREDICTOR_REFILL, ("predictor_refill",)),
     ),
-    EffectKind.BHB_CLEAR: ((Source.PREDICTOR_FLUSH, ("bhb_clear",)),),
     EffectKind.RSB_FILL: ((Source.RSB_FILL, ("rsb_fill",)),),
-    EffectKind.VERW: ((Source.BUFFER_FLUSH, ("verw",)),),
-    EffectKind.DUMMY_DIVIDE: ((Source.BUFFER_FLUSH, ("dummy_divide",)),),
     EffectKind.L1D_FLUSH: (
         (Source.L1D_FLUSH, ("l1d_flush",)),
         (Source.L1D_REFILL, (LINES, "l1d_line_refill")),
@@ -64,7 +64,7 @@ _PRICES: Mapping[EffectKind, tuple[tuple[Source, tuple[str, ...]], ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class CostTerm:
     """One part of a cost.
 
     :ivar what: In words.
@@ -82,10 +82,10 @@ class Term:
         return Monomial(self.count).times(1, *self.price)
 
 
-def data_terms(mitigation: Mitigation, cpu: CpuModel, base: Base) -> list[Term]:
+def data_terms(mitigation: Mitigation, cpu: CpuModel, base: Base) -> list[CostTerm]:
     """Return what a mitigation that is data does on a processor."""
     return [
-        Term(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {happening.value}", count, product)
+        CostTerm(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {happening.value}", count, product)
         for work in mitigation.on(cpu)
         for happening in work.at
         if (count := base.happenings[happening])
@@ -93,18 +93,18 @@ def data_terms(mitigation: Mitigation, cpu: CpuModel, base: Base) -> list[Term]:
     ]
 
 
-def policy_terms(measured: Measured, base: Base, *, smt: bool) -> list[Term]:
+def policy_terms(measured: Measured, base: Base, *, smt: bool) -> list[CostTerm]:
     """Return what a policy's mechanism adds to the run.
 
     :param smt: The machine uses its sibling threads, so that the blanket mitigation does without them.
     """
     if measured.policy.mechanism.kind is MechanismKind.ASI:
         return asi_terms(measured, base)
-    off = [Term(Source.SMT_OFF, "capacity without the sibling threads", 1, ("smt_off",))] if smt else []
+    off = [CostTerm(Source.SMT_OFF, "capacity without the sibling threads", 1, ("smt_off",))] if smt else []
     return [*effect_terms(measured.effects), *off]
 
 
-def asi_terms(measured: Measured, base: Base) -> list[Term]:
+def asi_terms(measured: Measured, base: Base) -> list[CostTerm]:
     """Return what ASI adds to the run."""
     walked, result = measured.walked, measured.result
     blocks = measured.pageblocks
@@ -117,33 +117,35 @@ def asi_terms(measured: Measured, base: Base) -> list[Term]:
     ]
     if measured.policy.mechanism.smt:  # also where another part has left the restricted address space
         share = walked.unrestricted_instructions / max(1, base.instructions)
-        terms.append(Term(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
+        terms.append(CostTerm(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
     if not blocks.to_sensitive.is_exact or blocks.to_sensitive.mid:
-        terms.append(Term(Source.PAGEBLOCKS, "pageblock made sensitive", sensitive, (TO_SENSITIVE, "tlb_shootdown")))
+        terms.append(
+            CostTerm(Source.PAGEBLOCKS, "pageblock made sensitive", sensitive, (TO_SENSITIVE, "tlb_shootdown"))
+        )
     if not blocks.to_nonsensitive.is_exact or blocks.to_nonsensitive.mid:
         price = (TO_NONSENSITIVE, "clear_pageblock")
-        terms.append(Term(Source.PAGEBLOCKS, "pageblock made nonsensitive", nonsensitive, price))
+        terms.append(CostTerm(Source.PAGEBLOCKS, "pageblock made nonsensitive", nonsensitive, price))
     return [term for term in terms if term.count]
 
 
-def ephmap_terms(count: int) -> list[Term]:
+def ephmap_terms(count: int) -> list[CostTerm]:
     """Return what reaching memory through so many ephemeral mappings adds."""
     return [
-        Term(Source.EPHMAP, "translation discarded after an ephemeral mapping", count, ("tlb_single_flush",)),
-        Term(Source.EPHMAP, "code of an ephemeral mapping", count, ("ephmap_work",)),
+        CostTerm(Source.EPHMAP, "translation discarded after an ephemeral mapping", count, ("tlb_single_flush",)),
+        CostTerm(Source.EPHMAP, "code of an ephemeral mapping", count, ("ephmap_work",)),
     ]
 
 
 TO_SENSITIVE, TO_NONSENSITIVE = "pageblocks_to_sensitive", "pageblocks_to_nonsensitive"
 
 
-def effect_terms(effects: Mapping[Effect, int]) -> list[Term]:
+def effect_terms(effects: Mapping[Effect, int]) -> list[CostTerm]:
     """Return the price of what the protocol asked of the hardware."""
     times: Counter[EffectKind] = Counter()
     for effect, count in effects.items():
         times[effect.kind] += count
     return [
-        Term(source, _WORDS.get(price, kind.value.replace("_", " ")), times[kind], price)
+        CostTerm(source, _WORDS.get(price, kind.value.replace("_", " ")), times[kind], price)
         for kind in EffectKind
         if times[kind]
         for source, price in _PRICES[kind]
@@ -160,7 +162,7 @@ _WORDS = {
 }
 
 
-def unit_exit(measured: Measured, base: Base) -> list[Term]:
+def unit_exit(measured: Measured, base: Base) -> list[CostTerm]:
     """Return what one exit by a page fault, and the return that enters again, add to a round trip.
 
     The protocol itself says what they ask for: it is run through a system call that touches what is missing.
@@ -173,7 +175,7 @@ def unit_exit(measured: Measured, base: Base) -> list[Term]:
     if any(effect.kind is EffectKind.STUN for effect in effects):
         instructions = walked.unrestricted_instructions / max(1, walked.switches_out)
         share = instructions / max(1, base.instructions)
-        terms.append(Term(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
+        terms.append(CostTerm(Source.STUN, "the sibling stands still while unrestricted", share, ("sibling_busy",)))
     return terms
 
 
@@ -194,7 +196,7 @@ def exit_effects(policy: Policy) -> Counter[Effect]:
     return asked
 
 
-def rest_terms(measured: Measured, base: Base) -> list[Term]:
+def rest_terms(measured: Measured, base: Base) -> list[CostTerm]:
     """Return what ASI adds but for exits by page faults: switches between domains, ephemeral mappings, pageblocks."""
     exits = measured.result.exits
     counted: dict[tuple[Source, str, tuple[str, ...]], float] = {}
@@ -205,20 +207,20 @@ def rest_terms(measured: Measured, base: Base) -> list[Term]:
         key = (term.source, term.what, term.price)
         if key in counted:
             counted[key] = max(0.0, counted[key] - exits * term.count)
-    return [Term(source, what, count, price) for (source, what, price), count in counted.items() if count]
+    return [CostTerm(source, what, count, price) for (source, what, price), count in counted.items() if count]
 
 
-def _transition_terms(out: int, into: int) -> list[Term]:
+def _transition_terms(out: int, into: int) -> list[CostTerm]:
     return [
-        Term(Source.TRANSITIONS, "code of asi_exit", out, ("transition_work",)),
-        Term(Source.TRANSITIONS, "code of asi_enter", into, ("transition_work",)),
+        CostTerm(Source.TRANSITIONS, "code of asi_exit", out, ("transition_work",)),
+        CostTerm(Source.TRANSITIONS, "code of asi_enter", into, ("transition_work",)),
     ]
 
 
-def _refill_terms(switches: int, to_userspace: int) -> list[Term]:
+def _refill_terms(switches: int, to_userspace: int) -> list[CostTerm]:
     return [
-        Term(Source.TLB_REFILL, "kernel translations walked again", switches, (TRANSLATIONS, "tlb_walk")),
-        Term(Source.TLB_REFILL, "user translations walked again", to_userspace, ("user_translations", "tlb_walk")),
+        CostTerm(Source.TLB_REFILL, "kernel translations walked again", switches, (TRANSLATIONS, "tlb_walk")),
+        CostTerm(Source.TLB_REFILL, "user translations walked again", to_userspace, ("user_translations", "tlb_walk")),
     ]
 
 

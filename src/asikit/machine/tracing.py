@@ -13,15 +13,16 @@ import polars as pl
 
 from asikit import __version__
 from asikit.machine.kernel import Observer
-from asikit.machine.kernel.interrupts import VECTOR_NAMES
-from asikit.machine.kernel.syscalls.numbers import Nr
+from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
 from asikit.machine.mm import Gfp, Symbol
+from asikit.machine.uapi.numbers import Nr
 from asikit.trace import (
     NO_PAGE,
     NO_STACK,
     PAGE_BYTES,
     ROW_ZERO,
     SIDE_TABLES,
+    SVM_EXITS,
     UNKNOWN_EXIT_CODE,
     EventKind,
     PageKind,
@@ -168,7 +169,7 @@ class MachineTrace(Observer):
     def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Kernel code touches a page, for the first time since the last crossing."""
         pfn = paddr // PAGE_BYTES
-        if Region(self._kernel.layout.region_of(vaddr)) is Region.FIXMAP:
+        if self._kernel.layout.region_of(vaddr) is Region.FIXMAP:
             # Through an ephemeral mapping; a kernel without ASI would have used the direct map.
             vaddr = self._kernel.layout.virt(paddr)
         place = self._place(vaddr & -PAGE_BYTES, pfn)
@@ -226,7 +227,7 @@ class MachineTrace(Observer):
     def _place(self, vaddr: int, pfn: int) -> int:
         row = self._places.find((vaddr, pfn))
         if row is None:
-            region = Region(self._kernel.layout.region_of(vaddr))
+            region = self._kernel.layout.region_of(vaddr)
             row = self._places.add((vaddr, pfn), vaddr, region, self._page(pfn))
             self._places_of.setdefault(pfn, set()).add((vaddr, pfn))
         return row
@@ -238,10 +239,10 @@ class MachineTrace(Observer):
                 return NO_PAGE
             page = self._kernel.allocator.page(pfn)
             allocation = self._allocations.find(page.pfn)
-            if allocation is None and PageKind(page.kind) not in {PageKind.FREE, PageKind.RESERVED}:
+            if allocation is None and page.kind not in {PageKind.FREE, PageKind.RESERVED}:
                 # From before the recording: what its allocation was is still known, but not by whom.
                 allocation = self._allocations.add(page.pfn, page.pfn, page.order, int(page.gfp), None, NO_STACK)
-            row = self._pages.add(pfn, pfn, PageKind(page.kind), page.cache, allocation)
+            row = self._pages.add(pfn, pfn, page.kind, page.cache, allocation)
         return row
 
     def _forget(self, pfn: int, order: int) -> None:
@@ -286,4 +287,5 @@ def _meta(machine: Machine, command: Sequence[str]) -> dict[str, Any]:
         "gfp_flags": {f"__GFP_{flag.name}": int(flag) for flag in Gfp},
         "syscalls": {str(int(number)): number.label for number in Nr},
         "vectors": {str(vector): name for vector, name in VECTOR_NAMES.items()},
+        "vm_exits": {str(code): name for code, name in SVM_EXITS.items()},
     }

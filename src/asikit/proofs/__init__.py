@@ -11,9 +11,9 @@ is the same model for a solver, and `induction` proves it for schedules of any l
 
 from __future__ import annotations
 
-from asikit.proofs.equivalence import SITUATIONS, Comparison, Situation, compare, equivalence_verdict
+from asikit.proofs.equivalence import SITUATIONS, SideBySide, Situation, compare, equivalence_verdict
 from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
-from asikit.proofs.hardware import ASSUMPTIONS, Capability, Party, Structure
+from asikit.proofs.hardware import ASSUMPTIONS, Capability, Channel, Party
 from asikit.proofs.model import World
 from asikit.proofs.mutants import ALTERNATIVES, CATALOGUE, Mutant, has_element, mutant
 from asikit.proofs.necessity import MutantRow, verify_mutants
@@ -41,7 +41,7 @@ __all__ = [
     "NOT_PROVED",
     "SITUATIONS",
     "Capability",
-    "Comparison",
+    "Channel",
     "Counterexample",
     "Mode",
     "Move",
@@ -50,9 +50,9 @@ __all__ = [
     "Party",
     "Property",
     "Reproduction",
+    "SideBySide",
     "Situation",
     "StoryStep",
-    "Structure",
     "Thread",
     "TooLargeError",
     "UnknownMutantError",

@@ -14,32 +14,35 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, Sharing, walk
-from asikit.protocol import HANDLER, EffectKind
+from asikit.protocol import HANDLER, PRIMITIVES, FlushSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from asikit.machine.kernel import Kernel
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
     from asikit.machine.x86 import CpuModel, Recorder
     from asikit.proofs.model import World
+    from asikit.protocol import EffectKind
 
 KERNEL = "the kernel"
 GUEST = "the guest of "
 LINE = 64
-DATA = {
-    "l1d": (EffectKind.L1D_FLUSH, "L1D cache"),
-    "fill_buffer": (EffectKind.VERW, "fill buffers"),
-    "store_buffer": (EffectKind.VERW, "store buffer"),
-    "load_port": (EffectKind.VERW, "load ports"),
-    "divider": (EffectKind.DUMMY_DIVIDE, "divider"),
-}
-PREDICTORS = {
-    "btb": (EffectKind.IBPB, "branch target buffer"),
-    "rsb": (EffectKind.RSB_FILL, "return stack buffer"),
-    "bhb": (EffectKind.BHB_CLEAR, "branch history buffer"),
-}
+
+
+def _structures(side: FlushSide) -> dict[str, tuple[EffectKind, str]]:
+    """Return the structures of one side: what empties each, and what it is called."""
+    return {
+        name: (primitive.kind, label)
+        for primitive in PRIMITIVES
+        if primitive.side is side
+        for name, label in primitive.empties
+    }
+
+
+DATA = _structures(FlushSide.DATA)
+PREDICTORS = _structures(FlushSide.CONTROL)
 _BRANCH, _GADGET = 0x1000, 0x2000
 
 
@@ -85,7 +88,7 @@ def must_not_learn(world: World, who: str, owner: str) -> bool:
 
 
 @dataclass
-class Attacker:
+class Eavesdropper:
     """Watches one machine.
 
     Attributes:

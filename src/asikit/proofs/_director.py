@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel import Act, Action, Observer
-from asikit.machine.kernel.interrupts import RESCHEDULE_VECTOR
+from asikit.machine.kernel.core.interrupts import RESCHEDULE_VECTOR
 from asikit.protocol import TLB_FLUSHES, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from asikit.machine.kernel import Kernel, Task
-    from asikit.machine.kernel.percpu import CpuContext
-    from asikit.proofs._attacker import Attacker
+    from asikit.machine.kernel.core.percpu import CpuContext
+    from asikit.proofs._attacker import Eavesdropper
     from asikit.proofs.story import StoryStep
 
 H = Happening
@@ -34,8 +34,8 @@ STALLED = 400
 GETPID = 39
 VMMCALL = 0x81
 FOREVER = 1 << 62
-BY_HARDWARE = ("unmapped_touch.",)
-"""Micro-operations that the machine's processor does, not its driver."""
+BY_HARDWARE = f"{H.UNMAPPED_TOUCH}."
+"""What the paths begin with of micro-operations that the machine's processor does, not its driver."""
 
 
 class StoryOver(Exception):  # noqa: N818 - no error
@@ -60,7 +60,7 @@ class Director(Observer):
         self._after = 0
         self._stalled = 0
         self.kernel: Kernel
-        self.attacker: Attacker
+        self.attacker: Eavesdropper
         self.secret = 0
         self.other_mm: Callable[[Task], None]
         self.turn_sensitive: Callable[[CpuContext], bool]

@@ -11,11 +11,13 @@ from asikit.protocol import (
     Happening,
     MicroOp,
     Protocol,
-    ProtocolError,
+    Role,
+    Routine,
     Taint,
     TaintPolicy,
     space_of,
 )
+from asikit.protocol.errors import EditError
 from asikit.protocol.expressions import ALWAYS, BitAnd, Const
 from asikit.protocol.operations import END
 from asikit.protocol.switching import enter_name
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.proofs.model import World
-    from asikit.protocol import ProtocolConfig
+    from asikit.protocol import EffectKind, ProtocolConfig
 
     Edit = Callable[[World], World]
 
@@ -34,41 +36,65 @@ RETURNS = (Happening.RETURN_USER, Happening.VM_ENTRY)
 
 
 def of_protocol(change: Callable[[Protocol], Protocol]) -> Edit:
-    """An edit of the protocol alone; a protocol that has no such element stays as it is."""
-
-    def edit(world: World) -> World:
-        try:
-            return replace(world, protocol=change(world.protocol))
-        except ProtocolError:  # the configuration has no such element
-            return world
-
-    return edit
+    """An edit of the protocol alone."""
+    return lambda world: replace(world, protocol=change(world.protocol))
 
 
-def without(*paths: str) -> Edit:
-    """Remove micro-operations, those of them that there are."""
+def without(role: Role, *within: str, optional: bool = False) -> Edit:
+    """Remove the micro-operations of a role, in all transitions or in those named.
+
+    A protocol without any raises MissingRoleError; if they are optional it stays as it is.
+    """
 
     def change(protocol: Protocol) -> Protocol:
-        for path in paths:
-            name, _, op = path.partition(".")
-            if any(found.name == op for found in protocol.transitions[name].ops):
-                protocol = protocol.without(path)
+        for path in protocol.having(role, *within, optional=optional):
+            protocol = protocol.without(path)
         return protocol
 
     return of_protocol(change)
 
 
-def moved(path: str, *, before: str = "", after: str = "") -> Edit:
-    """Move a micro-operation inside its transition."""
-    return of_protocol(lambda protocol: protocol.reordered(path, before=before, after=after))
+def without_flush(kind: EffectKind, *within: str) -> Edit:
+    """Remove a primitive from some flushes; a CPU that does not need it stays as it is."""
+
+    def change(protocol: Protocol) -> Protocol:
+        for name in within:
+            for op in protocol.transitions[name].ops:
+                if op.asks is not None and op.asks.kind is kind:
+                    protocol = protocol.without(f"{name}.{op.name}")
+        return protocol
+
+    return of_protocol(change)
+
+
+def moved(
+    role: Role, *, before: Role | None = None, after: Role | None = None, within: str = "", optional: bool = False
+) -> Edit:
+    """Move the micro-operation of a role to before, or after, that of another one of the same transition.
+
+    A protocol that lacks one of them raises MissingRoleError; if they are optional it stays as it is.
+    """
+
+    def change(protocol: Protocol) -> Protocol:
+        path, first, last = ("" if each is None else one(protocol, each) for each in (role, before, after))
+        return protocol.reordered(path, before=first, after=last) if path and (first or last) else protocol
+
+    def one(protocol: Protocol, each: Role) -> str:
+        paths = protocol.having(each, *([within] if within else []), optional=optional)
+        if len(paths) > 1:
+            raise EditError(f"{' and '.join(paths)} have the role {each.name}; say within which transition one moves")
+        return "".join(paths)
+
+    return of_protocol(change)
 
 
 def taints_first(name: str) -> Edit:
     """Clear the taints before the flush that they ask for."""
 
     def change(protocol: Protocol) -> Protocol:
-        first_flush = protocol.transitions[name].ops[1].name
-        return protocol.reordered(f"{name}.clear_taints", before=f"{name}.{first_flush}")
+        (clear,) = protocol.having(Role.CLEAR_TAINTS, name)
+        first_flush = f"{name}.{protocol.transitions[name].ops[1].name}"
+        return protocol if first_flush == clear else protocol.reordered(clear, before=first_flush)
 
     return of_protocol(change)
 
@@ -79,8 +105,8 @@ def at_resume(change: Callable[[MicroOp], tuple[MicroOp, ...]]) -> Edit:
     def edit(protocol: Protocol) -> Protocol:
         for name in RETURNS:
             for op in protocol.transitions[name].ops:
-                if op.name == "resume" and op.waits is not ALWAYS:
-                    protocol = protocol.replacing(f"{name}.resume", *change(op))
+                if op.role is Role.RESUME and op.waits is not ALWAYS:
+                    protocol = protocol.replacing(f"{name}.{op.name}", *change(op))
         return protocol
 
     return of_protocol(edit)
@@ -132,35 +158,34 @@ def stays_restricted(protocol: Protocol) -> Protocol:
     if config.smt:
         return protocol
     protocol = _configured(protocol, replace(config, classes=config.classes | {AsiClass.IDLE}))
-    exit_ = MicroOp(name="exit", when=TENSE, call="asi_exit", reason=ExitReason.CONTEXT_SWITCH)
+    (exits,), (squashes,) = protocol.having(Role.EXIT_ON_MM_SWITCH), protocol.having(Role.SQUASH)
+    exit_ = MicroOp(
+        name="exit", role=Role.EXIT_ON_MM_SWITCH, when=TENSE, call=Routine.EXIT, reason=ExitReason.CONTEXT_SWITCH
+    )
     idle = SPACES[space_of(AsiClass.IDLE)]
-    protocol = protocol.replacing("mm_switch.exit", exit_)
+    protocol = protocol.replacing(exits, exit_)
     return protocol.inserting(
         MicroOp(name="enter_idle", when=RELAXED & RESTRICTED, call=enter_name(AsiClass.IDLE)),
-        MicroOp(name="relax", when=TARGET.equals(idle), call="asi_relax"),
-        after="mm_switch.squash",
+        MicroOp(name="relax", when=TARGET.equals(idle), call=Routine.RELAX),
+        after=squashes,
     )
 
 
-def _clear_without_guest_data(path: str, op: MicroOp) -> MicroOp:
-    if path != "maybe_flush_data.clear_taints":
+def without_guest_data(path: str, op: MicroOp) -> MicroOp:
+    """Let flush and squash use the published DATA_MASK."""
+    if op.role is Role.SQUASH_DATA:
+        return replace(op, when=TAINTS.has(Const(int(DATA.value) & ~int(Taint.GUEST_DATA))))
+    if op.role is not Role.CLEAR_TAINTS or not path.startswith(f"{Routine.FLUSH_DATA}."):
         return op
     published = Const(int(DATA_MASK & ~Taint.GUEST_DATA), "the published DATA_MASK")
     return replace(op, sets=tuple(replace(assign, value=TAINTS.clear(published)) for assign in op.sets))
 
 
-def without_guest_data(path: str, op: MicroOp) -> MicroOp:
-    """Let flush and squash use the published DATA_MASK."""
-    if path != "asi_handle_switch_mm.squash_data":
-        return _clear_without_guest_data(path, op)
-    return replace(op, when=TAINTS.has(Const(int(DATA.value) & ~int(Taint.GUEST_DATA))))
-
-
 def exit_asks_own_taints(protocol: Protocol) -> Protocol:
     """Let asi_exit flush the predictors only if this thread's taints say so, as published."""
-    name = "maybe_flush_control_for_exit"
-    first = protocol.transitions[name].ops[0].name
-    if first == "clean":
+    name = Routine.FLUSH_CONTROL_FOR_EXIT
+    first = protocol.transitions[name].ops[0]
+    if first.role is Role.CLEAN:
         return protocol
-    clean = MicroOp(name="clean", when=~TAINTS.has(CONTROL), jump=END)
-    return protocol.inserting(clean, before=f"{name}.{first}")
+    clean = MicroOp(name="clean", role=Role.CLEAN, when=~TAINTS.has(CONTROL), jump=END)
+    return protocol.inserting(clean, before=f"{name}.{first.name}")

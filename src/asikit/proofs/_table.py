@@ -1,7 +1,7 @@
 """The model as tables: each thing that a thread can be gets a number, and a row says what may happen to it then.
 
-Filled by asking the model (`asikit.proofs.model.World`), and through it `Protocol.step`: the explored relation is the
-protocol's own, not a second one written beside it. The compiled exploration asks for the rows that it comes to, or all
+Filled by asking the model (`asikit.proofs.model.World`), which runs the guarded commands of `asikit.proofs.relation`:
+the explored relation is what the solver reads too. The compiled exploration asks for the rows that it comes to, or all
 that it may come to are there before it begins (`Table.close`).
 """
 
@@ -28,7 +28,7 @@ SHARED_VALUES = 256
 
 
 class Contents(Protocol):
-    """How what the structures hold is packed: the part of `asikit.proofs.hardware.Layout` that exploring needs."""
+    """How what the structures hold is packed: the part of `ContentsLayout` that exploring needs."""
 
     @property
     def bits(self) -> int: ...

@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.proofs.threads import Mode, Move, Thread, View
-from asikit.protocol import HANDLER, EffectKind
+from asikit.protocol import HANDLER, PRIMITIVES, FlushSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asikit.proofs.hardware import Layout
+    from asikit.proofs.hardware import ContentsLayout
     from asikit.proofs.model import World
+    from asikit.protocol import EffectKind
 
 MOST = 2
 """Where the account is cut off above; and what an exit that has not written CR3 yet may draw in advance."""
-CONTROL, DATA = EffectKind.IBPB, EffectKind.L1D_FLUSH
+CONTROL, DATA = (
+    next(each.kind for each in PRIMITIVES if each.side is side) for side in (FlushSide.CONTROL, FlushSide.DATA)
+)
 """The primitive that stands for each flush: the first one, which is asked for once in it."""
 
 
@@ -47,7 +50,7 @@ class CostWorld:
         return self.world.threads
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ContentsLayout:
         """The structures."""
         return self.world.layout
 

@@ -40,7 +40,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SideBySide:
     """What becomes of both mitigations in a situation."""
 
     situation: Situation
@@ -110,17 +110,17 @@ SITUATIONS: tuple[Situation, ...] = (
 )
 
 
-def compare(situations: tuple[Situation, ...] = SITUATIONS) -> Iterator[Comparison]:
+def compare(situations: tuple[Situation, ...] = SITUATIONS) -> Iterator[SideBySide]:
     """Yield what becomes of ASI and of the blanket mitigation in each situation, with one thread to a core."""
     for situation in situations:
         asi, blanket = (
             verify(situation.change(replace(world_for(name, threads=1, nesting=0), gadgets_anywhere=False)))
             for name in ("asi", "blanket")
         )
-        yield Comparison(situation, asi, blanket)
+        yield SideBySide(situation, asi, blanket)
 
 
-def equivalence_verdict(comparisons: list[Comparison]) -> Verdict:
+def equivalence_verdict(comparisons: list[SideBySide]) -> Verdict:
     """Return REFUTED if ASI leaks where the blanket mitigation does not, though the assumptions of both hold.
 
     UNKNOWN if some exploration did not come to its end.

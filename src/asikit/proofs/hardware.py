@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from enum import Flag, IntFlag, auto
 from typing import TYPE_CHECKING
 
-from asikit.protocol import EffectKind
+from asikit.protocol import PRIMITIVES, FlushSide
 
 if TYPE_CHECKING:
-    from asikit.protocol import ProtocolConfig
+    from asikit.protocol import EffectKind, ProtocolConfig
 
 ASSUMPTIONS: tuple[str, ...] = (
     "H1  Speculation reaches what the present page tables map, and nothing else, but may do so at any time.",
@@ -70,7 +70,7 @@ ALL_CAPABILITIES = Capability.TRAIN | Capability.SAMPLE | Capability.DEFERRED
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class Channel:
     """One microarchitectural structure of the core.
 
     Attributes:
@@ -84,13 +84,11 @@ class Structure:
     cleared_by: EffectKind
 
 
-STRUCTURES: tuple[Structure, ...] = (
-    Structure("L1D cache", "data", EffectKind.L1D_FLUSH),
-    Structure("fill and store buffers", "data", EffectKind.VERW),
-    Structure("divider", "data", EffectKind.DUMMY_DIVIDE),
-    Structure("branch target buffer", "training", EffectKind.IBPB),
-    Structure("return stack buffer", "training", EffectKind.RSB_FILL),
-    Structure("branch history buffer", "training", EffectKind.BHB_CLEAR),
+STRUCTURES: tuple[Channel, ...] = tuple(
+    Channel(primitive.channel, holds, primitive.kind)
+    for side, holds in ((FlushSide.DATA, "data"), (FlushSide.CONTROL, "training"))
+    for primitive in PRIMITIVES
+    if primitive.side is side
 )
 """The kernel's Documentation/admin-guide/hw-vuln. What no primitive clears is beyond any protocol."""
 
@@ -98,14 +96,14 @@ FIELD_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ContentsLayout:
     """The structures that one CPU leaks through, and their place in the packed contents: a field of `Party` each.
 
     Attributes:
         structures: those that the configuration's flushes clear; others leak nothing, or cannot be helped.
     """
 
-    structures: tuple[Structure, ...]
+    structures: tuple[Channel, ...]
 
     @property
     def bits(self) -> int:
@@ -146,10 +144,10 @@ class Layout:
         }
 
 
-def layout_for(config: ProtocolConfig) -> Layout:
+def layout_for(config: ProtocolConfig) -> ContentsLayout:
     """Return the structures that a configuration's flushes are for."""
     cleared = {*config.control_flush, *config.data_flush}
-    return Layout(tuple(structure for structure in STRUCTURES if structure.cleared_by in cleared))
+    return ContentsLayout(tuple(structure for structure in STRUCTURES if structure.cleared_by in cleared))
 
 
 def may_not_learn(party: Party, config: ProtocolConfig) -> Party:

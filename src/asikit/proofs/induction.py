@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import z3  # type: ignore[import-untyped]  # ships none
 
+from asikit.proofs.errors import VerifyError
 from asikit.proofs.hardware import Party
-from asikit.proofs.invariant import Clause, Invariant
+from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
     FAULTS_AGAIN,
     GUEST,
@@ -23,20 +24,23 @@ from asikit.proofs.relation import (
     RESTING,
     SIBLING_BEHIND,
     USER,
+    Command,
     Place,
 )
 from asikit.proofs.smt import WIDTH, Symbolic, number, truth
 from asikit.proofs.threads import OWN_BEHIND as BEHIND_BIT
 from asikit.proofs.threads import Mode, Thread, core_of
-from asikit.protocol import Space
+from asikit.protocol import AsiClass, Space
 from asikit.protocol.expressions import Field, Scope
 from asikit.protocol.vocabulary import CR3, FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from asikit.proofs.relation import Command, Relation
+    from asikit.proofs.model import World
+    from asikit.proofs.relation import Relation
     from asikit.proofs.threads import View
+    from asikit.protocol.expressions import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ class Induction:
     """The obligations of a relation and its invariant."""
 
     def __init__(self, relation: Relation) -> None:
+        _check(relation.world)
         self.relation, self.world = relation, relation.world
-        self.invariant = Invariant(relation)
+        self.invariant = InductiveInvariant(relation)
         written = {assign.field for command in relation.commands for assign in command.sets}
         self.state = self._variables({one.name for one in written})
         self.clauses = self.invariant.clauses(self.state)
@@ -137,6 +142,10 @@ class Induction:
         elif command.at.level == 0:
             here = z3.And(here, calm)
         return z3.And(here, truth(command.guard, self.env(who)))
+
+    def _waits(self, waiting: tuple[Place, Guard], who: int) -> Any:  # noqa: ANN401
+        place, guard = waiting
+        return self.possible(Command("waits", "", place, place, guard), who)
 
     def after(self, command: Command, who: int) -> Symbolic:
         """Return the state after a command of a thread."""
@@ -229,13 +238,13 @@ class Induction:
         )
         yield Obligation("the invariant implies T1", (), (Clause("T1", "nothing leaks", z3.Not(self.leaks())),))
         if self.relation.waiting:
-            one, other = (z3.Or([self.possible(each, who) for each in self.relation.waiting]) for who in (0, 1))
+            one, other = (z3.Or([self._waits(each, who) for each in self.relation.waiting]) for who in (0, 1))
             yield Obligation("one thread waits", (one,), (Clause("no deadlock", "the other does not", z3.Not(other)),))
         for name, formula in self._interesting():
             yield Obligation(f"the invariant allows {name}", (formula,), None)
         for command in self.relation.commands:
             given = (self.possible(command, 0),)
-            yield Obligation(f"{command.name} at {_text(command.at)}", given, tuple(self._wanted(command)))
+            yield Obligation(f"{command} at {_text(command.at)}", given, tuple(self._wanted(command)))
 
     def _wanted(self, command: Command) -> Iterator[Clause]:
         """Yield the clauses after a command that are not the same as before it, and what it must not break."""
@@ -336,6 +345,15 @@ class Induction:
             named = {**self.state.fields[who], **self.state.boxes[who]}
             words += [f"{name} {value(variable)}" for name, variable in named.items() if z3.is_const(variable)]
         return ", ".join([*words, f"contents {value(self.state.contents):#x}"])
+
+
+def _check(world: World) -> None:
+    """Refuse what is not covered."""
+    config = world.config
+    if not config.asi or config.pti or config.noflush or world.nesting > 1 or AsiClass.IDLE in config.classes:
+        raise VerifyError("induction is for ASI with handlers one deep, without PTI, NOFLUSH and idle domains")
+    if not world.shootdown:
+        raise VerifyError("induction takes the shootdown for granted (K2): explore what happens without it")
 
 
 def _terms(state: Symbolic) -> list[Any]:

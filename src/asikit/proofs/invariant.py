@@ -1,7 +1,7 @@
 """The invariant of the induction: what holds in every state, whatever the schedule; each clause with its sentence.
 
 Written over one hardware thread `h` and its sibling `k`; it holds for both ways round. A thread has two places, `base`
-and `handler`; which micro-operations a name stands for is taken from the programs, by path.
+and `handler`; which micro-operations a name stands for is taken from the programs, by role.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, USER, Place, Relation
 from asikit.proofs.smt import WIDTH, number
-from asikit.protocol import Happening, Space, Taint
+from asikit.protocol import Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS
@@ -50,7 +50,7 @@ class Clause:
 class Side:
     """One thread of a symbolic state, in the words of the clauses."""
 
-    def __init__(self, invariant: Invariant, state: Symbolic, who: int) -> None:
+    def __init__(self, invariant: InductiveInvariant, state: Symbolic, who: int) -> None:
         fields, self.box = state.fields[who], state.boxes[who]
         self.invariant, self.who = invariant, who
         self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
@@ -109,7 +109,7 @@ class Side:
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
 
 
-class Invariant:
+class InductiveInvariant:
     """The clauses for a relation; the places by number."""
 
     def __init__(self, relation: Relation) -> None:
@@ -117,7 +117,9 @@ class Invariant:
         self.regions = Regions(relation)
         self.two = relation.world.threads > 1
         # Whether asi_exit flushes the predictors only if this thread's taints say so.
-        self.asks_taints = bool(self.regions.before("maybe_flush_control_for_exit.clean"))
+        self.asks_taints = bool(
+            self.regions.before(Role.CLEAN, within=(Routine.FLUSH_CONTROL_FOR_EXIT,), optional=True)
+        )
 
     def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
         """Return the formula that a place variable is one of some places."""
@@ -186,8 +188,8 @@ class Invariant:
         entry = [
             place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
         ]
-        uncounting = self.regions.before("asi_intr_exit.uncount", "asi_intr_exit.enter_again")
-        returning = self.regions.before("__asi_enter.already_there")
+        uncounting = self.regions.before(Role.UNCOUNT_INTERRUPT, Role.ENTER_AGAIN)
+        returning = self.regions.before(Role.ALREADY_ENTERED)
         yield Clause(
             "tense",
             "before and in __asi_enter, and in untrusted code and until its entry says otherwise, there is a target",
@@ -214,11 +216,11 @@ class Invariant:
             "relaxed",
             "a client's enter begins relaxed",
             z3.Implies(
-                h.base_in(self.regions.before("asi_enter_userspace.set_target", "asi_enter_kvm.set_target")),
+                h.base_in(self.regions.before(Role.SET_TARGET)),
                 h.target == 0,
             ),
         )
-        setting = self.regions.before("__asi_enter.set_curr_asi")
+        setting = self.regions.before(Role.SET_CURR_ASI)
         inside = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]
         yield Clause(
             "interrupted-enter",
@@ -241,7 +243,7 @@ class Invariant:
             "no-feared-training",
             "before and after __asi_enter writes CR3, no training that the target fears is left",
             z3.Implies(
-                h.finds([*self.regions.before("__asi_enter.write_cr3"), *self.regions.enter_after_cr3]),
+                h.finds([*self.regions.before(Role.LOAD_ON_ENTER), *self.regions.enter_after_cr3]),
                 h.lacks(h.policy["prevent_control"]),
             ),
         )
@@ -254,18 +256,20 @@ class Invariant:
             "nothing-to-hide",
             "after __asi_enter flushed the data, no taint is left that the target must not sample",
             z3.Implies(
-                h.finds(self.regions.before("__asi_enter.set_taints", "__asi_enter.release_sibling")),
+                h.finds(self.regions.enter_after_flush),
                 h.lacks(h.policy["protect_data"]),
             ),
         )
         yield Clause(
             "taints-set",
             "before __asi_enter releases the sibling, the target's own taints are set",
-            z3.Implies(h.finds(self.regions.before("__asi_enter.release_sibling")), h.policy["set"] & ~h.taints == 0),
+            z3.Implies(
+                h.finds(self.regions.before(Role.RELEASE_SIBLING, optional=True)), h.policy["set"] & ~h.taints == 0
+            ),
         )
         ready = z3.Or(
             h.finds([*self.regions.resuming, USER, GUEST, *entry]),
-            z3.And(h.tense, h.finds(self.regions.before("return_user.enter"))),
+            z3.And(h.tense, h.finds(self.regions.before(Role.ENTER_ON_RETURN, optional=True))),
         )
         yield Clause(
             "ready", "what resumes or runs untrusted code is in its own domain", z3.Implies(ready, h.curr == h.target)
@@ -284,22 +288,20 @@ class Invariant:
             "while CR3 is unrestricted, KERNEL_DATA is set, and no control taint",
             z3.Implies(z3.Not(h.restricted), z3.And(h.taints & int(Taint.KERNEL_DATA) != 0, h.lacks(CONTROL))),
         )
-        about = self.regions.before("asi_exit.taint_kernel_data", "asi_exit.write_cr3")
+        about = self.regions.before(Role.TAINT_KERNEL_DATA, Role.LOAD_ON_EXIT)
         yield Clause(
             "exit-flushed",
             "in asi_exit, after the control flush, no control taint is set; and before CR3, KERNEL_DATA is",
             z3.And(
                 z3.Implies(h.either_in(about), h.lacks(CONTROL)),
-                z3.Implies(
-                    h.either_in(self.regions.before("asi_exit.write_cr3")), h.taints & int(Taint.KERNEL_DATA) != 0
-                ),
+                z3.Implies(h.either_in(self.regions.before(Role.LOAD_ON_EXIT)), h.taints & int(Taint.KERNEL_DATA) != 0),
             ),
         )
-        outside = [*self.regions.before("asi_handle_switch_mm.*"), *self.regions.after_fault]
+        outside = [*self.regions.inside(Routine.HANDLE_SWITCH_MM), *self.regions.after_fault]
         yield Clause(
             "exited",
             "a switch of mm squashes, an exit forgets curr_asi, and a fault is tried again, while CR3 is unrestricted",
-            z3.Implies(h.either_in([*outside, *self.regions.before("asi_exit.clear_curr_asi")]), z3.Not(h.restricted)),
+            z3.Implies(h.either_in([*outside, *self.regions.before(Role.CLEAR_CURR_ASI)]), z3.Not(h.restricted)),
         )
         yield Clause("no-others-training", "other mm's training is never left", h.lacks(int(Taint.OTHER_MM_CONTROL)))
         in_user_space = h.cr3 == USER_SPACE
@@ -331,7 +333,7 @@ class Invariant:
                         z3.Or(
                             z3.And(
                                 h.taints & (SECRET | int(Taint.USER_DATA)) != 0,
-                                z3.Not(h.finds(self.regions.flushed(place, ("maybe_flush_data",)))),
+                                z3.Not(h.finds(self.regions.flushed(place, (Routine.FLUSH_DATA,)))),
                             ),
                             h.cr3 == USER_SPACE,
                         ),
@@ -345,8 +347,8 @@ class Invariant:
             "in a restricted address space, its control taints are set, or k is still kept out",
             z3.Implies(h.restricted, z3.Or(h.taints & int(Taint.USER_CONTROL) != 0, secured)),
         )
-        flush = self.regions.before("maybe_flush_control_for_enter.*")
-        never = [place for place in flush if not self.regions.path(place).endswith(".clean")]
+        flush = self.regions.inside(Routine.FLUSH_CONTROL_FOR_ENTER)
+        never = [place for place in flush if self.regions.role(place) is not Role.CLEAN]
         yield Clause(
             "enter-flushes-no-training",
             "as siblings only ever run one class, __asi_enter finds no training that it must flush",
@@ -355,7 +357,7 @@ class Invariant:
 
     def _training(self, h: Side, place: int) -> tuple[str, Any]:
         empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
-        flushes = ("maybe_flush_control_for_exit", "maybe_flush_control_for_enter")
+        flushes = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
         return (
             "training is recorded as a taint, but between its flush and the clearing of the taints is none",
             z3.And(
@@ -367,8 +369,8 @@ class Invariant:
         )
 
     def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
-        flushed = self.regions.flushed(place, ("maybe_flush_control_for_exit",))
-        about = self.regions.before("asi_exit.taint_kernel_data", "asi_exit.write_cr3")
+        flushed = self.regions.flushed(place, (Routine.FLUSH_CONTROL_FOR_EXIT,))
+        about = self.regions.before(Role.TAINT_KERNEL_DATA, Role.LOAD_ON_EXIT)
         return (
             "after asi_exit's flush, and while CR3 is unrestricted, there is no training; other mm's never",
             z3.And(
@@ -391,15 +393,15 @@ class Invariant:
             "stunned",
             "in asi_exit, after the stun, k is stunned; after the wait, it has left untrusted code",
             z3.And(
-                z3.Implies(h.either_in(self.regions.after_in_exit("stun_sibling")), k.box["stunned"] != 0),
-                z3.Implies(h.either_in(self.regions.after_in_exit("wait_for_sibling")), secured),
+                z3.Implies(h.either_in(self.regions.after_in_exit(Role.STUN_SIBLING)), k.box["stunned"] != 0),
+                z3.Implies(h.either_in(self.regions.after_in_exit(Role.WAIT_FOR_SIBLING)), secured),
             ),
         )
         yield Clause(
             "told",
             "while h waits for k to leave untrusted code that it runs, the interrupt that makes k leave is on its way",
             z3.Implies(
-                z3.And(h.either_in(self.regions.before("asi_exit.wait_for_sibling")), k.untrusted),
+                z3.And(h.either_in(self.regions.before(Role.WAIT_FOR_SIBLING)), k.untrusted),
                 k.box["stun_ipi"] != 0,
             ),
         )
@@ -409,7 +411,7 @@ class Invariant:
             "k is stunned only while h is unrestricted, in asi_exit, or in __asi_enter and has not released it yet",
             z3.Implies(k.box["stunned"] != 0, z3.Or(z3.Not(h.restricted), h.either_in(holding))),
         )
-        leaving = [place for place in self.regions.before("*") if self.regions.path(place).endswith("leave_untrusted")]
+        leaving = self.regions.before(Role.LEAVE_UNTRUSTED)
         entry = [place for place in leaving if place.level == 0 and place.program in self.regions.from_untrusted]
         own = h.box["untrusted"] != 0
         nested = [place for place in leaving if place.level == 1 and place.pc == 0]
@@ -433,7 +435,7 @@ class Invariant:
     def _secrets(self, sides: list[Side]) -> Iterator[Clause]:
         for place, structure in enumerate(self.regions.structures):
             if structure.holds == "data":
-                flushed = self.regions.flushed(place, ("maybe_flush_data",))
+                flushed = self.regions.flushed(place, (Routine.FLUSH_DATA,))
                 hot = [z3.And(h.dirty, z3.Not(h.finds(flushed))) for h in sides]
                 yield Clause(
                     f"secrets: {structure.name}",

@@ -2,9 +2,9 @@
 
 A core has one or two hardware threads. Each runs untrusted code (a process, or its guest), or the kernel: its ordinary
 code, a handler, or a transition of the protocol, micro-operation by micro-operation. The protocol's part of that is
-`asikit.protocol`'s own data, stepped by `Protocol.step`; this module adds
+`asikit.protocol`'s own data, read by `asikit.proofs.relation`; this module adds
 
-* when which transition may begin (`World.moves`): any order, NMIs between any two micro-operations;
+* when which transition may begin (`asikit.proofs.relation`): any order, NMIs between any two micro-operations;
 * what a thread can bring into the core's structures and what it must not find there (`World.view`), from the hardware
   assumptions of `asikit.proofs.hardware`;
 * core scheduling: no thread goes to untrusted code while the other one has another mm loaded.
@@ -26,46 +26,25 @@ from asikit.proofs.hardware import (
     FOLDED,
     NOBODY,
     Capability,
-    Layout,
+    ContentsLayout,
     Party,
     layout_for,
     may_not_learn,
 )
-from asikit.proofs.threads import (
-    OWN_BEHIND,
-    OWN_IPI,
-    SIBLING_BEHIND,
-    Mode,
-    Move,
-    Thread,
-    View,
-    core_of,
-    in_transition,
-    shared_bits,
-)
-from asikit.protocol import (
-    HANDLER,
-    AsiClass,
-    CoreState,
-    Effect,
-    Happening,
-    MisuseError,
-    Protocol,
-    Space,
-    Status,
-    TaskState,
-)
-from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
+from asikit.proofs.interpreter import Interpreter
+from asikit.proofs.relation import Relation
+from asikit.proofs.threads import OWN_BEHIND, Mode, Move, Thread, View, in_transition, shared_bits
+from asikit.protocol import AsiClass, CoreState, Happening, Protocol, Role, Space, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from asikit.protocol import ProtocolConfig
+    from asikit.protocol.operations import ProgramOp
 
 _Name = TypeVar("_Name", bound=str)
 
 H = Happening
-RETURNS = {H.RETURN_USER, H.VM_ENTRY}
 KERNEL_WORK: tuple[str, ...] = (
     H.UNMAPPED_TOUCH,
     H.EXPLICIT_EXIT,
@@ -82,8 +61,6 @@ NESTED: tuple[Happening, ...] = (H.NESTED_NMI, H.NESTED_INTERRUPT, H.NESTED_EXCE
 FAULTS: tuple[Happening, ...] = (H.NESTED_PAGE_FAULT, H.DOUBLE_FAULT)
 """What only the kernel's ordinary code causes."""
 USER_ENTRIES = (H.SYSCALL_ENTRY, H.INTERRUPT_ENTRY, H.EXCEPTION_ENTRY, H.NMI_ENTRY)
-MASKED = {HANDLER, H.NESTED_RETURN, NESTED_RETURN_TO_USER_HALF}
-"""Programs of frames that belong to a nested entry, which counts until its return is through."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +96,7 @@ class World:
     boot_tainted: bool = True
     core_scheduling: bool = True
     trusting: bool = False
-    layout: Layout = field(init=False, repr=False, compare=False)
+    layout: ContentsLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU has."""
@@ -146,135 +123,20 @@ class World:
 
     def moves(self, thread: Thread, shared: int) -> Iterator[Move]:
         """Yield what may happen next to a thread, given the shared bits as it sees them."""
-        if thread.broken:
-            return
-        if thread.mode is not Mode.KERNEL:
-            yield from self._from_untrusted(thread, shared)
-        else:
-            if in_transition(thread):
-                yield from self._in_transition(thread, shared)
-            elif self.protocol.in_handler(thread.state):
-                yield from self._in_handler(thread, shared)
-            else:
-                yield from self._in_ordinary_code(thread, shared)
-            yield from self._nested(thread, shared)
-        if not self.shootdown and not thread.stale and thread.state.cpu.cr3 != Space.UNRESTRICTED:
-            yield Move(
-                "turns sensitive", "a page whose translation this thread's TLB has", thread._replace(stale=True), shared
-            )
+        return self._interpreter.moves(thread, shared)
 
-    def _from_untrusted(self, thread: Thread, shared: int) -> Iterator[Move]:
-        asked = bool(shared & OWN_IPI)
-        if thread.mode is Mode.GUEST:  # the interrupt stays pending, for the host to take
-            yield from self._begin(thread, shared, H.VM_EXIT, owed=asked)
-            return
-        for entry in self.entries_from_user:
-            yield from self._begin(thread, shared, entry)
-            if asked and entry is not H.SYSCALL_ENTRY:
-                yield from self._begin(thread, shared & ~OWN_IPI, entry, owed=True)
+    def spins(self, thread: Thread, shared: int) -> bool:
+        """Whether a thread waits for another one."""
+        return self._interpreter.spins(thread, shared)
 
-    def _in_transition(self, thread: Thread, shared: int) -> Iterator[Move]:
-        core, behind = core_of(shared)
-        before = thread.state
-        try:
-            done = self.protocol.step(core, before, 0)
-        except MisuseError as error:
-            yield Move("breaks a rule in", self.place(thread), thread._replace(broken=str(error)), shared, owed=True)
-            return
-        if done.status is Status.BLOCKED:
-            if self.gives_up(thread):
-                stopped = thread._replace(state=self.protocol.stop_waiting(before))
-                yield Move("stops waiting", STOP_WAITING, stopped, shared, owed=bool(shared & OWN_BEHIND))
-            return
-        ran = self._hardware(thread._replace(state=done.thread), done.effect)
-        move = Move(
-            "runs" if done.ran else "skips",
-            done.ran or self.place(thread),
-            ran,
-            shared_bits(done.core, behind),
-            done.effect,
-            self._cleared(done.effect),
-            owed=True,
-            changes=(done.core, done.thread[:2]) != (core, before[:2]),
-        )
-        ended = len(done.thread.frames) < len(before.frames)
-        yield from self._ended(before.frames[-1].program, move) if ended else (move,)
+    @cached_property
+    def _interpreter(self) -> Interpreter:
+        return Interpreter(Relation(self))
 
-    def _in_handler(self, thread: Thread, shared: int) -> Iterator[Move]:
-        left = thread._replace(state=self.protocol.leave(thread.state))
-        yield Move("leaves", "its handler", left, shared, owed=True)
-        yield from self._begin(thread, shared, H.UNMAPPED_TOUCH)
-
-    def _in_ordinary_code(self, thread: Thread, shared: int) -> Iterator[Move]:
-        relaxed = not thread.state.task.target
-        behind, other_behind = bool(shared & OWN_BEHIND), bool(shared & SIBLING_BEHIND)
-        if not self.core_scheduling or not (behind or other_behind):
-            yield from self._begin(thread, shared, H.RETURN_USER, owed=True)
-            if relaxed and (AsiClass.KVM in self.config.classes or not self.config.asi):
-                yield from self._begin(thread, shared, H.VM_ENTRY, owed=True)
-        for transition in self.work:
-            yield from self._begin(thread, shared, transition, owed=behind and transition == H.MM_SWITCH)
-        if self._may_nest(thread):
-            for fault in self.faults:
-                yield self._interrupt(thread, shared, fault)
-
-    def _nested(self, thread: Thread, shared: int) -> Iterator[Move]:
-        if self._may_nest(thread):
-            pending = bool(shared & OWN_IPI) and self._takes_interrupts(thread, shared)
-            for happening in self.nested_happenings:
-                yield self._interrupt(thread, shared, happening)._replace(owed=pending)
-
-    def _takes_interrupts(self, thread: Thread, shared: int) -> bool:
-        """Whether kernel code runs with interrupts on: transitions have them off but while they wait."""
-        ordinary = not in_transition(thread) and not self.protocol.in_handler(thread.state)
-        return ordinary or self.spins(thread, shared)
-
-    def _may_nest(self, thread: Thread) -> bool:
-        return sum(frame.program in MASKED for frame in thread.state.frames) < self.nesting
-
-    def _begin(self, thread: Thread, shared: int, name: str, *, owed: bool = False) -> Iterator[Move]:
-        begun = thread._replace(state=self.protocol.begin(thread.state, name), mode=Mode.KERNEL)
-        move = Move("begins", name, begun, shared, owed=owed)
-        empty = len(begun.state.frames) == len(thread.state.frames)
-        yield from self._ended(name, move) if empty else (move,)
-
-    def _interrupt(self, thread: Thread, shared: int, happening: Happening) -> Move:
-        entered = thread._replace(state=self.protocol.interrupt(thread.state, happening))
-        return Move("interrupted by", happening, entered, shared)
-
-    def _ended(self, name: str, move: Move) -> Iterator[Move]:
-        """Yield what the end of a transition amounts to."""
-        thread = move.after
-        if name in RETURNS:
-            mode = Mode.USER if name == H.RETURN_USER else Mode.GUEST
-            yield move._replace(after=thread._replace(mode=mode))
-        elif name in {H.CONTEXT_SWITCH, H.MM_SWITCH}:
-            if name == H.MM_SWITCH:
-                move = self._other_mm(move)
-            for task in self.tasks:
-                yield move._replace(after=thread._replace(state=thread.state._replace(task=task)), loads=task)
-        elif name == H.UNMAPPED_TOUCH and thread.state.cpu.cr3 != Space.UNRESTRICTED:
-            yield move._replace(after=thread._replace(broken="the access that faulted would fault again"))
-        else:
-            yield move
-
-    def _other_mm(self, move: Move) -> Move:
-        if move.shared & OWN_BEHIND:
-            return move._replace(shared=move.shared & ~OWN_BEHIND)
-        behind = SIBLING_BEHIND if self.threads > 1 else 0
-        return move._replace(shared=move.shared | behind, folds=True)
-
-    def _hardware(self, thread: Thread, effect: Effect | None) -> Thread:
-        # Without NOFLUSH a CR3 write drops the PCID's entries (SDM 3A 4.10.4.1).
-        flushed = effect is not None and effect.space is not None and not effect.noflush
-        return thread._replace(stale=False) if flushed else thread
-
-    def _cleared(self, effect: Effect | None) -> int:
-        return 0 if effect is None else self.layout.cleared_by(effect.kind)
-
-    def gives_up(self, thread: Thread) -> bool:
-        """Whether a waiting thread is one that has something better to do: it waits before untrusted code."""
-        return self.place(thread).endswith(".resume")
+    @staticmethod
+    def gives_up(op: ProgramOp) -> bool:
+        """Whether a thread that waits at a micro-operation may give up: it waits before untrusted code."""
+        return op.role is Role.RESUME
 
     def place(self, thread: Thread) -> str:
         """Return the path of the micro-operation that a thread in a transition runs next."""
@@ -307,7 +169,7 @@ class World:
         """Yield names of transitions, one of several that run the very same micro-operations and end alike."""
         seen = set()
         for name in names:
-            ops = tuple(replace(op, path="", exits=None) for op in self.protocol.programs[name].ops)
+            ops = tuple(replace(op, path="", role=None, exits=None) for op in self.protocol.programs[name].ops)
             key = (ops, name if name in {H.CONTEXT_SWITCH, H.MM_SWITCH, H.UNMAPPED_TOUCH} else "")
             if key not in seen and (ops or key[1]):
                 seen.add(key)
@@ -378,18 +240,6 @@ class World:
             return parties
         own = Party.USER if parties & FOLDED else NOBODY
         return own | (Party.OTHER if parties & ~FOLDED else NOBODY)
-
-    # Who waits.
-
-    def spins(self, thread: Thread, shared: int) -> bool:
-        """Whether a thread waits for another one."""
-        if thread.broken or not in_transition(thread):
-            return False
-        core, _ = core_of(shared)
-        try:
-            return self.protocol.step(core, thread.state, 0).status is Status.BLOCKED
-        except MisuseError:
-            return False
 
 
 def _labels(parties: Party) -> str:

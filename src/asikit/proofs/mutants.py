@@ -22,20 +22,22 @@ from asikit.proofs._edits import (
     stays_restricted,
     taints_first,
     without,
+    without_flush,
     without_guest_data,
 )
 from asikit.proofs.errors import UnknownMutantError, VerifyError
-from asikit.protocol import AsiClass, Happening, Taint
+from asikit.protocol import AsiClass, Happening, ProtocolConfig, Role, Routine, Taint
 from asikit.protocol.expressions import ALWAYS
+from asikit.protocol.switching import enter_name
 
 if TYPE_CHECKING:
     from asikit.proofs._edits import Edit
     from asikit.proofs.model import World
 
-H = Happening
-ENTRIES = (H.SYSCALL_ENTRY, H.EXCEPTION_ENTRY, H.INTERRUPT_ENTRY, H.NMI_ENTRY, H.VM_EXIT)
-NESTED = (H.NESTED_EXCEPTION, H.NESTED_INTERRUPT, H.NESTED_NMI, H.NESTED_PAGE_FAULT, H.DOUBLE_FAULT)
+ENTRIES = tuple(happening for happening in Happening if happening.from_untrusted)
+NESTED = tuple(happening for happening in Happening if happening.nested)
 RESTRICTED_SWITCH = "mm-switch-stays-restricted"
+_CONTROL_FLUSHES = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +87,18 @@ def has_element(world: World, candidate: Mutant) -> bool:
 
 
 _STUN = (
-    Mutant("no-stun", "asi_exit does not mark the sibling stunned", "stun", without("asi_exit.stun_sibling")),
+    Mutant("no-stun", "asi_exit does not mark the sibling stunned", "stun", without(Role.STUN_SIBLING, optional=True)),
     Mutant(
         "no-stun-interrupt",
         "asi_exit does not interrupt the sibling",
         "stun",
-        without("asi_exit.interrupt_sibling"),
+        without(Role.INTERRUPT_SIBLING, optional=True),
     ),
     Mutant(
         "no-stun-acknowledgement",
         "asi_exit does not wait until the sibling has left untrusted code",
         "stun",
-        without("asi_exit.wait_for_sibling"),
+        without(Role.WAIT_FOR_SIBLING, optional=True),
     ),
     Mutant(
         "no-stun-check",
@@ -108,32 +110,34 @@ _STUN = (
         "stun-check-not-atomic",
         "the return checks the stun in one step and goes in the next",
         "stun",
-        at_resume(lambda op: (replace(op, sets=()), replace(op, name="go", waits=ALWAYS))),
+        at_resume(lambda op: (replace(op, sets=()), replace(op, name="go", role=None, waits=ALWAYS))),
     ),
     Mutant(
         "release-before-data-flush",
         "__asi_enter releases the sibling before it flushes",
         "stun",
-        moved("__asi_enter.release_sibling", before="__asi_enter.flush_data"),
+        moved(Role.RELEASE_SIBLING, before=Role.FLUSH_DATA, optional=True),
     ),
-    Mutant("no-release", "__asi_enter never releases the sibling", "stun", without("__asi_enter.release_sibling")),
+    Mutant(
+        "no-release", "__asi_enter never releases the sibling", "stun", without(Role.RELEASE_SIBLING, optional=True)
+    ),
     Mutant(
         "control-flush-before-stun",
         "asi_exit flushes the predictors while the sibling still trains them",
         "stun",
-        moved("asi_exit.flush_control", before="asi_exit.stun_sibling"),
+        moved(Role.FLUSH_CONTROL_ON_EXIT, before=Role.STUN_SIBLING, optional=True),
     ),
     Mutant(
         "untrusted-kept-in-nested-entries",
         "a nested entry does not acknowledge for the entry that it interrupts",
         "stun",
-        without(*(f"{name}.leave_untrusted" for name in NESTED)),
+        without(Role.LEAVE_UNTRUSTED, *NESTED),
     ),
     Mutant(
         "untrusted-kept-in-entries",
         "an entry from untrusted code does not say that it left it",
         "stun",
-        without(*(f"{name}.leave_untrusted" for name in ENTRIES)),
+        without(Role.LEAVE_UNTRUSTED, *ENTRIES),
     ),
     Mutant(
         "no-core-scheduling",
@@ -147,33 +151,32 @@ _FLUSH = (
         "no-control-flush-on-exit",
         "asi_exit does not flush the predictors",
         "flush",
-        without("asi_exit.flush_control"),
+        without(Role.FLUSH_CONTROL_ON_EXIT),
     ),
     Mutant(
         "no-control-flush-on-enter",
         "__asi_enter does not flush the predictors",
         "flush",
-        without("__asi_enter.flush_control"),
+        without(Role.FLUSH_CONTROL_ON_ENTER),
     ),
     Mutant(
         "no-data-flush",
         "__asi_enter does not flush the data side channels",
         "flush",
-        without("__asi_enter.flush_data"),
+        without(Role.FLUSH_DATA),
     ),
     *(
         Mutant(
-            f"no-{name.replace('_', '-')}",
-            f"the flush of the {what} lacks {name}",
+            f"no-{kind.replace('_', '-')}",
+            f"the flush of the {what} lacks {kind}",
             "flush",
-            without(*(f"{transition}.{name}" for transition in transitions)),
+            without_flush(kind, *routines),
         )
-        for name, what, transitions in (
-            ("ibpb", "predictors", ("maybe_flush_control_for_exit", "maybe_flush_control_for_enter")),
-            ("rsb_fill", "predictors", ("maybe_flush_control_for_exit", "maybe_flush_control_for_enter")),
-            ("l1d_flush", "data side channels", ("maybe_flush_data",)),
-            ("verw", "data side channels", ("maybe_flush_data",)),
+        for kinds, what, routines in (
+            (ProtocolConfig().control_flush, "predictors", _CONTROL_FLUSHES),
+            (ProtocolConfig().data_flush, "data side channels", (Routine.FLUSH_DATA,)),
         )
+        for kind in kinds
     ),
 )
 _ORDER = (
@@ -181,43 +184,43 @@ _ORDER = (
         "cr3-before-control-flush-on-exit",
         "asi_exit writes CR3 before it flushes the predictors",
         "order",
-        moved("asi_exit.flush_control", after="asi_exit.write_cr3"),
+        moved(Role.FLUSH_CONTROL_ON_EXIT, after=Role.LOAD_ON_EXIT),
     ),
     Mutant(
         "cr3-before-control-flush-on-enter",
         "__asi_enter writes CR3 before it flushes the predictors",
         "order",
-        moved("__asi_enter.flush_control", after="__asi_enter.write_cr3"),
+        moved(Role.FLUSH_CONTROL_ON_ENTER, after=Role.LOAD_ON_ENTER),
     ),
     Mutant(
         "data-flush-before-cr3",
         "__asi_enter flushes the data side channels before it writes CR3",
         "order",
-        moved("__asi_enter.flush_data", before="__asi_enter.write_cr3"),
+        moved(Role.FLUSH_DATA, before=Role.LOAD_ON_ENTER),
     ),
     Mutant(
         "cr3-before-curr-asi-on-enter",
         "__asi_enter sets curr_asi after CR3",
         "order",
-        moved("__asi_enter.set_curr_asi", after="__asi_enter.write_cr3"),
+        moved(Role.SET_CURR_ASI, after=Role.LOAD_ON_ENTER),
     ),
     Mutant(
         "curr-asi-before-cr3-on-exit",
         "asi_exit clears curr_asi before CR3",
         "order",
-        moved("asi_exit.clear_curr_asi", before="asi_exit.write_cr3"),
+        moved(Role.CLEAR_CURR_ASI, before=Role.LOAD_ON_EXIT),
     ),
     Mutant(
         "taint-cleared-before-control-flush",
         "the control taints are cleared before the predictors are flushed",
         "order",
-        taints_first("maybe_flush_control_for_exit"),
+        taints_first(Routine.FLUSH_CONTROL_FOR_EXIT),
     ),
     Mutant(
         "target-after-enter",
         "asi_enter sets the target after it switched",
         "order",
-        moved("asi_enter_userspace.set_target", after="asi_enter_userspace.enter"),
+        moved(Role.SET_TARGET, after=Role.ENTER_TARGET, within=enter_name(AsiClass.USERSPACE), optional=True),
     ),
 )
 _TAINT = (
@@ -225,14 +228,14 @@ _TAINT = (
         "no-kernel-data-taint",
         "asi_exit does not record that kernel data will linger",
         "taint",
-        without("asi_exit.taint_kernel_data"),
+        without(Role.TAINT_KERNEL_DATA),
     ),
-    Mutant("no-class-taints", "__asi_enter sets no taints", "taint", without("__asi_enter.set_taints")),
+    Mutant("no-class-taints", "__asi_enter sets no taints", "taint", without(Role.SET_TAINTS)),
     Mutant(
         "no-squash",
         "a switch of mm does not squash the taints",
         "taint",
-        without("mm_switch.squash"),
+        without(Role.SQUASH),
         variant=RESTRICTED_SWITCH,
     ),
     Mutant(
@@ -265,32 +268,37 @@ _INTERRUPT = (
         "no-reentry",
         "the outermost interrupt return does not enter again",
         "interrupt",
-        without("asi_intr_exit.enter_again"),
+        without(Role.ENTER_AGAIN),
     ),
     Mutant(
         "no-interrupt-depth",
         "asi_intr_enter does not count",
         "interrupt",
-        without("asi_intr_enter.count"),
+        without(Role.COUNT_INTERRUPT),
     ),
     Mutant(
         "reentry-before-uncount",
         "asi_intr_exit enters again before it counts down",
         "interrupt",
-        moved("asi_intr_exit.uncount", after="asi_intr_exit.enter_again"),
+        moved(Role.UNCOUNT_INTERRUPT, after=Role.ENTER_AGAIN),
     ),
     Mutant(
         "no-exit-in-page-fault",
         "the page-fault handler does not exit",
         "interrupt",
-        without("nested_page_fault.exit"),
+        without(Role.EXIT_ON_FAULT),
     ),
-    Mutant("no-enter-on-return", "the return to user mode does not enter", "interrupt", without("return_user.enter")),
+    Mutant(
+        "no-enter-on-return",
+        "the return to user mode does not enter",
+        "interrupt",
+        without(Role.ENTER_ON_RETURN, optional=True),
+    ),
     Mutant(
         "no-interrupt-end-on-return",
         "the return from an interrupt to user mode does not end it",
         "interrupt",
-        without("return_user.end_interrupt"),
+        without(Role.END_INTERRUPT, optional=True),
     ),
 )
 _KERNEL = (
@@ -298,7 +306,7 @@ _KERNEL = (
         "no-exit-on-mm-switch",
         "a switch of mm does not exit",
         "kernel",
-        without("mm_switch.exit"),
+        without(Role.EXIT_ON_MM_SWITCH),
     ),
     Mutant(
         "no-unmapping",
@@ -355,19 +363,19 @@ ALTERNATIVES: tuple[Mutant, ...] = (
         "kernel-data-after-cr3",
         "asi_exit records KERNEL_DATA after CR3",
         "alternative",
-        moved("asi_exit.taint_kernel_data", before="asi_exit.clear_curr_asi"),
+        moved(Role.TAINT_KERNEL_DATA, before=Role.CLEAR_CURR_ASI),
     ),
     Mutant(
         "taint-cleared-before-data-flush",
         "the data taints are cleared before the flush",
         "alternative",
-        taints_first("maybe_flush_data"),
+        taints_first(Routine.FLUSH_DATA),
     ),
     Mutant(
         "no-exit-on-context-switch",
         "a switch of tasks in one mm does not exit",
         "alternative",
-        without("context_switch.exit"),
+        without(Role.EXIT_ON_CONTEXT_SWITCH, optional=True),
     ),
 )
 """Changes that one may ask about: another order, another scope."""

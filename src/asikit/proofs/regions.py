@@ -1,12 +1,16 @@
-"""Places by what the micro-operations there are for: the regions that the invariant speaks of, found by path."""
+"""Places by what the micro-operations there are for: the regions that the invariant speaks of, found by role."""
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, RESTING, USER, Place, Relation
-from asikit.protocol import Happening
+from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Place, Relation
+from asikit.protocol import Happening, Protocol, Role, Routine
 from asikit.protocol.entries import STOP_WAITING
+
+if TYPE_CHECKING:
+    from asikit.protocol.operations import ProgramOp
 
 H = Happening
 
@@ -40,15 +44,38 @@ class Regions:
         """Return the path of the micro-operation that comes next at a place; it is not a resting place."""
         return self.relation.world.protocol.programs[place.program].ops[place.pc].path
 
-    # Where a thread may be, by the paths of the micro-operations that come next.
+    def role(self, place: Place) -> Role | None:
+        """Return the role of the micro-operation that comes next at a place; it is not a resting place."""
+        return self.relation.world.protocol.programs[place.program].ops[place.pc].role
 
-    def before(self, *paths: str) -> list[Place]:
-        """Return the places before micro-operations of some paths; a path may end in `.*`."""
+    # Where a thread may be, by what the micro-operations that come next are for.
 
-        def named(path: str) -> bool:
-            return any(path == one or (one.endswith("*") and path.startswith(one[:-1])) for one in paths)
+    def before(self, *roles: Role, within: tuple[str, ...] = (), optional: bool = False) -> list[Place]:
+        """Return the places before micro-operations of some roles, in all transitions or in those named.
 
-        return [place for place in self.relation.places if place not in RESTING and named(self.path(place))]
+        A mutant may have lost one, which then has no places. Raises MissingRoleError for a role that the configuration
+        never has, unless it is optional.
+        """
+        for role in roles:
+            self._plain.having(role, *within, optional=optional)
+        return [place for place, op in self._ops if op.role in roles and (not within or op.transition in within)]
+
+    def inside(self, *transitions: str) -> list[Place]:
+        """Return the places before micro-operations of some transitions. Raises UnknownNameError."""
+        for name in transitions:
+            self._plain.program(name)
+        return [place for place, op in self._ops if op.transition in transitions]
+
+    @cached_property
+    def _plain(self) -> Protocol:
+        """The protocol of which this one may be a mutant."""
+        return Protocol(self.relation.world.config)
+
+    @cached_property
+    def _ops(self) -> tuple[tuple[Place, ProgramOp], ...]:
+        """The places before micro-operations, and those."""
+        ops = ((place, self.relation.op(place)) for place in self.relation.places)
+        return tuple((place, op) for place, op in ops if op is not None)
 
     def programs(self, *names: str) -> list[Place]:
         """Return the places inside programs on the base level."""
@@ -57,29 +84,34 @@ class Regions:
     @cached_property
     def enter_before_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, curr_asi set, CR3 not."""
-        return self.before("maybe_flush_control_for_enter.*", "__asi_enter.write_cr3")
+        return [*self.inside(Routine.FLUSH_CONTROL_FOR_ENTER), *self.before(Role.LOAD_ON_ENTER)]
 
     @cached_property
     def enter_after_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, CR3 written."""
-        return self.before("maybe_flush_data.*", "__asi_enter.set_taints", "__asi_enter.release_sibling")
+        return [*self.inside(Routine.FLUSH_DATA), *self.enter_after_flush]
+
+    @cached_property
+    def enter_after_flush(self) -> list[Place]:
+        """Inside `__asi_enter`, the data side channels flushed."""
+        return [*self.before(Role.SET_TAINTS), *self.before(Role.RELEASE_SIBLING, optional=True)]
 
     @cached_property
     def entering(self) -> list[Place]:
         """Inside `__asi_enter`, which has something to do."""
-        return [*self.before("__asi_enter.set_curr_asi"), *self.enter_before_cr3, *self.enter_after_cr3]
+        return [*self.before(Role.SET_CURR_ASI), *self.enter_before_cr3, *self.enter_after_cr3]
 
     @cached_property
     def exiting(self) -> list[Place]:
         """Inside `asi_exit`, which has something to do."""
-        everything = self.before("asi_exit.*", "maybe_flush_control_for_exit.*")
-        first = self.before("asi_exit.already_there")
+        everything = self.inside(Routine.EXIT, Routine.FLUSH_CONTROL_FOR_EXIT)
+        first = self.before(Role.ALREADY_EXITED)
         return [place for place in everything if place not in first]
 
     @cached_property
     def resuming(self) -> list[Place]:
         """Before untrusted code, entered."""
-        return self.before("return_user.resume", "vm_entry.resume", "vm_entry.refresh_host_cr3")
+        return self.before(Role.RESUME, Role.REFRESH_HOST_CR3, optional=True)
 
     @cached_property
     def after_fault(self) -> list[Place]:
@@ -87,18 +119,22 @@ class Regions:
         found: list[Place] = []
         for level in self.levels:
             touch = [place for place in level if place.program == H.UNMAPPED_TOUCH]
-            walks = [place.pc for place in touch if self.path(place) == "nested_page_fault.walk"]
+            walks = [place.pc for place in touch if self.role(place) is Role.WALK]
             found += [place for place in touch if walks and place.pc >= walks[0]]
         return found
 
     def flushed(self, structure: int, programs: tuple[str, ...]) -> list[Place]:
-        """Return the places after a structure's flush, up to the step that clears the taints."""
-        found = []
-        for place in self.before(*(f"{name}.*" for name in programs)):
-            path = self.path(place)
-            order = [op.name for op in self.relation.world.protocol.transitions[path.partition(".")[0]].ops]
-            flush = str(self.structures[structure].cleared_by)
-            if flush in order and order.index(path.partition(".")[2]) > order.index(flush):
+        """Return the places after a structure's flush, up to the step that clears the taints.
+
+        There are none if the programs lack that flush.
+        """
+        found, flush = [], self.structures[structure].cleared_by
+        for place, op in self._ops:
+            if op.transition not in programs:
+                continue
+            transition = self.relation.world.protocol.transitions[op.transition]
+            kinds = [each.asks.kind if each.asks is not None else None for each in transition.ops]
+            if flush in kinds and transition.index(op.name) > kinds.index(flush):
                 found.append(place)
         return found
 
@@ -109,7 +145,7 @@ class Regions:
         if place in {KERNEL, HANDLER}:
             return 1
         ops = self.relation.world.protocol.programs[place.program].ops[: place.pc]
-        counted = sum((op.path == "asi_intr_enter.count") - (op.path == "asi_intr_exit.uncount") for op in ops)
+        counted = sum((op.role is Role.COUNT_INTERRUPT) - (op.role is Role.UNCOUNT_INTERRUPT) for op in ops)
         fresh = place.program in {*self.from_untrusted, H.VM_ENTRY, STOP_WAITING}
         if place.level:
             fresh = (
@@ -122,10 +158,16 @@ class Regions:
         """The programs that enter the kernel from untrusted code."""
         return (*self.relation.world.entries_from_user, H.VM_EXIT)
 
-    def after_in_exit(self, name: str) -> list[Place]:
-        """Return the places in `asi_exit` after a micro-operation of it, up to its end."""
-        ops = [op.name for op in self.relation.world.protocol.transitions["asi_exit"].ops]
-        if name not in ops:
+    def after_in_exit(self, role: Role) -> list[Place]:
+        """Return the places in `asi_exit` after the micro-operation of a role, up to its end; none if a mutant lost it.
+
+        Raises MissingRoleError for a role that the configuration never has.
+        """
+        self._plain.having(role, Routine.EXIT)
+        ops = self.relation.world.protocol.transitions[Routine.EXIT].ops
+        start = next((index for index, op in enumerate(ops) if op.role is role), None)
+        if start is None:
             return []
-        after = [f"asi_exit.{op}" for op in ops[ops.index(name) + 1 :]]
-        return self.before(*after, "maybe_flush_control_for_exit.*")
+        after = {op.name for op in ops[start + 1 :]}
+        inside = [place for place, op in self._ops if op.transition == Routine.EXIT and op.name in after]
+        return [*inside, *self.inside(Routine.FLUSH_CONTROL_FOR_EXIT)]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from asikit.machine.kernel import DeadlockError, InvariantError, Machine, MachineConfig
 from asikit.machine.mm import GFP_KERNEL, MapFlags, Prot
-from asikit.proofs._attacker import GUEST, KERNEL, LINE, Attacker, Learnt, Secret, assumed, must_not_learn
+from asikit.proofs._attacker import GUEST, KERNEL, LINE, Eavesdropper, Learnt, Secret, assumed, must_not_learn
 from asikit.proofs._director import Director, StoryOver
 from asikit.protocol import AsiClass, MisuseError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from asikit.machine.kernel import Kernel, Task
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
     from asikit.proofs.model import World
     from asikit.proofs.mutants import Mutant
@@ -130,11 +130,10 @@ class _Stage:
                 smt=smt,
                 memory=_MEMORY,
                 timer_period=_NEVER,
-                protocol=world.config,
+                protocol=world.protocol,
                 sensitivity=None if world.unmapped else lambda _: False,
                 pageblock_order=1 if self._flips else 9,
             ),
-            protocol=world.protocol,
             interleaver=director,
         )
         self._kernel: Kernel = machine.kernel
@@ -147,7 +146,7 @@ class _Stage:
         """Run the story; `changed` is whose secret is another one."""
         kernel, director = self._kernel, self._director
         mms = {ATTACKER: kernel.contexts.new(), VICTIM: kernel.contexts.new()}
-        attacker = Attacker(self._world, kernel, mms)
+        attacker = Eavesdropper(self._world, kernel, mms)
         attacker.secrets = list(self._secrets(mms, changed))
         self._connect(attacker, mms)
         core = kernel.cpus[0].hw.core
@@ -193,7 +192,7 @@ class _Stage:
                 kernel.physical.write(paddr, content[owner])
                 yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))
 
-    def _connect(self, attacker: Attacker, mms: dict[str, MmStruct]) -> None:
+    def _connect(self, attacker: Eavesdropper, mms: dict[str, MmStruct]) -> None:
         """Let the director have the machine, and each hardware thread of the story a task."""
         kernel, director = self._kernel, self._director
         director.kernel, director.attacker = kernel, attacker

@@ -9,6 +9,8 @@ from asikit.proofs.hardware import Party
 from asikit.protocol import HANDLER, CoreState, Mailbox
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asikit.protocol import Effect, TaskState, ThreadState
 
 OWN_STUNNED, OWN_UNTRUSTED, OWN_IPI, SIBLING_STUNNED, SIBLING_UNTRUSTED, SIBLING_IPI, OWN_BEHIND, SIBLING_BEHIND = (
@@ -16,6 +18,17 @@ OWN_STUNNED, OWN_UNTRUSTED, OWN_IPI, SIBLING_STUNNED, SIBLING_UNTRUSTED, SIBLING
 )
 SHARED_BITS = 8
 """The width of what two threads share, as one sees it: both mailboxes, and who has yet to follow a switch of mm."""
+
+
+SHARED_WORDS: tuple[tuple[int, ...], ...] = tuple(
+    tuple(shared >> bit & 1 for bit in range(SHARED_BITS)) for shared in range(1 << SHARED_BITS)
+)
+"""The bits of each value of them, in the order of the fields that they are to expressions."""
+
+
+def shared_of_words(words: Sequence[int]) -> int:
+    """Return the bits as one number."""
+    return sum(word << bit for bit, word in enumerate(words))
 
 
 def core_of(shared: int) -> tuple[CoreState, int]:

@@ -10,16 +10,18 @@ holds, `edits` makes mutants. `taints`, `pcid`, `tlb` and `domains` are the valu
 
 from __future__ import annotations
 
-from asikit.protocol.classes import NO_DOMAIN, AsiClass, Space, space_of
-from asikit.protocol.config import CpuBug, CpuFeature, ProtocolConfig, blanket_config
+from asikit.protocol.classes import NO_DOMAIN, AsiClass, Mapped, Space, space_of
+from asikit.protocol.config import ProtocolConfig, blanket_config
+from asikit.protocol.cpu import CpuBug, CpuFeature
 from asikit.protocol.domains import Domain, Domains
-from asikit.protocol.effects import Effect, EffectKind, ExitReason
-from asikit.protocol.errors import ConfigError, MisuseError, ProtocolError, UnknownNameError
+from asikit.protocol.effects import PRIMITIVES, Effect, EffectKind, ExitReason, FlushSide, Primitive
+from asikit.protocol.errors import ConfigError, MissingRoleError, MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening, Outcome
 from asikit.protocol.invariants import Invariant, step_invariants, taint_invariants
 from asikit.protocol.operations import MicroOp, Program, ProgramOp, Transition
 from asikit.protocol.pcid import PcidLayout
 from asikit.protocol.protocol import Protocol
+from asikit.protocol.roles import Role, Routine
 from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, State, TaskState, ThreadState
 from asikit.protocol.stepping import HANDLER, Status, Step
 from asikit.protocol.taints import ALL_TAINTS, CONTROL_MASK, DATA_MASK, ClassRegistry, Taint, TaintPolicy
@@ -39,6 +41,7 @@ __all__ = [
     "DATA_MASK",
     "HANDLER",
     "NO_DOMAIN",
+    "PRIMITIVES",
     "TLB_FLUSHES",
     "AsiClass",
     "ClassRegistry",
@@ -54,21 +57,27 @@ __all__ = [
     "EffectKind",
     "ExitReason",
     "FlushPlan",
+    "FlushSide",
     "Frame",
     "Generation",
     "Generations",
     "Happening",
     "Invariant",
     "Mailbox",
+    "Mapped",
     "MicroOp",
+    "MissingRoleError",
     "MisuseError",
     "Outcome",
     "PcidLayout",
+    "Primitive",
     "Program",
     "ProgramOp",
     "Protocol",
     "ProtocolConfig",
     "ProtocolError",
+    "Role",
+    "Routine",
     "SeenGenerations",
     "Space",
     "State",

@@ -18,20 +18,6 @@ from asikit.protocol.switching import flush_ops
 if TYPE_CHECKING:
     from asikit.protocol.config import ProtocolConfig
 
-ENTRIES_FROM_USER = (
-    Happening.SYSCALL_ENTRY,
-    Happening.EXCEPTION_ENTRY,
-    Happening.INTERRUPT_ENTRY,
-    Happening.NMI_ENTRY,
-)
-NESTED_ENTRIES = (
-    Happening.NESTED_EXCEPTION,
-    Happening.NESTED_PAGE_FAULT,
-    Happening.NESTED_INTERRUPT,
-    Happening.NESTED_NMI,
-    Happening.DOUBLE_FAULT,
-)
-
 
 def blanket_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
     """Return the transition of each happening without ASI: with the blanket mitigation if it is on."""
@@ -45,12 +31,14 @@ def blanket_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
     special = (
         *(
             Transition(happening, "From user mode.", (LEAVE_UNTRUSTED, *predictors, *leave_user_half))
-            for happening in ENTRIES_FROM_USER
+            for happening in Happening
+            if happening.from_user
         ),
         Transition(Happening.VM_EXIT, "From a guest.", (LEAVE_UNTRUSTED, *predictors)),
         *(
             Transition(happening, "From kernel mode: nothing but PTI's.", leave_user_half)
-            for happening in NESTED_ENTRIES
+            for happening in Happening
+            if happening.nested
         ),
         Transition(Happening.RETURN_USER, "To user mode.", (*enter_user_half, *data, resume(config))),
         Transition(Happening.VM_ENTRY, "Into a guest.", (*data, resume(config))),

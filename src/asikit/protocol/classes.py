@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class AsiClass(IntEnum):
@@ -45,6 +45,17 @@ class Space(IntEnum):
     def label(self) -> str:
         """Text for people: `unrestricted`, `restricted kvm`."""
         return "unrestricted" if self is Space.UNRESTRICTED else f"restricted {self.name.lower()}"
+
+
+class Mapped(StrEnum):
+    """What the restricted address spaces have of a region of addresses; the words of a sensitivity policy."""
+
+    MAPPED = "mapped"
+    ABSENT = "absent"
+    BY_MEMORY = "by_memory"
+    """Mapped where the memory behind it is nonsensitive."""
+    USERSPACE = "userspace"
+    """Mapped in the domains of the class USERSPACE only, not in KVM's (`asi_maps_user_addr()`)."""
 
 
 NO_DOMAIN = Space.UNRESTRICTED

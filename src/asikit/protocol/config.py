@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from asikit.protocol.classes import AsiClass
-from asikit.protocol.effects import EffectKind
+from asikit.protocol.cpu import CpuBug, CpuFeature
+from asikit.protocol.effects import PRIMITIVES, EffectKind, FlushSide
 from asikit.protocol.errors import ConfigError
 from asikit.protocol.happenings import TLB_FLUSHES, Happening
 from asikit.protocol.taints import DATA_MASK, ClassRegistry, Taint, TaintPolicy
 
-
-class CpuFeature(StrEnum):
-    """CPU and kernel features that the protocol asks about, `X86_FEATURE_*`."""
-
-    IBPB = "ibpb"
-    IBPB_ON_VMEXIT = "ibpb_on_vmexit"
-    RETPOLINE = "retpoline"
-    RSB_VMEXIT = "rsb_vmexit"
-
-
-class CpuBug(StrEnum):
-    """CPU vulnerabilities that decide what a flush consists of, `X86_BUG_*`."""
-
-    L1TF = "l1tf"
-    MDS = "mds"
-    TAA = "taa"
-    MMIO_STALE_DATA = "mmio_stale_data"
-    RFDS = "rfds"
-    TSA = "tsa"
-    DIV0 = "div0"
-    BHI = "bhi"
-    VRS_L1DES = "vrs_l1des"
-
-
-DATA_FLUSH_FOR: tuple[tuple[EffectKind, frozenset[CpuBug]], ...] = (
-    # Lines that are evicted from the L1D go through the fill buffers (INTEL-SA-00329), so that takes both.
-    (EffectKind.L1D_FLUSH, frozenset({CpuBug.L1TF, CpuBug.VRS_L1DES})),
-    (
-        EffectKind.VERW,
-        frozenset({CpuBug.MDS, CpuBug.TAA, CpuBug.MMIO_STALE_DATA, CpuBug.RFDS, CpuBug.TSA, CpuBug.VRS_L1DES}),
-    ),
-    (EffectKind.DUMMY_DIVIDE, frozenset({CpuBug.DIV0})),
-)
-"""What a data flush consists of, and the bugs that call for each part.
-
-The RFCs do the first only and leave the rest as a TODO; a CPU described with L1TF alone behaves as published."""
-
-CONTROL_FLUSH_BHB = frozenset({CpuBug.BHI})
 VULNERABLE = frozenset({CpuBug.L1TF, CpuBug.MDS})
 
 
@@ -153,16 +115,22 @@ class ProtocolConfig:
     @property
     def control_flush(self) -> tuple[EffectKind, ...]:
         """What a flush of the branch predictors consists of, in order."""
-        return (
-            *((EffectKind.IBPB,) if CpuFeature.IBPB in self.features else ()),
-            *((EffectKind.BHB_CLEAR,) if self.bugs & CONTROL_FLUSH_BHB else ()),
-            *((EffectKind.RSB_FILL,) if self.rsb_fill else ()),
-        )
+        return self._flush(FlushSide.CONTROL)
 
     @property
     def data_flush(self) -> tuple[EffectKind, ...]:
         """What a flush of the data side channels consists of, in order."""
-        return tuple(kind for kind, bugs in DATA_FLUSH_FOR if self.bugs & bugs)
+        return self._flush(FlushSide.DATA)
+
+    def _flush(self, side: FlushSide) -> tuple[EffectKind, ...]:
+        return tuple(
+            primitive.kind
+            for primitive in PRIMITIVES
+            if primitive.side is side
+            and (primitive.feature is None or primitive.feature in self.features)
+            and (not primitive.option or getattr(self, primitive.option))
+            and (not primitive.bugs or primitive.bugs & self.bugs)
+        )
 
 
 def blanket_config(*, pti: bool = True) -> ProtocolConfig:

@@ -1,6 +1,7 @@
 """Edits of transitions: how a mutant, or a change that somebody wants to try, is made from the protocol.
 
-All are pure: they take transitions and give others. A micro-operation is named by its path, `asi_exit.write_cr3`.
+All are pure: they take transitions and give others. A micro-operation is named by its path, `asi_exit.write_cr3`;
+`having` says which paths have a role.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from asikit.protocol.errors import EditError, UnknownNameError
+from asikit.protocol.errors import EditError, MissingRoleError, UnknownNameError
 from asikit.protocol.operations import END, MicroOp, Transition, Transitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from asikit.protocol.roles import Role
 
 
 def find(transitions: Transitions, path: str) -> tuple[Transition, int]:
@@ -22,6 +25,23 @@ def find(transitions: Transitions, path: str) -> tuple[Transition, int]:
     if name not in transitions:
         raise UnknownNameError("transition", name, transitions)
     return transitions[name], transitions[name].index(op_name)
+
+
+def having(transitions: Transitions, role: Role, *within: str, optional: bool = False) -> tuple[str, ...]:
+    """Return the paths of the micro-operations of a role, in all transitions or in those named.
+
+    Raises MissingRoleError if there are none, unless they are optional.
+    """
+    found = tuple(
+        f"{name}.{op.name}"
+        for name, transition in transitions.items()
+        if not within or name in within
+        for op in transition.ops
+        if op.role is role
+    )
+    if not (found or optional):
+        raise MissingRoleError(role, within)
+    return found
 
 
 def with_transition(transitions: Transitions, changed: Transition) -> Transitions:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from asikit.protocol.cpu import CpuBug, CpuFeature
+from asikit.protocol.errors import PrimitivesError
+
 if TYPE_CHECKING:
     from asikit.protocol.classes import Space
 
@@ -41,6 +44,126 @@ class EffectKind(StrEnum):
     """Full memory barrier: stores before it are seen by other CPUs before loads after it are done."""
     REFRESH_HOST_CR3 = "refresh_host_cr3"
     """Copy CR3 to the VMCS' HOST_CR3, so that the VM exit comes back into the same address space."""
+
+
+OTHER_EFFECTS = frozenset(
+    {
+        EffectKind.WRITE_CR3,
+        EffectKind.STUN,
+        EffectKind.UNSTUN,
+        EffectKind.TLB_FLUSH,
+        EffectKind.PAGE_FAULT,
+        EffectKind.PAGE_WALK,
+        EffectKind.BARRIER,
+        EffectKind.REFRESH_HOST_CR3,
+    }
+)
+"""The effects that are no primitive of a flush."""
+
+
+class FlushSide(StrEnum):
+    """Of which flush a primitive is a part."""
+
+    CONTROL = "control"
+    """Of the branch predictors: what attackers trained."""
+    DATA = "data"
+    """Of the data side channels: what victims left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Primitive:
+    """A primitive of a flush: one instruction, or loop, that empties structures of the core.
+
+    Without `feature`, `option` and `bugs` it is always a part of its flush; each that is given is a condition.
+
+    Attributes:
+        kind: the effect.
+        side: the flush that it is a part of.
+        words: what a report calls many of them.
+        channel: what it empties, as the proofs see it: one structure.
+        empties: the structures of a CPU model that those are, by name, and what each is called in a sentence.
+        feature: the CPU feature that it takes.
+        option: the field of `ProtocolConfig` that turns it off.
+        bugs: the vulnerabilities that call for it, any of them.
+    """
+
+    kind: EffectKind
+    side: FlushSide
+    words: str
+    channel: str
+    empties: tuple[tuple[str, str], ...]
+    feature: CpuFeature | None = None
+    option: str = ""
+    bugs: frozenset[CpuBug] = frozenset()
+
+
+def _checked(*rows: Primitive) -> tuple[Primitive, ...]:
+    """Return the rows. Raises PrimitivesError unless each effect has one, or is no primitive."""
+    kinds = [row.kind for row in rows]
+    for kind in EffectKind:
+        if kinds.count(kind) + (kind in OTHER_EFFECTS) != 1:
+            raise PrimitivesError(
+                f"protocol/effects.py: {kind} has {kinds.count(kind)} rows in PRIMITIVES and is "
+                f"{'' if kind in OTHER_EFFECTS else 'not '}in OTHER_EFFECTS; it must be in one of them, once"
+            )
+    return rows
+
+
+PRIMITIVES: tuple[Primitive, ...] = _checked(
+    Primitive(
+        kind=EffectKind.IBPB,
+        side=FlushSide.CONTROL,
+        words="branch predictor barriers (IBPB)",
+        channel="branch target buffer",
+        empties=(("btb", "branch target buffer"),),
+        feature=CpuFeature.IBPB,
+    ),
+    Primitive(
+        kind=EffectKind.BHB_CLEAR,
+        side=FlushSide.CONTROL,
+        words="branch history clears",
+        channel="branch history buffer",
+        empties=(("bhb", "branch history buffer"),),
+        bugs=frozenset({CpuBug.BHI}),
+    ),
+    Primitive(
+        kind=EffectKind.RSB_FILL,
+        side=FlushSide.CONTROL,
+        words="return stack refills",
+        channel="return stack buffer",
+        empties=(("rsb", "return stack buffer"),),
+        option="rsb_fill",
+    ),
+    Primitive(
+        kind=EffectKind.L1D_FLUSH,
+        side=FlushSide.DATA,
+        words="L1 data cache flushes",
+        channel="L1D cache",
+        empties=(("l1d", "L1D cache"),),
+        # Lines that are evicted from the L1D go through the fill buffers (INTEL-SA-00329), so that takes both.
+        bugs=frozenset({CpuBug.L1TF, CpuBug.VRS_L1DES}),
+    ),
+    Primitive(
+        kind=EffectKind.VERW,
+        side=FlushSide.DATA,
+        words="buffer clears (VERW)",
+        channel="fill and store buffers",
+        empties=(("fill_buffer", "fill buffers"), ("store_buffer", "store buffer"), ("load_port", "load ports")),
+        bugs=frozenset({CpuBug.MDS, CpuBug.TAA, CpuBug.MMIO_STALE_DATA, CpuBug.RFDS, CpuBug.TSA, CpuBug.VRS_L1DES}),
+    ),
+    Primitive(
+        kind=EffectKind.DUMMY_DIVIDE,
+        side=FlushSide.DATA,
+        words="divider clears",
+        channel="divider",
+        empties=(("divider", "divider"),),
+        bugs=frozenset({CpuBug.DIV0}),
+    ),
+)
+"""All primitives, in the order in which a flush does them; whoever needs a list of primitives has it from here.
+
+Of the data side channels the RFCs flush the L1D only and leave the rest as a TODO; a CPU described with L1TF alone
+behaves as published."""
 
 
 class ExitReason(StrEnum):

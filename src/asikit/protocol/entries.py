@@ -17,6 +17,7 @@ from asikit.protocol.errors import (
 from asikit.protocol.expressions import ALWAYS, Bit, Const
 from asikit.protocol.happenings import Happening
 from asikit.protocol.operations import END, Assign, MicroOp, Request, Requirement, Transition
+from asikit.protocol.roles import Role, Routine
 from asikit.protocol.switching import enter_name, note_tlb_gen, outdate_tlb, record_tlb_gen, restricted_spaces
 from asikit.protocol.vocabulary import (
     CR3,
@@ -48,6 +49,7 @@ STOP_WAITING = "stop_waiting"
 
 LEAVE_UNTRUSTED = MicroOp(
     name="leave_untrusted",
+    role=Role.LEAVE_UNTRUSTED,
     # In nested entries too: an NMI may come before the interrupted entry got as far as this. If its handler exited
     # while still counted as untrusted, two siblings could wait for one another for ever.
     why="the acknowledgement that a stunning sibling waits for",
@@ -95,6 +97,7 @@ def resume(config: ProtocolConfig) -> MicroOp:
     """Return the last step before untrusted code: the check of the stun and the going are one."""
     return MicroOp(
         name="resume",
+        role=Role.RESUME,
         why="checked with interrupts off, spun for with them on; never HLT or MWAIT, which would repartition buffers",
         waits=STUNNED.equals(0) if config.smt else ALWAYS,
         sets=(Assign(UNTRUSTED, Const(1)),),
@@ -115,7 +118,7 @@ def entry_transitions(config: ProtocolConfig) -> tuple[Transition, ...]:
         Transition(
             Happening.EXPLICIT_EXIT,
             "Code that reads, derives and writes CR3 could undo an exit that an NMI made in between.",
-            (MicroOp(name="exit", call="asi_exit", reason=ExitReason.MISC),),
+            (MicroOp(name="exit", call=Routine.EXIT, reason=ExitReason.MISC),),
         ),
     )
 
@@ -129,12 +132,13 @@ def _from_untrusted(config: ProtocolConfig) -> tuple[Transition, ...]:
         requires=(Requirement(DEPTH.equals(0), RelaxFromInterruptError),),
         sets=(Assign(TARGET, NONE),),
     )
-    interrupt = MicroOp(name="interrupt", why="the critical section goes on afterwards", call="asi_intr_enter")
+    interrupt = MicroOp(name="interrupt", why="the critical section goes on afterwards", call=Routine.INTR_ENTER)
     return (
         Transition(Happening.SYSCALL_ENTRY, "From user mode, to stay in the kernel.", (LEAVE_UNTRUSTED, *pti, relax)),
         *(
             Transition(happening, "From user mode, to come back to it.", (LEAVE_UNTRUSTED, *pti, interrupt))
-            for happening in (Happening.EXCEPTION_ENTRY, Happening.INTERRUPT_ENTRY, Happening.NMI_ENTRY)
+            for happening in Happening
+            if happening.from_user and happening is not Happening.SYSCALL_ENTRY
         ),
         Transition(Happening.VM_EXIT, "From a guest; HOST_CR3 is its domain's.", (LEAVE_UNTRUSTED, relax)),
     )
@@ -142,8 +146,8 @@ def _from_untrusted(config: ProtocolConfig) -> tuple[Transition, ...]:
 
 def _nested(config: ProtocolConfig) -> tuple[Transition, ...]:
     pti = (LEAVE_USER_HALF,) if config.pti else ()
-    intr_enter = MicroOp(name="intr_enter", call="asi_intr_enter")
-    intr_exit = MicroOp(name="intr_exit", call="asi_intr_exit")
+    intr_enter = MicroOp(name="intr_enter", call=Routine.INTR_ENTER)
+    intr_exit = MicroOp(name="intr_exit", call=Routine.INTR_EXIT)
     return (
         *(
             Transition(
@@ -158,9 +162,10 @@ def _nested(config: ProtocolConfig) -> tuple[Transition, ...]:
                 LEAVE_UNTRUSTED,
                 *pti,
                 intr_enter,
-                MicroOp(name="exit", call="asi_exit", reason=ExitReason.PAGE_FAULT),
+                MicroOp(name="exit", role=Role.EXIT_ON_FAULT, call=Routine.EXIT, reason=ExitReason.PAGE_FAULT),
                 MicroOp(
                     name="walk",
+                    role=Role.WALK,
                     why="raw present bits, in the page tables of CR3: an NMI may have exited before us",
                     asks=Request(EffectKind.PAGE_WALK),
                 ),
@@ -169,7 +174,7 @@ def _nested(config: ProtocolConfig) -> tuple[Transition, ...]:
         Transition(
             Happening.DOUBLE_FAULT,
             "Nothing may fault in it, so it exits at once.",
-            (LEAVE_UNTRUSTED, *pti, intr_enter, MicroOp(name="exit", call="asi_exit", reason=ExitReason.MISC)),
+            (LEAVE_UNTRUSTED, *pti, intr_enter, MicroOp(name="exit", call=Routine.EXIT, reason=ExitReason.MISC)),
         ),
         Transition(Happening.NESTED_RETURN, "Back into the interrupted kernel code.", (intr_exit,)),
         *(
@@ -209,7 +214,7 @@ def _return_user(config: ProtocolConfig) -> Transition:
         exit_ = MicroOp(
             name="exit",
             why="no registered domain maps user addresses, so user mode needs the unrestricted address space",
-            call="asi_exit",
+            call=Routine.EXIT,
             reason=ExitReason.USER_RET,
         )
         return Transition(Happening.RETURN_USER, "Back to user mode, which no class covers.", (exit_, *pti))
@@ -218,7 +223,7 @@ def _return_user(config: ProtocolConfig) -> Transition:
         name="end_of_kvm_run",
         why="a limit of the prototype, not of the design",
         when=RELAXED & CURR_ASI.equals(SPACES[space_of(AsiClass.KVM)]),
-        call="asi_exit",
+        call=Routine.EXIT,
         reason=ExitReason.USER_RET,
     )
     return Transition(
@@ -235,8 +240,8 @@ def _return_user(config: ProtocolConfig) -> Transition:
                     Requirement(DEPTH.below(2), ReturnFromNestedInterruptError),
                 ),
             ),
-            MicroOp(name="end_interrupt", when=TENSE, call="asi_intr_exit"),
-            MicroOp(name="enter", when=RELAXED, call=enter_name(AsiClass.USERSPACE)),
+            MicroOp(name="end_interrupt", role=Role.END_INTERRUPT, when=TENSE, call=Routine.INTR_EXIT),
+            MicroOp(name="enter", role=Role.ENTER_ON_RETURN, when=RELAXED, call=enter_name(AsiClass.USERSPACE)),
             *pti,
             resume(config),
         ),
@@ -253,6 +258,7 @@ def _vm_entry(config: ProtocolConfig) -> Transition:
             MicroOp(name="enter", call=enter_name(AsiClass.KVM)),
             MicroOp(
                 name="refresh_host_cr3",
+                role=Role.REFRESH_HOST_CR3,
                 why="KVM caches CR3 in the VMCS; the VM exit must come back into this address space",
                 asks=Request(EffectKind.REFRESH_HOST_CR3, CR3),
             ),
@@ -273,7 +279,7 @@ def _stop_waiting(config: ProtocolConfig) -> Transition:
 
 
 def _scheduler(config: ProtocolConfig) -> tuple[Transition, ...]:
-    exit_ = MicroOp(name="exit", why="stabilises CR3", call="asi_exit")
+    exit_ = MicroOp(name="exit", why="stabilises CR3", call=Routine.EXIT)
     outdate = outdate_tlb(
         _bits(restricted_spaces(config), "all domains"),
         "the other mm's domains have PCIDs of their own, of which this CPU may have seen nothing",
@@ -284,7 +290,11 @@ def _scheduler(config: ProtocolConfig) -> tuple[Transition, ...]:
             "Another task. Lazy TLB needs nothing: without a change of mm the domain may stay.",
             (
                 NOT_IN_CRITICAL_SECTION,
-                *((replace(exit_, reason=ExitReason.CONTEXT_SWITCH),) if config.exit_on_context_switch else ()),
+                *(
+                    (replace(exit_, role=Role.EXIT_ON_CONTEXT_SWITCH, reason=ExitReason.CONTEXT_SWITCH),)
+                    if config.exit_on_context_switch
+                    else ()
+                ),
             ),
         ),
         Transition(
@@ -292,8 +302,8 @@ def _scheduler(config: ProtocolConfig) -> tuple[Transition, ...]:
             "The mm really changes; its page tables are loaded after this.",
             (
                 NOT_IN_CRITICAL_SECTION,
-                replace(exit_, reason=ExitReason.SWITCH_MM),
-                MicroOp(name="squash", call="asi_handle_switch_mm"),
+                replace(exit_, role=Role.EXIT_ON_MM_SWITCH, reason=ExitReason.SWITCH_MM),
+                MicroOp(name="squash", role=Role.SQUASH, call=Routine.HANDLE_SWITCH_MM),
                 *((outdate,) if config.noflush else ()),
             ),
         ),
@@ -302,7 +312,7 @@ def _scheduler(config: ProtocolConfig) -> tuple[Transition, ...]:
 
 def _tlb(config: ProtocolConfig) -> tuple[Transition, ...]:
     if not config.noflush:
-        exit_ = MicroOp(name="exit", call="asi_exit", reason=ExitReason.TLB_FLUSH)
+        exit_ = MicroOp(name="exit", call=Routine.EXIT, reason=ExitReason.TLB_FLUSH)
         return tuple(
             Transition(happening, why, (exit_,) if happening in config.exit_on_tlb_flush else ())
             for happening, why in _FLUSHES_OF_THE_KERNEL
@@ -327,6 +337,7 @@ def _flush(happening: Happening, what: str, spaces: tuple[Space, ...]) -> Transi
             note_tlb_gen(CR3),
             MicroOp(
                 name="flush_domain",
+                role=Role.FLUSH_DOMAIN,
                 why="the kernel's own flush sees to the unrestricted address space",
                 when=TLB_STALE.has(Bit(CR3)) & RESTRICTED & CR3.differs(UNRESTRICTED),
                 asks=Request(EffectKind.TLB_FLUSH, CR3),

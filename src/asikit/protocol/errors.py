@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from asikit.protocol.roles import Role
+
 
 class ProtocolError(Exception):
     """Base of everything that this room raises; the message is one line."""
@@ -24,8 +26,23 @@ class UnknownNameError(ProtocolError):
     """A transition or a micro-operation that does not exist; the message names the nearest that does."""
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
-        near = difflib.get_close_matches(name, list(known), n=1)
+        near = difflib.get_close_matches(name, [str(each) for each in known], n=1)
         super().__init__(f"no {what} called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+class PrimitivesError(ProtocolError):
+    """The table of primitives and the effects do not fit."""
+
+
+class MissingRoleError(ProtocolError):
+    """No micro-operation has a role that was asked for."""
+
+    def __init__(self, role: Role, within: Iterable[str]) -> None:
+        names = ", ".join(within)
+        super().__init__(
+            f"no micro-operation of {names or 'any transition'} has the role {role.name} ({role.value}); "
+            "if the configuration may lack it, say optional=True"
+        )
 
 
 class EditError(ProtocolError):

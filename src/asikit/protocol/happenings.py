@@ -58,6 +58,32 @@ class Happening(StrEnum):
     EXPLICIT_EXIT = "explicit_exit"
     """Code that cannot live with a changing CR3: `__native_read_cr3`, `native_write_cr3`, suspend, kexec."""
 
+    @property
+    def from_user(self) -> bool:
+        """Whether it is an entry from user mode into the kernel."""
+        return self in {
+            Happening.SYSCALL_ENTRY,
+            Happening.EXCEPTION_ENTRY,
+            Happening.INTERRUPT_ENTRY,
+            Happening.NMI_ENTRY,
+        }
+
+    @property
+    def from_untrusted(self) -> bool:
+        """Whether it is an entry from untrusted code, a process' or a guest's, into the kernel."""
+        return self.from_user or self is Happening.VM_EXIT
+
+    @property
+    def nested(self) -> bool:
+        """Whether it is an entry from kernel mode: its handler runs until NESTED_RETURN."""
+        return self in {
+            Happening.NESTED_EXCEPTION,
+            Happening.NESTED_PAGE_FAULT,
+            Happening.NESTED_INTERRUPT,
+            Happening.NESTED_NMI,
+            Happening.DOUBLE_FAULT,
+        }
+
 
 TLB_FLUSHES = (
     Happening.TLB_FLUSH_USER,

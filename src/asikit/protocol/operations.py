@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from asikit.protocol.classes import Space
 from asikit.protocol.effects import Effect, EffectKind, ExitReason
 from asikit.protocol.errors import EditError, MisuseError, UnknownNameError
 from asikit.protocol.expressions import ALWAYS, Environment, Field, Guard, Not, Number, Term, Truth, fields_of
+
+if TYPE_CHECKING:
+    from asikit.protocol.roles import Role
 
 END = "end"
 """As `MicroOp.jump`: return from the transition."""
@@ -52,6 +56,10 @@ class Requirement:
     guard: Guard
     error: type[MisuseError]
 
+    def broken(self, path: str) -> MisuseError:
+        """Return the error of a micro-operation whose caller broke the rule."""
+        return self.error(f"{path} needs {self.guard}, which is false; {self.error.rule}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroOp:
@@ -60,6 +68,7 @@ class MicroOp:
     Attributes:
         name: unique in its transition.
         why: one line for readers.
+        role: what it is for, if code asks for it.
         when: guard; if false the step does nothing.
         requires: rules of the API; broken ones raise.
         waits: guard; until it is true the thread stays here, with interrupts on.
@@ -73,6 +82,7 @@ class MicroOp:
 
     name: str
     why: str = ""
+    role: Role | None = None
     when: Guard = ALWAYS
     requires: tuple[Requirement, ...] = ()
     waits: Guard = ALWAYS
@@ -114,11 +124,22 @@ class ProgramOp:
     path: str
     when: Guard
     goto: int
+    role: Role | None = None
     requires: tuple[Requirement, ...] = ()
     waits: Guard = ALWAYS
     sets: tuple[Assign, ...] = ()
     asks: Request | None = None
     exits: ExitReason | None = None
+
+    @property
+    def transition(self) -> str:
+        """The name of the transition that has it."""
+        return self.path.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name in that transition."""
+        return self.path.partition(".")[2]
 
     @property
     def reads(self) -> frozenset[Field]:
@@ -157,7 +178,7 @@ def _check(name: str, transitions: Transitions, callers: tuple[str, ...]) -> Non
     if len({op.name for op in ops}) < len(ops):
         raise EditError(f"two micro-operations of {name} have the same name")
     for op in ops:
-        bare = MicroOp(name=op.name, why=op.why, when=op.when, call=op.call, reason=op.reason)
+        bare = MicroOp(name=op.name, why=op.why, role=op.role, when=op.when, call=op.call, reason=op.reason)
         if op.call and op != bare:
             raise EditError(f"{name}.{op.name} calls {op.call}, so it can do nothing else; make that a step of its own")
 
@@ -179,13 +200,13 @@ def _assemble(
                 op.call, transitions, start=inner_start, reason=op.reason or reason, callers=(*callers, name)
             )
             if op.when is not ALWAYS and inner:
-                ops.append(ProgramOp(path, when=Not(op.when), goto=inner_start + len(inner)))
+                ops.append(ProgramOp(path, Not(op.when), inner_start + len(inner), op.role))
             ops += inner
             continue
         if op.jump:
             jumps.append((len(ops), op.jump))
         exits = (reason or ExitReason.MISC) if op.leaves else None
-        ops.append(ProgramOp(path, op.when, here + 1, op.requires, op.waits, op.sets, op.asks, exits))
+        ops.append(ProgramOp(path, op.when, here + 1, op.role, op.requires, op.waits, op.sets, op.asks, exits))
     places[END] = start + len(ops)
     for index, label in jumps:
         if places.get(label, -1) <= start + index:

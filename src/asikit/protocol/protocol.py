@@ -13,6 +13,7 @@ from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING, en
 from asikit.protocol.errors import MisuseError, ProtocolError, UnknownNameError
 from asikit.protocol.happenings import Happening, Outcome
 from asikit.protocol.operations import MicroOp, Program, Transitions, assemble, compile_op
+from asikit.protocol.roles import Role
 from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, State, TaskState, ThreadState
 from asikit.protocol.stepping import HANDLER, Programs, Status, Step, step
 from asikit.protocol.switching import restricted_spaces, switching_transitions
@@ -159,7 +160,7 @@ class Protocol:
         at_resume = bool(thread.frames) and not self.in_handler(thread)
         if at_resume:
             name, pc = thread.frames[-1]
-            at_resume = self.programs[name].ops[pc].path.endswith(".resume")
+            at_resume = self.programs[name].ops[pc].role is Role.RESUME
         if not at_resume:
             raise MisuseError("stop_waiting: the thread is not waiting to resume untrusted code")
         return self.begin(ThreadState(thread.cpu, thread.task, thread.frames[:-1]), STOP_WAITING)
@@ -175,6 +176,13 @@ class Protocol:
     def describe(self, *names: str) -> str:
         """Return readable text of the transitions' micro-operations in order; of all, or of those named."""
         return describe(self.transitions, names or tuple(self.transitions))
+
+    def having(self, role: Role, *within: str, optional: bool = False) -> tuple[str, ...]:
+        """Return the paths of the micro-operations of a role, in all transitions or in those named.
+
+        Raises MissingRoleError if there are none, unless they are optional.
+        """
+        return edits.having(self.transitions, role, *within, optional=optional)
 
     def without(self, path: str) -> Protocol:
         """Return the protocol without a micro-operation, as `asi_exit.flush_control`. Raises UnknownNameError."""

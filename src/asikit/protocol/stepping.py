@@ -14,6 +14,7 @@ from asikit.protocol.state import CoreState, CpuState, Frame, Mailbox, TaskState
 
 if TYPE_CHECKING:
     from asikit.protocol.effects import Effect, ExitReason
+    from asikit.protocol.roles import Role
 
 HANDLER = "handler"
 """The program of a frame in which a handler's own code runs: whoever drives the thread says what it does."""
@@ -39,7 +40,8 @@ class Status(StrEnum):
 class Step(NamedTuple):
     """The result of a step.
 
-    `ran` is the path of the micro-operation (`asi_exit.write_cr3`), empty if there was none or its guard was false.
+    `ran` is the path of the micro-operation (`asi_exit.write_cr3`), empty if there was none or its guard was false;
+    `role` is what that one is for, if it has a role.
     """
 
     status: Status
@@ -48,6 +50,7 @@ class Step(NamedTuple):
     ran: str = ""
     effect: Effect | None = None
     exit_reason: ExitReason | None = None
+    role: Role | None = None
 
 
 def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> Step:
@@ -66,9 +69,7 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
         return Step(Status.RAN, core, ThreadState(thread.cpu, thread.task, skipped))
     for holds, requirement in compiled.requires:
         if not holds(env):
-            raise requirement.error(
-                f"{compiled.op.path} needs {requirement.guard}, which is false; {requirement.error.rule}"
-            )
+            raise requirement.broken(compiled.op.path)
     if not compiled.waits(env):
         return Step(Status.BLOCKED, core, thread)
     effect = compiled.effect(env)
@@ -81,7 +82,7 @@ def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> 
         thread = ThreadState(CpuState(*values[:_TASK]), TaskState(*values[_TASK:_OWN]), frames)
     else:
         thread = ThreadState(thread.cpu, thread.task, frames)
-    return Step(Status.RAN, core, thread, compiled.op.path, effect, compiled.op.exits)
+    return Step(Status.RAN, core, thread, compiled.op.path, effect, compiled.op.exits, compiled.op.role)
 
 
 def _advance(frames: tuple[Frame, ...], pc: int, end: int) -> tuple[Frame, ...]:

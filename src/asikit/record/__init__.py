@@ -5,17 +5,17 @@ from __future__ import annotations
 from asikit.record._build import MARK_HEADER, mark_command, mark_header
 from asikit.record._streams import Output, Streams
 from asikit.record.errors import RecordError, WorkloadError
-from asikit.record.kernel import Kernel, find_kernel, read_release
-from asikit.record.recording import Recorded, Recording, Status, record, run_unrecorded
+from asikit.record.kernel import KernelImage, find_kernel, read_release
+from asikit.record.recording import Recorded, Recording, RecordingStatus, record, run_unrecorded
 
 __all__ = [
     "MARK_HEADER",
-    "Kernel",
+    "KernelImage",
     "Output",
     "RecordError",
     "Recorded",
     "Recording",
-    "Status",
+    "RecordingStatus",
     "Streams",
     "WorkloadError",
     "find_kernel",

@@ -9,7 +9,7 @@ from asikit.trace import Region
 
 if TYPE_CHECKING:
     from asikit.record._btf import Btf
-    from asikit.record._memory import Memory
+    from asikit.record._memory import GuestMemory
     from asikit.record._symbols import Symbols
 
 __all__ = ["first_chunk", "regions"]
@@ -19,7 +19,7 @@ _LARGE_PAGE = 2 << 20
 _FIVE_LEVELS = 5
 
 
-def regions(symbols: Symbols, memory: Memory) -> tuple[tuple[int, Region], ...]:
+def regions(symbols: Symbols, memory: GuestMemory) -> tuple[tuple[int, Region], ...]:
     """Give the regions in the order of their first addresses; each ends where the next begins.
 
     Documentation/arch/x86/x86_64/mm.rst; what KASLR moves is in variables of the kernel.
@@ -43,7 +43,7 @@ def regions(symbols: Symbols, memory: Memory) -> tuple[tuple[int, Region], ...]:
     )
 
 
-def first_chunk(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> tuple[tuple[int, int], ...]:
+def first_chunk(symbols: Symbols, btf: Btf, memory: GuestMemory, cpus: int) -> tuple[tuple[int, int], ...]:
     """Give for each CPU the range of its unit of the first per-CPU chunk, without what the unit leaves over.
 
     mm/percpu.c: a unit is as large as a large page, and the rest goes back to memblock (``pcpu_embed_first_chunk()``).

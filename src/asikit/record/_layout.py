@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from asikit.record._address_space import first_chunk, regions
 from asikit.record._btf import Btf
-from asikit.record._memory import KERNEL_MAP, Memory
+from asikit.record._memory import KERNEL_MAP, GuestMemory
 from asikit.record._struct_page import check_slab, check_table, page_forms
 from asikit.record._symbols import Symbols
 from asikit.record._trace_events import event_fields, gfp_flags
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from asikit.trace import Region
 
-__all__ = ["Layout", "read_layout"]
+__all__ = ["KernelLayout", "read_layout"]
 
 _RENAMED = {"newstat": "stat", "newfstat": "fstat", "newlstat": "lstat", "newuname": "uname", "umount": "umount2"}
 """System calls whose function is not called as user space calls them (arch/x86/entry/syscalls/syscall_64.tbl)."""
@@ -72,7 +72,7 @@ others into."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class KernelLayout:
     """What was found.
 
     :ivar symbols: The kernel's.
@@ -99,7 +99,7 @@ class Layout:
     missing: dict[str, str]
 
 
-def read_layout(folder: Path, memory_file: Path, cpus: int) -> Layout:
+def read_layout(folder: Path, memory_file: Path, cpus: int) -> KernelLayout:
     """Work out the layout from what the guest handed over into ``folder`` and from its memory.
 
     :raises RecordError: The kernel lacks something that recording needs.
@@ -110,7 +110,7 @@ def read_layout(folder: Path, memory_file: Path, cpus: int) -> Layout:
     iomem = folder / "guest-iomem"
     pages = page_forms(btf)
     with memory_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-        memory = Memory(view, symbols, iomem.read_text(encoding="ascii") if iomem.exists() else "")
+        memory = GuestMemory(view, symbols, iomem.read_text(encoding="ascii") if iomem.exists() else "")
         check_slab(memory, symbols, btf, pages.values)
         check_table(memory, symbols, btf, pages.values, _loaded_mm(symbols, btf, memory, cpus))
         gates = dict(_gates(symbols, memory))
@@ -134,7 +134,7 @@ def read_layout(folder: Path, memory_file: Path, cpus: int) -> Layout:
             *_flushers(symbols),
         ]
         tmpfs = symbols.get("is_tmpfs")
-        return Layout(
+        return KernelLayout(
             symbols=symbols,
             lines="".join(f"{key} {index:x} {value:x}\n" for key, index, value in lines),
             regions=regions(symbols, memory),
@@ -173,7 +173,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="ascii", errors="replace")
 
 
-def _per_cpu_lines(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> Iterator[tuple[str, int, int]]:
+def _per_cpu_lines(symbols: Symbols, btf: Btf, memory: GuestMemory, cpus: int) -> Iterator[tuple[str, int, int]]:
     """Give each CPU's per-CPU offset, and the top of its interrupt stack."""
     irq_stack = _irq_stack_symbol(symbols, btf)
     for cpu, offset in enumerate(memory.words(symbols["__per_cpu_offset"], cpus)):
@@ -181,7 +181,7 @@ def _per_cpu_lines(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> Ite
         yield "irq_stack", cpu, memory.word((offset + irq_stack) % 2**64)
 
 
-def _image(symbols: Symbols, memory: Memory) -> dict[str, int]:
+def _image(symbols: Symbols, memory: GuestMemory) -> dict[str, int]:
     return {
         "page_offset": memory.word(symbols["page_offset_base"]),
         "vmemmap": memory.word(symbols["vmemmap_base"]),
@@ -213,7 +213,7 @@ def _percpu(symbols: Symbols, btf: Btf) -> dict[str, int]:
     }
 
 
-def _loaded_mm(symbols: Symbols, btf: Btf, memory: Memory, cpus: int) -> int:
+def _loaded_mm(symbols: Symbols, btf: Btf, memory: GuestMemory, cpus: int) -> int:
     """Give an mm that a CPU has loaded: that of the workload, which is about to begin."""
     at = _percpu(symbols, btf)["loaded_mm"]
     loaded = (memory.word((offset + at) % 2**64) for offset in memory.words(symbols["__per_cpu_offset"], cpus))
@@ -261,7 +261,7 @@ def _bulk(symbols: Symbols) -> dict[str, int]:
     return next((_range("bulk", name, symbols) for name in names if symbols.get(name) is not None), {})
 
 
-def _areas(symbols: Symbols, btf: Btf, memory: Memory) -> _Found:
+def _areas(symbols: Symbols, btf: Btf, memory: GuestMemory) -> _Found:
     """Find the trees of vmalloc areas: several since d093602919ad (6.9), one before."""
     nodes, root = symbols.get("vmap_nodes"), symbols.get("vmap_area_root")
     if nodes is not None and btf.has("vmap_node.busy.root.rb_node"):
@@ -308,7 +308,7 @@ def _flushers(symbols: Symbols) -> Iterator[tuple[str, int, int]]:
             )
 
 
-def _gates(symbols: Symbols, memory: Memory) -> Iterator[tuple[int, int]]:
+def _gates(symbols: Symbols, memory: GuestMemory) -> Iterator[tuple[int, int]]:
     """Read the interrupt descriptor table (SDM volume 3, figure 6-8)."""
     words = memory.words(symbols["idt_table"], _GATES * 2)
     for vector in range(_GATES):
@@ -318,7 +318,7 @@ def _gates(symbols: Symbols, memory: Memory) -> Iterator[tuple[int, int]]:
             yield vector, address
 
 
-def _syscalls(symbols: Symbols, memory: Memory) -> dict[int, str]:
+def _syscalls(symbols: Symbols, memory: GuestMemory) -> dict[int, str]:
     """Read the names of the system calls from ``sys_call_table``: what its entries' functions are called."""
     prefix = "__x64_sys_"
     functions = symbols.starting(prefix)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from asikit.record._symbols import Symbols
 
-__all__ = ["KERNEL_MAP", "Memory", "paging_levels", "physical_base"]
+__all__ = ["KERNEL_MAP", "GuestMemory", "paging_levels", "physical_base"]
 
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """``__START_KERNEL_map`` (arch/x86/include/asm/page_64_types.h)."""
@@ -28,7 +28,7 @@ _FOUR_LEVELS, _FIVE_LEVELS = 4, 5
 _P4D_ENTRIES = 512
 
 
-class Memory:
+class GuestMemory:
     """The guest's memory."""
 
     def __init__(self, view: mmap.mmap, symbols: Symbols, iomem: str) -> None:
@@ -121,7 +121,7 @@ def physical_base(text: int, iomem: str) -> int:
     return int(found[1], 16) - (text - KERNEL_MAP)
 
 
-def paging_levels(memory: Memory, symbols: Symbols) -> int:
+def paging_levels(memory: GuestMemory, symbols: Symbols) -> int:
     """Tell whether the page tables have five levels (``ptrs_per_p4d``, arch/x86/include/asm/pgtable_64_types.h).
 
     The variable is there in a kernel that can do either (CONFIG_X86_5LEVEL; since 6.17 every one can).

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Self
 
 from asikit.record._streams import Feeder, Forwarder, Streams
 from asikit.record.errors import RecordError
-from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from io import BufferedReader, TextIOWrapper
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from asikit.record.disk import NbdServer
 
-__all__ = ["DEFAULT_CPU", "Guest", "Machine", "Plugin"]
+__all__ = ["DEFAULT_CPU", "GuestMachine", "Plugin", "RunningGuest"]
 
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
@@ -51,7 +50,7 @@ DEFAULT_CPU = "max"
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GuestMachine:
     """What the guest is to be.
 
     :param disk: Serves the disk that becomes the guest's root file system.
@@ -90,16 +89,19 @@ class Plugin:
     options: tuple[str, ...] = ()
 
 
-class Guest:
-    """A running QEMU; a context manager that leaves no process and no file behind.
+class RunningGuest:
+    """A running QEMU; a context manager that leaves no process behind.
 
     ``folder`` holds what the guest hands over (``guest-NAME``), its memory and its console.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes, plugin: Plugin | None, streams: Streams) -> None:
+    def __init__(
+        self, machine: GuestMachine, initramfs: bytes, plugin: Plugin | None, streams: Streams, folder: Path
+    ) -> None:
         """Prepare; nothing runs before the block begins.
 
         :param plugin: The recorder; without it the same guest runs unrecorded, and its streams are not passed on.
+        :param folder: An empty one, which is its caller's to remove.
         :raises RecordError: QEMU is not installed.
         """
         if shutil.which(_QEMU) is None:
@@ -108,6 +110,7 @@ class Guest:
         self._initramfs = initramfs
         self._plugin = plugin
         self._streams = streams
+        self.folder = folder
         self._stack = ExitStack()
         self._timed_out = False
 
@@ -123,7 +126,7 @@ class Guest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End QEMU if it still runs, and remove its files."""
+        """End QEMU if it still runs."""
         self._stack.close()
 
     @property
@@ -223,7 +226,6 @@ class Guest:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def _start(self) -> None:
-        self.folder = self._stack.enter_context(ScratchFolder.temporary())
         memory = self._make_memory()
         try:
             (self.folder / "initramfs").write_bytes(self._initramfs)

@@ -18,10 +18,14 @@ __all__ = [
     "hidden_paths",
     "kernel_mounts",
     "module_place",
+    "place_for",
 ]
 
 GUEST_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where the guest looks for programs."""
+
+_USUAL = ("/usr/bin", "/bin")
+"""Folders that are in every ``PATH``."""
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
 """What the guest needs to mount its disk."""
@@ -80,6 +84,21 @@ def module_place(root: Path, release: str) -> Path:
     """Give the folder, as the guest will see it, where modprobe looks for a kernel's modules."""
     folder = _inside(root, "/lib/modules")
     return Path("/lib/modules" if folder is None else f"/{folder.relative_to(root)}") / release
+
+
+def place_for(name: str, root: Path, path: str | None) -> str | None:
+    """Give the path, as the guest will see it, of a program of ours that the workload is to find by its name.
+
+    :param path: The workload's ``PATH``.
+    :return: None: there is one of the user's by that name, or no folder.
+    """
+    folders = [folder for folder in (path or os.defpath).split(":") if folder.startswith("/")]
+    if any(os.path.lexists(found) for folder in folders if (found := _inside(root, f"{folder}/{name}"))):
+        return None
+    # Where it is found, too, when a script sets a PATH of its own.
+    usual = [folder for folder in _USUAL if folder in folders]
+    there = [folder for folder in (*usual, *reversed(folders)) if (found := _inside(root, folder)) and found.is_dir()]
+    return f"{there[0]}/{name}" if there else None
 
 
 def _unescaped(path: bytes) -> bytes:

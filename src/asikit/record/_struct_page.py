@@ -13,7 +13,7 @@ from asikit.record.errors import RecordError
 
 if TYPE_CHECKING:
     from asikit.record._btf import Btf
-    from asikit.record._memory import Memory
+    from asikit.record._memory import GuestMemory
     from asikit.record._symbols import Symbols
 
 __all__ = ["PageForms", "check_slab", "check_table", "page_forms"]
@@ -143,7 +143,7 @@ def _hugetlb(btf: Btf) -> _Mark:
     return _typed(btf, "hugetlb", 0x800) if number is None else _Mark("")  # d99e3140a4d3 (6.9)
 
 
-def check_slab(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, int]) -> None:
+def check_slab(memory: GuestMemory, symbols: Symbols, btf: Btf, values: dict[str, int]) -> None:
     """Look whether the forms describe this kernel: descriptions of slab caches lie in slab pages of ``kmem_cache``.
 
     :raises RecordError: They do not: ``struct page`` would be misread.
@@ -166,7 +166,7 @@ def check_slab(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, int
     )
 
 
-def check_table(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, int], mm: int) -> None:
+def check_table(memory: GuestMemory, symbols: Symbols, btf: Btf, values: dict[str, int], mm: int) -> None:
     """Look whether page tables are marked as the forms say.
 
     :param mm: Address of the ``mm_struct`` of a process.
@@ -184,7 +184,7 @@ def check_table(memory: Memory, symbols: Symbols, btf: Btf, values: dict[str, in
         )
 
 
-def _cache_of(memory: Memory, vmemmap: int, frame: int, btf: Btf, values: dict[str, int]) -> bytes | None:
+def _cache_of(memory: GuestMemory, vmemmap: int, frame: int, btf: Btf, values: dict[str, int]) -> bytes | None:
     """Give the name of the slab cache that a frame belongs to, None if it is not marked as a slab page."""
     page = vmemmap + frame * values["page_size"]
     tail = memory.word(page + values["page_compound"])

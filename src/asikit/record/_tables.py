@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from asikit.record._layout import Layout
+    from asikit.record._layout import KernelLayout
     from asikit.record._symbols import Symbols
     from asikit.trace import TraceWriter
 
@@ -69,7 +69,7 @@ class Attribution:
     :ivar symbols: As they were at the end, with the modules and BPF programs that the workload loaded.
     """
 
-    layout: Layout
+    layout: KernelLayout
     symbols: Symbols
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asikit.record._build import mark_command
 from asikit.record._programs import find_busybox, find_program, missing_program, workload_files
-from asikit.record._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts
-from asikit.record.disk import HostDisk
+from asikit.record._root import GUEST_PATH, find_in_root, hidden_paths, kernel_mounts, place_for
+from asikit.record.disk import ExtraFile, HostDisk
 from asikit.record.errors import RecordError
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ def prepare_workload(recording: Recording, files: Initramfs, own: Iterable[Path]
     if root.resolve() != Path("/"):
         program = find_in_root(root, recording.command[0])
         words = [*_clean_environment(recording), "tmpfs", _TMP, *_command(program, recording)]
-        return Workload(words, HostDisk(root))
-    _check_here(recording)
-    disk = HostDisk(root, hidden=[*hidden_paths(recording.show), *own], empty=kernel_mounts())
+        return Workload(words, HostDisk(root, extra=_mark_command(root, _guest_path(recording))))
+    path = _path_here(recording)
+    _check_here(recording.command[0], path)
+    hidden = [*hidden_paths(recording.show), *own]
+    disk = HostDisk(root, hidden=hidden, empty=kernel_mounts(), extra=_mark_command(root, path))
     return Workload([*_as_here(recording), *_command(recording.command[0], recording)], disk)
 
 
@@ -74,10 +77,20 @@ def _bare(recording: Recording, files: Initramfs) -> Iterator[str]:
     for path in recording.include:
         files.add_host_tree(path.absolute())
     files.add_busybox(find_busybox())
+    mark = mark_command()
+    if not any(f"{folder}/{mark.name}" in files for folder in GUEST_PATH):
+        files.add(f"/bin/{mark.name}", mark.read_bytes(), mode=0o755)
     if files.empty(_TMP):
         yield from ("tmpfs", _TMP)
     yield from _clean_environment(recording)
     yield from _command(str(found) if found else f"/bin/{recording.command[0]}", recording)
+
+
+def _mark_command(root: Path, path: str | None) -> dict[str, ExtraFile]:
+    """Give the command with which a script marks its phases, where the guest is to see it."""
+    mark = mark_command()
+    place = place_for(mark.name, root, path)
+    return {} if place is None else {place: ExtraFile(mark.read_bytes(), 0o755)}
 
 
 def _command(program: str, recording: Recording) -> Iterator[str]:
@@ -128,12 +141,22 @@ def _umask() -> int:
     return mask
 
 
-def _check_here(recording: Recording) -> None:
+def _guest_path(recording: Recording) -> str:
+    """Give the ``PATH`` of a clean environment."""
+    return dict(recording.environment).get("PATH", ":".join(GUEST_PATH))
+
+
+def _path_here(recording: Recording) -> str | None:
+    """Give the ``PATH`` of a workload that runs as here."""
+    if recording.clean_environment:
+        return _guest_path(recording)
+    return (_inherited(recording) | dict(recording.environment)).get("PATH")
+
+
+def _check_here(command: str, path: str | None) -> None:
     """Look for the workload's program as a shell would, before anything boots; init will find it in the same way.
 
     :raises RecordError: There is none, or it cannot be executed.
     """
-    variables = {"PATH": ":".join(GUEST_PATH)} if recording.clean_environment else _inherited(recording)
-    path = (variables | dict(recording.environment)).get("PATH")
-    if find_program(recording.command[0], path) is None:
-        raise missing_program(recording.command[0])
+    if find_program(command, path) is None:
+        raise missing_program(command)

@@ -18,7 +18,7 @@ from asikit.record.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Kernel", "find_kernel", "read_release"]
+__all__ = ["KernelImage", "find_kernel", "read_release"]
 
 _IMAGE_HEAD_BYTES = 0x8000
 """Of a bzImage: its setup code, which has the release, is at most 64 sectors."""
@@ -33,7 +33,7 @@ _MODULE_FOLDERS = ("lib/modules", "usr/lib/modules")
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelImage:
     """A kernel image (bzImage), its release, and the folder of its modules, if any."""
 
     image: Path
@@ -61,7 +61,7 @@ class Kernel:
         return with_index(self.modules, may_write=self.modules.is_relative_to(cache_folder()))
 
 
-def find_kernel(image: Path | None, say: Callable[[str], None], *, modules: Path | None = None) -> Kernel:
+def find_kernel(image: Path | None, say: Callable[[str], None], *, modules: Path | None = None) -> KernelImage:
     """Find the kernel to record: the given one, else the newest on this machine, else Debian's cloud kernel.
 
     Of the kernels on this machine only those count that can be read, and those that have their modules come first.
@@ -102,7 +102,7 @@ def _system() -> Path:
     return Path("/")
 
 
-def _newest(images: Iterable[Path], modules: Path | None) -> Kernel | None:
+def _newest(images: Iterable[Path], modules: Path | None) -> KernelImage | None:
     releases: dict[Path, str] = {}
     for image in images:
         with suppress(RecordError):  # only root can read it, or it is something else
@@ -111,8 +111,8 @@ def _newest(images: Iterable[Path], modules: Path | None) -> Kernel | None:
     return max(kernels, key=lambda kernel: (kernel.modules is not None, _version_key(kernel.release)), default=None)
 
 
-def _kernel(image: Path, release: str, modules: Path | None) -> Kernel:
-    return Kernel(
+def _kernel(image: Path, release: str, modules: Path | None) -> KernelImage:
+    return KernelImage(
         image, release, _find_modules(image, release) if modules is None else _given_modules(modules, release)
     )
 
@@ -148,14 +148,14 @@ def _version_key(release: str) -> list[tuple[int, str]]:
     return [*((int(part), "") if part.isdigit() else (-2 if part == "rc" else -1, part) for part in parts), end]
 
 
-def _downloaded(say: Callable[[str], None], modules: Path | None) -> Kernel:
+def _downloaded(say: Callable[[str], None], modules: Path | None) -> KernelImage:
     """Give Debian's cloud kernel, from the cache if it is there.
 
     :raises RecordError: There is none, and none could be downloaded.
     """
     kernels = cache_folder() / "kernels"
 
-    def unpacked() -> Kernel | None:
+    def unpacked() -> KernelImage | None:
         roots = (root for root in kernels.glob("[!.]*") if root.is_dir())
         return _newest((image for root in roots for image in images_below(root)), modules)
 

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 from asikit.record._build import programs
 from asikit.record._guest import Initramfs
-from asikit.record._layout import Layout, read_layout
-from asikit.record._qemu import DEFAULT_CPU, Guest, Machine, Plugin
+from asikit.record._layout import KernelLayout, read_layout
+from asikit.record._qemu import DEFAULT_CPU, GuestMachine, Plugin, RunningGuest
 from asikit.record._root import MODULES, NETWORK_MODULES, module_place
 from asikit.record._stream import StreamReader
 from asikit.record._streams import Streams
 from asikit.record._symbols import Symbols
 from asikit.record._tables import Attribution, write_tables
 from asikit.record._workload import Workload, prepare_workload
-from asikit.record.disk import MOUNT_OPTIONS, NbdServer
+from asikit.record.disk import GuestDisk, NbdServer
 from asikit.record.errors import RecordError, WorkloadError
-from asikit.record.kernel import Kernel, find_kernel
-from asikit.trace import TraceWriter
+from asikit.record.kernel import KernelImage, find_kernel
+from asikit.trace import SVM_EXITS, ScratchFolder, TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "Status", "record", "run_unrecorded"]
+__all__ = ["DEFAULT_MEMORY", "Recorded", "Recording", "RecordingStatus", "record", "run_unrecorded"]
 
 MiB = 1 << 20
 DEFAULT_MEMORY = 1024 * MiB
@@ -116,7 +116,7 @@ class Recorded:
 
 
 @dataclass(slots=True)
-class Status:
+class RecordingStatus:
     """How far a recording has come: kept up to date by :func:`record`, for another thread to show.
 
     :ivar stage: What is being done.
@@ -146,7 +146,8 @@ def record(  # noqa: PLR0913  (each named at the call)
     say: Callable[[str], None],
     overwrite: bool = False,
     streams: Streams | None = None,
-    status: Status | None = None,
+    status: RecordingStatus | None = None,
+    disk: GuestDisk | None = None,
 ) -> Recorded:
     """Run the workload in a guest and write the trace.
 
@@ -154,20 +155,21 @@ def record(  # noqa: PLR0913  (each named at the call)
     :param status: Kept up to date.
     :param say: Told, a line each time, what takes long.
     :param overwrite: Replace a trace that is there already.
+    :param disk: The guest's, with the files of ``recording.root``; left open. [default: made up of them as it is read]
     :raises RecordError: The recording could not be made; no trace is left.
     :raises TraceError: The trace could not be written; none is left.
     """
     with ExitStack() as stack:
         # First, so that a path that cannot be written is refused before anything boots.
-        status = status or Status()
+        status = status or RecordingStatus()
         writer = stack.enter_context(TraceWriter(trace, {"source": "linux"}, overwrite=overwrite))
         own = (writer.unfinished,)
         streams = streams or Streams.of_this_process()
-        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own))
+        guest = stack.enter_context(_guest(recording, stack, streams, say=say, own=own, disk=disk))
         if recording.timeout is not None:
             guest.stop_after(recording.timeout)
         status.begin("booting")
-        layouts: list[Layout] = []
+        layouts: list[KernelLayout] = []
 
         def read(size: int) -> bytes:
             status.events, status.guest_ns, status.bytes = reader.events, reader.clock, writer.size_bytes
@@ -218,26 +220,31 @@ def _guest(  # noqa: PLR0913  (each named at the call)
     say: Callable[[str], None],
     recorded: bool = True,
     own: tuple[Path, ...] = (),
-) -> Guest:
+    disk: GuestDisk | None = None,
+) -> RunningGuest:
     if recording.memory_bytes % MiB or not _LEAST_MEMORY <= recording.memory_bytes <= _LARGEST_MEMORY:
         raise RecordError(f"--memory must be whole megabytes from 96M to 3G, not {recording.memory_bytes} bytes")
     if not 1 <= recording.cpus <= _MOST_CPUS:
         raise RecordError(f"--cpus must be between 1 and {_MOST_CPUS}, not {recording.cpus}")
     if recording.root is not None and recording.bare:
         raise RecordError("--root and --bare exclude each other")
+    folder = stack.enter_context(ScratchFolder.temporary())
     files = Initramfs()
-    workload = prepare_workload(recording, files, own)
+    workload = prepare_workload(recording, files, (*own, folder))
+    if workload.disk is not None:
+        stack.enter_context(workload.disk)
     for line in files.left_out():
         say(line)
     kernel = find_kernel(recording.kernel, say, modules=recording.module_folder)
-    words = [*_add_modules(recording, kernel, files), *_around(recording, workload), *workload.words, *streams.words()]
+    disk = disk or _disk(recording, workload, kernel)
+    words = [*_add_modules(recording, kernel, files), *_around(recording, disk), *workload.words, *streams.words()]
     built = programs()
     files.add("/init", built.init.read_bytes(), mode=0o755)
     files.add("/asi/run", "".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
     archive = files.archive()
     _check_room(len(archive), recording.memory_bytes)
-    server = _serve(recording, workload, kernel, stack)
-    machine = Machine(
+    server = None if disk is None else stack.enter_context(NbdServer(disk))
+    machine = GuestMachine(
         kernel.image,
         recording.memory_bytes,
         recording.cpus,
@@ -246,24 +253,24 @@ def _guest(  # noqa: PLR0913  (each named at the call)
         recording.cpu or DEFAULT_CPU,
         network=recording.network,
     )
-    return Guest(machine, archive, Plugin(built.plugin) if recorded else None, streams)
+    return RunningGuest(machine, archive, Plugin(built.plugin) if recorded else None, streams, folder)
 
 
-def _serve(recording: Recording, workload: Workload, kernel: Kernel, stack: ExitStack) -> NbdServer | None:
-    """Serve the guest's disk, if it has one."""
+def _disk(recording: Recording, workload: Workload, kernel: KernelImage) -> GuestDisk | None:
+    """Give the guest's disk, if it has one."""
     if workload.disk is None:
         return None
     modules = kernel.indexed_modules()
     if modules is not None:  # where the guest's kernel has modprobe look for what it lacks
         workload.disk.graft(module_place(recording.root or Path("/"), kernel.release), modules)
-    return stack.enter_context(NbdServer(stack.enter_context(workload.disk)))
+    return workload.disk
 
 
-def _around(recording: Recording, workload: Workload) -> Iterator[str]:
+def _around(recording: Recording, disk: GuestDisk | None) -> Iterator[str]:
     """Give the words that have init prepare the guest."""
     yield from ("kernel", "")
-    if workload.disk is not None:
-        yield from ("root", MOUNT_OPTIONS)
+    if disk is not None:
+        yield from ("root", disk.mount_options)
     if recording.network:
         yield from ("network", "")
     if recording.skip_startup:
@@ -283,7 +290,7 @@ def _check_room(archive_bytes: int, memory_bytes: int) -> None:
         )
 
 
-def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> Iterator[str]:
+def _add_modules(recording: Recording, kernel: KernelImage, files: Initramfs) -> Iterator[str]:
     """Add the modules, and give the words that have init load them."""
     names = [*(() if recording.bare else MODULES), *(NETWORK_MODULES if recording.network else ()), *recording.modules]
     for name, content in kernel.module_files(names) if names else ():
@@ -292,7 +299,7 @@ def _add_modules(recording: Recording, kernel: Kernel, files: Initramfs) -> Iter
         yield from ("module", path)
 
 
-def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
+def _outcome(guest: RunningGuest, recording: Recording, *, ended: bool) -> int:
     """Wait for the guest's end, and give the workload's exit status.
 
     :raises RecordError: It did not come to that.
@@ -319,7 +326,9 @@ def _outcome(guest: Guest, recording: Recording, *, ended: bool) -> int:
     return int(number) + (_SIGNAL_BASE if kind == "signal" else 0)
 
 
-def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layout, status: int) -> dict[str, object]:
+def _meta(
+    recording: Recording, guest: RunningGuest, reader: StreamReader, layout: KernelLayout, status: int
+) -> dict[str, object]:
     version = (guest.handed_over("version") or "").strip()
     return {
         "kernel": {
@@ -347,4 +356,6 @@ def _meta(recording: Recording, guest: Guest, reader: StreamReader, layout: Layo
         "gfp_flags": layout.gfp_flags,
         "syscalls": {str(number): name for number, name in layout.syscalls.items()},
         "vectors": {str(vector): name for vector, name in layout.vectors.items()},
+        # QEMU's own emulation (TCG) has nested virtualization for SVM only.
+        "vm_exits": {str(code): name for code, name in SVM_EXITS.items()},
     }

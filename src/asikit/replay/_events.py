@@ -17,7 +17,6 @@ __all__ = [
     "EVENT_CLASS",
     "NO_ENTRY",
     "SLOTS_PER_KIND",
-    "SVM_EXITS",
     "TLB_FLUSHES",
     "EventClass",
     "class_of_entry",
@@ -145,32 +144,12 @@ _EXCEPTIONS = MappingProxyType(
 )
 
 
-# AMD manual volume 2, appendix C, with the kernel's abbreviations (arch/x86/include/uapi/asm/svm.h).
-SVM_EXITS: Mapping[int, str] = MappingProxyType(
-    {
-        0x60: "intr",
-        0x61: "nmi",
-        0x64: "vintr",
-        0x72: "cpuid",
-        0x77: "pause",
-        0x78: "hlt",
-        0x79: "invlpg",
-        0x7B: "ioio",
-        0x7C: "msr",
-        0x7F: "shutdown",
-        0x81: "vmmcall",
-        0x400: "npf",
-    }
-)
-"""Names of SVM's exit codes."""
-
-
-def entry_label(slot: int, syscalls: Mapping[str, str], vectors: Mapping[str, str], vm_exits: Mapping[int, str]) -> str:
+def entry_label(slot: int, syscalls: Mapping[str, str], vectors: Mapping[str, str], vm_exits: Mapping[str, str]) -> str:
     """Return the name of a slot: ``syscall pread64``, ``exception 14 page fault``, ``interrupt 236``, ``vm exit 120``.
 
     :param syscalls: The trace's names of system calls, by their number as text.
     :param vectors: The trace's names of interrupt vectors, by their number as text.
-    :param vm_exits: Names of the recorded machine's VM exit codes.
+    :param vm_exits: The trace's names of VM exit codes, by their number as text.
     """
     if slot == NO_ENTRY:
         return "outside round trips"
@@ -186,4 +165,4 @@ def entry_label(slot: int, syscalls: Mapping[str, str], vectors: Mapping[str, st
         case EventKind.ENTRY_NMI:
             return "nmi"
         case _:
-            return "vm exit" if other else f"vm exit {arg} {vm_exits.get(arg, '')}".rstrip()
+            return "vm exit" if other else f"vm exit {arg} {vm_exits.get(str(arg), '')}".rstrip()

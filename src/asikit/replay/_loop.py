@@ -1,7 +1,7 @@
 """The loop over the events, compiled. Imported only when a replay runs: importing numba takes a while.
 
-It looks transitions up in a table that :class:`asikit.replay._table.TransitionTable` fills from the protocol. It stops
-where the table has no answer yet; the caller fills it in and lets the loop go on at the same event.
+It looks transitions up in a table that :class:`asikit.replay._transitions.TransitionTable` fills from the protocol. It
+stops where the table has no answer yet; the caller fills it in and lets the loop go on at the same event.
 """
 
 from __future__ import annotations

@@ -10,22 +10,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from asikit.errors import nearest
-from asikit.protocol import CpuBug, CpuFeature
+from asikit.protocol import CpuBug, CpuFeature, Mapped
 from asikit.replay._policy_schema import INHERITED, check
 from asikit.replay.errors import PolicyError
 from asikit.replay.policy import (
     DEFAULT_REGIONS,
-    Access,
-    CpuModel,
-    Ephmap,
     ExitOn,
-    Mapped,
-    Mechanism,
     MechanismKind,
-    Memory,
     Policy,
+    PolicyCpu,
+    PolicyEphmap,
+    PolicyMechanism,
+    PolicyMemory,
     Rules,
     Sensitivity,
+    TouchKind,
 )
 from asikit.trace import Region, TlbFlush
 
@@ -151,32 +150,32 @@ def _build(source: Traversable, document: Mapping[str, Any]) -> Policy:
         title=document.get("title", ""),
         mechanism=_mechanism(document.get("mechanism", {})),
         cpu=_cpu(document.get("cpu", {})),
-        memory=Memory(
+        memory=PolicyMemory(
             default=Sensitivity(memory.get("default", Sensitivity.NONSENSITIVE)),
             sensitive=_rules(memory.get("sensitive", {})),
             nonsensitive=_rules(memory.get("nonsensitive", {})),
         ),
         regions=_regions(document.get("regions", {})),
-        ephmap=Ephmap(
+        ephmap=PolicyEphmap(
             kinds=tuple(ephmap.get("kinds", ())),
-            access=tuple(Access(item) for item in ephmap.get("access", Ephmap().access)),
+            access=tuple(TouchKind(item) for item in ephmap.get("access", PolicyEphmap().access)),
             functions=tuple(ephmap.get("functions", ())),
         ),
     )
 
 
-def _mechanism(table: Mapping[str, Any]) -> Mechanism:
+def _mechanism(table: Mapping[str, Any]) -> PolicyMechanism:
     named: dict[str, Any] = {
         "kind": MechanismKind,
         "exit_on": ExitOn,
         "exit_on_tlb_flush": lambda words: tuple(TlbFlush[word.upper()] for word in words),
     }
-    return Mechanism(**{key: named[key](value) if key in named else value for key, value in table.items()})
+    return PolicyMechanism(**{key: named[key](value) if key in named else value for key, value in table.items()})
 
 
-def _cpu(table: Mapping[str, Any]) -> CpuModel:
-    base = CpuModel()
-    return CpuModel(
+def _cpu(table: Mapping[str, Any]) -> PolicyCpu:
+    base = PolicyCpu()
+    return PolicyCpu(
         features=tuple(CpuFeature(name) for name in table.get("features", base.features)),
         bugs=tuple(CpuBug(name) for name in table.get("bugs", base.bugs)),
         rsb_fill=table.get("rsb_fill", base.rsb_fill),
@@ -187,7 +186,7 @@ def _rules(table: Mapping[str, list[str]]) -> Rules:
     return Rules(**{key: tuple(names) for key, names in table.items()})
 
 
-def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[Access, Mapped]]:
+def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[TouchKind, Mapped]]:
     # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
     table = {Region.BPF: table.get(Region.MODULES, {}), **table}
     return MappingProxyType(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from asikit.errors import nearest
-from asikit.protocol import CpuBug, CpuFeature
+from asikit.protocol import CpuBug, CpuFeature, Mapped
 from asikit.replay.errors import PolicyError
-from asikit.replay.policy import Access, ExitOn, Mapped, Mechanism, MechanismKind, Sensitivity
+from asikit.replay.policy import ExitOn, MechanismKind, PolicyMechanism, Sensitivity, TouchKind
 from asikit.trace import PageKind, Region, TlbFlush
 
 __all__ = ["INHERITED", "check"]
@@ -19,15 +19,15 @@ INHERITED = "..."
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeyPlace:
     """Where in which file a value stands, for messages."""
 
     file: str
     key: str = ""
 
-    def inside(self, key: str) -> Place:
+    def inside(self, key: str) -> KeyPlace:
         """Return the place of a key of this table."""
-        return Place(self.file, f"{self.key}.{key}" if self.key else key)
+        return KeyPlace(self.file, f"{self.key}.{key}" if self.key else key)
 
     def fault(self, what: str) -> PolicyError:
         """Return the error to raise."""
@@ -43,10 +43,10 @@ _TYPE_NAMES = {
     float: "a number",
 }
 
-Checker = Callable[[Any, Place], Any]
+Checker = Callable[[Any, KeyPlace], Any]
 
 
-def _expect(value: object, wanted: type, place: Place) -> None:
+def _expect(value: object, wanted: type, place: KeyPlace) -> None:
     if type(value) is not wanted:
         given = _TYPE_NAMES.get(type(value), type(value).__name__)
         shown = "" if isinstance(value, (dict, list)) else f" ({value!r})"
@@ -54,12 +54,12 @@ def _expect(value: object, wanted: type, place: Place) -> None:
         raise place.fault(msg)
 
 
-def _boolean(value: object, place: Place) -> object:
+def _boolean(value: object, place: KeyPlace) -> object:
     _expect(value, bool, place)
     return value
 
 
-def _text(value: object, place: Place) -> object:
+def _text(value: object, place: KeyPlace) -> object:
     _expect(value, str, place)
     return value
 
@@ -67,7 +67,7 @@ def _text(value: object, place: Place) -> object:
 def _one_of(names: Iterable[str]) -> Checker:
     known = [str(name) for name in names]
 
-    def checker(value: object, place: Place) -> object:
+    def checker(value: object, place: KeyPlace) -> object:
         _expect(value, str, place)
         if value not in known:
             near = nearest(str(value), known)
@@ -78,7 +78,7 @@ def _one_of(names: Iterable[str]) -> Checker:
 
 
 def _list_of(element: Checker) -> Checker:
-    def checker(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+    def checker(value: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the TOML file holds
         _expect(value, list, place)
         return [item if item == INHERITED else element(item, place) for item in value]
 
@@ -86,7 +86,7 @@ def _list_of(element: Checker) -> Checker:
 
 
 def _table(**keys: Checker) -> Checker:
-    def checker(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+    def checker(value: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the TOML file holds
         _expect(value, dict, place)
         for key in value:
             if key not in keys:
@@ -98,18 +98,18 @@ def _table(**keys: Checker) -> Checker:
     return checker
 
 
-def _tlb_flushes(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+def _tlb_flushes(value: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the TOML file holds
     """A list, or ``true`` for what the published code does, ``false`` for none."""
     if isinstance(value, bool):
-        return [flush.word for flush in Mechanism().exit_on_tlb_flush] if value else []
+        return [flush.word for flush in PolicyMechanism().exit_on_tlb_flush] if value else []
     return _list_of(_one_of(flush.word for flush in TlbFlush))(value, place)
 
 
-def _region(value: Any, place: Place) -> object:  # noqa: ANN401 - whatever the TOML file holds
+def _region(value: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the TOML file holds
     """One word for every access, or a table with a word for each."""
     if isinstance(value, dict):
-        return _table(**{access.value: _one_of(Mapped) for access in Access})(value, place)
-    return dict.fromkeys([access.value for access in Access], _one_of(Mapped)(value, place))
+        return _table(**{access.value: _one_of(Mapped) for access in TouchKind})(value, place)
+    return dict.fromkeys([access.value for access in TouchKind], _one_of(Mapped)(value, place))
 
 
 _names = _list_of(_text)
@@ -132,7 +132,7 @@ _policy = _table(
     cpu=_table(features=_list_of(_one_of(CpuFeature)), bugs=_list_of(_one_of(CpuBug)), rsb_fill=_boolean),
     memory=_table(default=_one_of(Sensitivity), sensitive=_rules, nonsensitive=_rules),
     regions=_table(**{region.value: _region for region in Region}),
-    ephmap=_table(kinds=_kinds, access=_list_of(_one_of(Access)), functions=_names),
+    ephmap=_table(kinds=_kinds, access=_list_of(_one_of(TouchKind)), functions=_names),
 )
 
 
@@ -143,5 +143,5 @@ def check(document: Mapping[str, object], file: str) -> dict[str, Any]:
     :param file: How messages call the file.
     :raises PolicyError: A key that no policy has, or a value that its key cannot have.
     """
-    checked: dict[str, Any] = _policy(dict(document), Place(file))
+    checked: dict[str, Any] = _policy(dict(document), KeyPlace(file))
     return checked

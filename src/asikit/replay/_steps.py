@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from asikit.protocol import TaskState
 
-__all__ = ["Step", "Stepper", "check_policy", "protocol_config"]
+__all__ = ["EventStep", "Stepper", "check_policy", "protocol_config"]
 
 _RETURN_BEFORE: Mapping[Happening, tuple[AsiClass, Happening]] = MappingProxyType(
     {
@@ -93,7 +93,7 @@ def check_policy(policy: Policy, classes: frozenset[AsiClass]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class EventStep:
     """What one event leads to.
 
     :ivar amended: The recording lacks something before this event.
@@ -135,19 +135,19 @@ class Stepper:
         """Return the address space whose lack of memory a touch would meet."""
         return Space(state.cpu.curr_asi)
 
-    def step(self, state: State, happening: Happening) -> Step:
+    def step(self, state: State, happening: Happening) -> EventStep:
         """Return what an event leads to."""
         domain = _DOMAIN_OF.get(happening)
         if domain is not None and domain not in self._classes and not self._asi:
             # Without ASI the protocol has no classes: leave out the crossings of domains that are not protected from.
-            return Step(state)
+            return EventStep(state)
         if happening in _RETURN_BEFORE and domain in self._classes and not self._untrusted(state, domain):
             returned = self._try(self._forget(state), _RETURN_BEFORE[happening][1])
             return self._amended(returned.state if returned else state, happening)
         outcome = self._try(state, happening)
         if outcome is None:
             return self._amended(self._forget(state), happening, otherwise=state)
-        return Step(outcome.state, outcome.effects, outcome.exit_reason)
+        return EventStep(outcome.state, outcome.effects, outcome.exit_reason)
 
     def _untrusted(self, state: State, domain: AsiClass) -> bool:
         """Tell whether the state says that untrusted code of the domain runs, as far as it says so at all."""
@@ -164,8 +164,8 @@ class Stepper:
         except MisuseError:
             return None
 
-    def _amended(self, state: State, happening: Happening, otherwise: State | None = None) -> Step:
+    def _amended(self, state: State, happening: Happening, otherwise: State | None = None) -> EventStep:
         outcome = self._try(state, happening)
         if outcome is None:
-            return Step(otherwise or state, amended=True)
-        return Step(outcome.state, outcome.effects, outcome.exit_reason, amended=True)
+            return EventStep(otherwise or state, amended=True)
+        return EventStep(outcome.state, outcome.effects, outcome.exit_reason, amended=True)

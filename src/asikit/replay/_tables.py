@@ -38,6 +38,7 @@ class SideTables:
 
     :ivar places: ``vaddr``, ``region``, ``page``.
     :ivar meta: The trace's ``meta.json``.
+    :ivar exit_names: The trace's names of VM exit codes, by their number as text.
     """
 
     places: pl.DataFrame
@@ -48,6 +49,7 @@ class SideTables:
     tasks: pl.DataFrame
     phases: pl.DataFrame
     meta: Mapping[str, Any]
+    exit_names: Mapping[str, str]
 
     @classmethod
     def of(cls, trace: Trace) -> SideTables:
@@ -55,7 +57,9 @@ class SideTables:
 
         :raises ReplayError: A row refers to a row that is not there.
         """
-        tables = cls(**{name: trace.table(name) for name in SIDE_TABLES}, meta=trace.meta)
+        tables = cls(
+            **{name: trace.table(name) for name in SIDE_TABLES}, meta=trace.meta, exit_names=trace.recorder.exit_names
+        )
         tables._check_references()
         return tables
 

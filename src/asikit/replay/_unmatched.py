@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,40 +16,48 @@ from asikit.replay.policy import MechanismKind, Policy
 from asikit.trace import PageKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
     from asikit.replay._tables import SideTables
 
-__all__ = ["unmatched_names"]
+__all__ = ["unmatched", "unmatched_names"]
 
 _CLOSED = {"kinds", "unrecorded_kinds", "gfp"}
 """Lists whose names are all right ones: another that the recording has is no likelier to be meant."""
 
 
 def unmatched_names(policy: Policy, tables: SideTables) -> tuple[str, ...]:
-    """Return a line for each name that the policy's author gave and that nothing in the recording has.
+    """Return a line for each name that the policy's author gave and that nothing in the recording has."""
+    return unmatched(policy, {rule: partial(find, tables) for rule, find in _FOUND.items()}, where="this recording")
+
+
+def unmatched(policy: Policy, found: Mapping[str, Callable[[], set[str]]], *, where: str) -> tuple[str, ...]:
+    """Return a line for each name that the policy's author gave and that is not found.
 
     Those of a policy that comes with asikit are about all kernels and workloads: nothing is said of them.
+
+    :param found: For each kind of list that is looked up (the last word of its key), what gives the names there.
+    :param where: What they were looked for in, as the lines say it.
     """
     if policy.mechanism.kind is not MechanismKind.ASI:
         return ()
     known: dict[str, set[str]] = {}
     lines = []
     for key, name in policy.names():
-        if (key, name) in policy.shipped_names:
-            continue
         rule = key.rpartition(".")[2]
+        if (key, name) in policy.shipped_names or rule not in found:
+            continue
         if rule not in known:
-            known[rule] = _FOUND[rule](tables)
+            known[rule] = found[rule]()
         if rule in _CLOSED:
             matches, near = name in known[rule], ""
         else:
             glob = re.compile(any_of([name]))
             matches, near = any(map(glob.search, known[rule])), nearest(name, known[rule])
         if not matches:
-            lines.append(f'{policy.file or policy.name}: {key}: "{name}" matches nothing in this recording{near}')
+            lines.append(f'{policy.file or policy.name}: {key}: "{name}" matches nothing in {where}{near}')
     return tuple(lines)
 
 

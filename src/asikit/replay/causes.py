@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from asikit.protocol import AsiClass, EffectKind, ExitReason
-from asikit.replay._events import NO_ENTRY, SVM_EXITS, class_of_entry, entry_label
+from asikit.replay._events import NO_ENTRY, class_of_entry, entry_label
 from asikit.replay._stacks import CauseStacks
 from asikit.replay._steps import protocol_config
 from asikit.replay._tally import NO_PLACE, REASONS
@@ -18,7 +18,7 @@ from asikit.replay.result import EntryRow, Part, ReplayResult
 from asikit.trace import TOUCH_KINDS, EventKind, PageKind, Region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
     from asikit.replay._tables import SideTables
@@ -111,12 +111,14 @@ def _flushes(tally: Tally, policy: Policy, classes: frozenset[AsiClass]) -> dict
 
 def _by_entry(tally: Tally, protected: AbstractSet[int], tables: SideTables) -> tuple[EntryRow, ...]:
     syscalls = tables.meta.get("syscalls", {})
-    # QEMU's own emulation (TCG) has nested virtualization for SVM only.
-    emulator = str(tables.meta.get("machine", {}).get("emulator", ""))
     vectors = tables.meta.get("vectors", {})
-    vm_exits: Mapping[int, str] = SVM_EXITS if "QEMU" in emulator else {}
     rows = [
-        EntryRow(entry_label(slot, syscalls, vectors, vm_exits), counts.round_trips, counts.exits, counts.without_exit)
+        EntryRow(
+            entry_label(slot, syscalls, vectors, tables.exit_names),
+            counts.round_trips,
+            counts.exits,
+            counts.without_exit,
+        )
         for slot, counts in tally.entries.items()
         if slot in protected and slot != NO_ENTRY
     ]

@@ -11,8 +11,8 @@ from asikit.replay._events import ENTRY_SLOTS, EVENT_CLASS, NO_ENTRY, EventClass
 from asikit.replay._loop import Answers, Counts, Events, Exits, Running, Stop, Table, run_events
 from asikit.replay._sites import SiteTable
 from asikit.replay._steps import Stepper
-from asikit.replay._table import TransitionTable
 from asikit.replay._tally import REASONS, EntryCounts, Tally
+from asikit.replay._transitions import TransitionTable
 from asikit.replay.errors import ReplayError
 from asikit.replay.pieces import read_only
 from asikit.trace import EventKind

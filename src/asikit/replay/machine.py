@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 
 from asikit.errors import nearest
 from asikit.machine import mm
-from asikit.machine.kernel import MachineConfig, Mapped
-from asikit.machine.kernel.interrupts import VECTOR_NAMES
-from asikit.machine.kernel.syscalls.numbers import Nr
-from asikit.machine.x86 import Access as CpuAccess
+from asikit.machine.kernel import MachineConfig
+from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
+from asikit.machine.uapi.numbers import Nr
+from asikit.machine.x86 import Access
 from asikit.protocol import AsiClass
-from asikit.replay._events import SVM_EXITS, entry_label, entry_slot
+from asikit.replay._events import entry_label, entry_slot
 from asikit.replay._steps import protocol_config
+from asikit.replay._unmatched import unmatched
 from asikit.replay.errors import PolicyError
 from asikit.replay.one_pass import ALL_CLASSES
-from asikit.replay.policy import ACCESSES, Access, MechanismKind, Policy, Rules, Sensitivity
-from asikit.trace import EventKind
+from asikit.replay.policy import ACCESSES, MechanismKind, Policy, Rules, Sensitivity, TouchKind
+from asikit.trace import SVM_EXITS, EventKind, PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["decide", "entry_name", "machine_config"]
+__all__ = ["PolicyWatch", "decide", "entry_name", "machine_config"]
 
-_CPU_ACCESS = {Access.READ: CpuAccess.READ, Access.WRITE: CpuAccess.WRITE, Access.FETCH: CpuAccess.FETCH}
+_CPU_ACCESS = {TouchKind.READ: Access.READ, TouchKind.WRITE: Access.WRITE, TouchKind.FETCH: Access.FETCH}
 _PREFIX = "__GFP_"
 _ENTRY_KINDS = {
     "syscall": EventKind.ENTRY_SYSCALL,
@@ -56,15 +57,51 @@ def machine_config(
         protocol=protocol,
         sensitivity=decide(policy),
         regions={
-            mm.Region(region): {_CPU_ACCESS[access]: Mapped(mapped[access]) for access in ACCESSES}
+            region: {_CPU_ACCESS[access]: mapped[access] for access in ACCESSES}
             for region, mapped in policy.regions.items()
         },
-        ephmap_read=_ephmap_kinds(policy, Access.READ),
-        ephmap_write=_ephmap_kinds(policy, Access.WRITE),
+        ephmap_read=_ephmap_kinds(policy, TouchKind.READ),
+        ephmap_write=_ephmap_kinds(policy, TouchKind.WRITE),
     )
 
 
-def decide(policy: Policy) -> Callable[[mm.Request], bool]:
+class PolicyWatch:
+    """A policy's decision on a machine that remembers what it was asked, for names that matched nothing in it."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Begin.
+
+        :raises PolicyError: As :func:`decide`.
+        """
+        self._policy = policy
+        self._decide = decide(policy)
+        self._requests: set[mm.AllocationRequest] = set()
+
+    def machine_config(self, base: MachineConfig | None = None) -> MachineConfig:
+        """Return the description of a machine that runs under the policy, and is watched.
+
+        :raises PolicyError: As :func:`machine_config`.
+        """
+        return replace(machine_config(self._policy, base), sensitivity=self.decide)
+
+    def decide(self, request: mm.AllocationRequest) -> bool:
+        """Decide about one allocation: whether it is sensitive."""
+        self._requests.add(request)
+        return self._decide(request)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return a line for each name that the policy's author gave and that no allocation of the machine had."""
+        requests = self._requests
+        found = {
+            "caches": lambda: {request.cache for request in requests if request.cache is not None},
+            "allocated_by": lambda: {request.allocated_by for request in requests},
+            "kinds": lambda: {request.kind.value for request in requests},
+            "gfp": lambda: {f"{_PREFIX}{flag.name}" for request in requests for flag in request.gfp},
+        }
+        return unmatched(self._policy, found, where="this run")
+
+
+def decide(policy: Policy) -> Callable[[mm.AllocationRequest], bool]:
     """Return the policy's decision about one allocation: whether it is sensitive.
 
     Strongest first, as :mod:`asikit.replay.sensitivity` lays the same rules over a trace's pages: slab cache,
@@ -76,7 +113,7 @@ def decide(policy: Policy) -> Callable[[mm.Request], bool]:
     sensitive, nonsensitive = _masks(policy, memory.sensitive), _masks(policy, memory.nonsensitive)
     default = memory.default is Sensitivity.SENSITIVE
 
-    def decision(request: mm.Request) -> bool:
+    def decision(request: mm.AllocationRequest) -> bool:
         for matches in (_by_cache, _by_allocator, _by_kind):
             if matches(memory.sensitive, request):
                 return True
@@ -97,22 +134,23 @@ def entry_name(kind: str, number: int) -> str:
     """
     syscalls = {str(int(call)): call.label for call in Nr}
     vectors = {str(vector): name for vector, name in VECTOR_NAMES.items()}
-    return entry_label(entry_slot(_ENTRY_KINDS[kind], number), syscalls, vectors, SVM_EXITS)
+    vm_exits = {str(code): name for code, name in SVM_EXITS.items()}
+    return entry_label(entry_slot(_ENTRY_KINDS[kind], number), syscalls, vectors, vm_exits)
 
 
-def _by_cache(rules: Rules, request: mm.Request) -> bool:
+def _by_cache(rules: Rules, request: mm.AllocationRequest) -> bool:
     return request.cache is not None and _any(rules.caches, request.cache)
 
 
-def _by_allocator(rules: Rules, request: mm.Request) -> bool:
+def _by_allocator(rules: Rules, request: mm.AllocationRequest) -> bool:
     return _any(rules.allocated_by, request.allocated_by)
 
 
-def _by_kind(rules: Rules, request: mm.Request) -> bool:
+def _by_kind(rules: Rules, request: mm.AllocationRequest) -> bool:
     return request.kind in rules.kinds
 
 
-def _by_gfp(masks: tuple[int, ...], request: mm.Request) -> bool:
+def _by_gfp(masks: tuple[int, ...], request: mm.AllocationRequest) -> bool:
     return any(request.gfp & mask == mask for mask in masks)
 
 
@@ -130,5 +168,5 @@ def _masks(policy: Policy, rules: Rules) -> tuple[int, ...]:
     return tuple(known[name] for name in rules.gfp)
 
 
-def _ephmap_kinds(policy: Policy, access: Access) -> frozenset[mm.PageKind]:
-    return frozenset(mm.PageKind(kind) for kind in policy.ephmap.kinds if access in policy.ephmap.access)
+def _ephmap_kinds(policy: Policy, access: TouchKind) -> frozenset[PageKind]:
+    return frozenset(PageKind(kind) for kind in policy.ephmap.kinds if access in policy.ephmap.access)

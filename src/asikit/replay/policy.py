@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from asikit.protocol import CpuBug, CpuFeature
+from asikit.protocol import CpuBug, CpuFeature, Mapped
 from asikit.trace import Region, TlbFlush
 
 if TYPE_CHECKING:
@@ -15,21 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACCESSES",
-    "Access",
-    "CpuModel",
-    "Ephmap",
     "ExitOn",
-    "Mapped",
-    "Mechanism",
     "MechanismKind",
-    "Memory",
     "Policy",
+    "PolicyCpu",
+    "PolicyEphmap",
+    "PolicyMechanism",
+    "PolicyMemory",
     "Rules",
     "Sensitivity",
+    "TouchKind",
 ]
 
 
-class Access(StrEnum):
+class TouchKind(StrEnum):
     """How the kernel touches a page: one kind of touch event each."""
 
     READ = "read"
@@ -37,7 +36,7 @@ class Access(StrEnum):
     FETCH = "fetch"
 
 
-ACCESSES = tuple(Access)
+ACCESSES = tuple(TouchKind)
 
 
 class MechanismKind(StrEnum):
@@ -66,17 +65,6 @@ class Sensitivity(StrEnum):
     NONSENSITIVE = "nonsensitive"
 
 
-class Mapped(StrEnum):
-    """Whether the restricted address space maps a region."""
-
-    MAPPED = "mapped"
-    ABSENT = "absent"
-    BY_MEMORY = "by_memory"
-    """Where the page behind it is nonsensitive."""
-    USERSPACE = "userspace"
-    """In the userspace class's address space only, not in KVM's (``asi_maps_user_addr``)."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What makes a page sensitive, or nonsensitive.
@@ -96,7 +84,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class PolicyMemory:
     """The sensitivity of a page. Where both sets of rules match with equal strength, it is sensitive."""
 
     default: Sensitivity = Sensitivity.NONSENSITIVE
@@ -105,17 +93,17 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Ephmap:
+class PolicyEphmap:
     """Pages reached through an ephemeral per-CPU mapping, instead of an exit."""
 
     kinds: tuple[str, ...] = ()
-    access: tuple[Access, ...] = (Access.READ,)
+    access: tuple[TouchKind, ...] = (TouchKind.READ,)
     functions: tuple[str, ...] = ()
     """Globs over the accessing function; empty for all functions."""
 
 
 @dataclass(frozen=True, slots=True)
-class CpuModel:
+class PolicyCpu:
     """What the processor makes a flush consist of."""
 
     features: tuple[CpuFeature, ...] = (CpuFeature.IBPB,)
@@ -126,7 +114,7 @@ class CpuModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Mechanism:
+class PolicyMechanism:
     """Which mechanism guards the kernel, in which variant."""
 
     kind: MechanismKind = MechanismKind.ASI
@@ -146,7 +134,7 @@ class Mechanism:
     """The core has a sibling thread, which an exit must stun."""
 
 
-DEFAULT_REGIONS: Mapping[Region, Mapping[Access, Mapped]] = MappingProxyType(
+DEFAULT_REGIONS: Mapping[Region, Mapping[TouchKind, Mapped]] = MappingProxyType(
     {
         region: MappingProxyType(
             dict.fromkeys(
@@ -169,11 +157,11 @@ class Policy:
     """One line for tables and lists."""
     file: str = field(default="", compare=False)
     """Where it was read, for messages."""
-    mechanism: Mechanism = field(default_factory=Mechanism)
-    cpu: CpuModel = field(default_factory=CpuModel)
-    memory: Memory = field(default_factory=Memory)
-    regions: Mapping[Region, Mapping[Access, Mapped]] = field(default_factory=lambda: DEFAULT_REGIONS)
-    ephmap: Ephmap = field(default_factory=Ephmap)
+    mechanism: PolicyMechanism = field(default_factory=PolicyMechanism)
+    cpu: PolicyCpu = field(default_factory=PolicyCpu)
+    memory: PolicyMemory = field(default_factory=PolicyMemory)
+    regions: Mapping[Region, Mapping[TouchKind, Mapped]] = field(default_factory=lambda: DEFAULT_REGIONS)
+    ephmap: PolicyEphmap = field(default_factory=PolicyEphmap)
     shipped_names: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
     """Of :meth:`names`, those that a policy of ours gives: they are about all kernels and workloads, so that nobody is
     warned of one that a recording lacks."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from asikit.protocol import AsiClass, Space
 from asikit.replay._events import NO_ENTRY, entry_slot, event_class
-from asikit.replay._steps import Step, Stepper
+from asikit.replay._steps import EventStep, Stepper
 from asikit.replay._tally import NO_PLACE, EntryCounts, Tally, counted, together
 from asikit.replay.errors import ReplayError
-from asikit.replay.policy import ACCESSES, Access, Policy
+from asikit.replay.policy import ACCESSES, Policy, TouchKind
 from asikit.replay.sensitivity import PlaceBits, Sensitive, missing_bit
 from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceReplay"]
 
-_EPHMAP_BIT = {Access.READ: PlaceBits.EPHMAP_READ, Access.WRITE: PlaceBits.EPHMAP_WRITE, Access.FETCH: PlaceBits(0)}
+_EPHMAP_BIT = {
+    TouchKind.READ: PlaceBits.EPHMAP_READ,
+    TouchKind.WRITE: PlaceBits.EPHMAP_WRITE,
+    TouchKind.FETCH: PlaceBits(0),
+}
 
 
 class _Cpu:
@@ -156,7 +160,7 @@ class ReferenceReplay:
         return True
 
     @staticmethod
-    def _count(cpu: _Cpu, counts: _Counts, step: Step, site: tuple[int, int, int]) -> None:
+    def _count(cpu: _Cpu, counts: _Counts, step: EventStep, site: tuple[int, int, int]) -> None:
         counts.tally.amended += step.amended
         counts.tally.effects.update(step.effects)
         if step.exit_reason is not None:

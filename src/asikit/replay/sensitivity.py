@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from asikit.errors import nearest
+from asikit.protocol import Mapped
 from asikit.replay._tables import NO_GFP
 from asikit.replay.errors import PolicyError
-from asikit.replay.policy import ACCESSES, Access, Mapped, Policy, Sensitivity
+from asikit.replay.policy import ACCESSES, Policy, Sensitivity, TouchKind
 from asikit.trace import PageKind, Region
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class PlaceBits(IntFlag):
     EPHMAP_WRITE = 128
 
 
-def missing_bit(*, userspace: bool, access: Access) -> PlaceBits:
+def missing_bit(*, userspace: bool, access: TouchKind) -> PlaceBits:
     """Return the bit that says that an access of a class is to something its address space lacks."""
     return PlaceBits(1 << (ACCESSES.index(access) + (0 if userspace else 3)))
 
@@ -95,7 +96,7 @@ def _mark_ephmap(bits: Bytes, policy: Policy, tables: SideTables) -> None:
         return
     of_kind = _is_kind(policy.ephmap.kinds)[tables.kind_of_page][tables.page_of_place]
     through = of_kind & (tables.region_of_place == list(Region).index(Region.DIRECT_MAP))
-    for access, bit in ((Access.READ, PlaceBits.EPHMAP_READ), (Access.WRITE, PlaceBits.EPHMAP_WRITE)):
+    for access, bit in ((TouchKind.READ, PlaceBits.EPHMAP_READ), (TouchKind.WRITE, PlaceBits.EPHMAP_WRITE)):
         if access in policy.ephmap.access:
             missing = missing_bit(userspace=True, access=access) | missing_bit(userspace=False, access=access)
             bits[through & ((bits & np.uint8(missing)) != 0)] |= np.uint8(bit)

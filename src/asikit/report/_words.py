@@ -5,21 +5,14 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from asikit.protocol import PRIMITIVES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["FLUSH_WORDS", "REASON_WORDS", "REGION_WORDS", "size_text"]
 
-FLUSH_WORDS: Mapping[str, str] = MappingProxyType(
-    {
-        "ibpb": "branch predictor barriers (IBPB)",
-        "bhb_clear": "branch history clears",
-        "rsb_fill": "return stack refills",
-        "l1d_flush": "L1 data cache flushes",
-        "verw": "buffer clears (VERW)",
-        "dummy_divide": "divider clears",
-    }
-)
+FLUSH_WORDS: Mapping[str, str] = MappingProxyType({primitive.kind.value: primitive.words for primitive in PRIMITIVES})
 REGION_WORDS: Mapping[str, str] = MappingProxyType({"bpf": "a BPF program"})
 """Where a touched page is mapped, if the region's own name does not say it."""
 REASON_WORDS: Mapping[str, str] = MappingProxyType(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks import (
     NO_VECTOR,
+    AttackVerdict,
     Vector,
-    Verdict,
     load_vulnerability,
     mitigation,
     mitigation_names,
@@ -31,7 +31,7 @@ _FEW_COLUMNS: Final = 6
 _WIDE: Final = 8
 _MOST_LINES: Final = 30
 _LONGEST_STEP: Final = 320
-_WORDS: Final = {Verdict.LEAK: "LEAK", Verdict.NO_LEAK: "-", Verdict.UNKNOWN: "?"}
+_WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
 def attack_report(findings: Sequence[Finding]) -> Report:
@@ -42,7 +42,7 @@ def attack_report(findings: Sequence[Finding]) -> Report:
     rows: list[Row | Span] = []
     for (name, cpu), block in groupby(findings, key=lambda found: (found.cell.vulnerability, found.cell.cpu)):
         rows += _block(name, cpu, list(block))
-    leaks = sum(found.verdict is Verdict.LEAK for found in findings)
+    leaks = sum(found.verdict is AttackVerdict.LEAK for found in findings)
     below = [Note(f"{leaks} of {len(findings)} attacks leak (LEAK); - is no leak, ? unknown")]
     if not wide:
         below += [
@@ -88,7 +88,7 @@ def _steps(finding: Finding) -> tuple[Note, ...]:
     """Return what happened: of a leak the last steps, which lead to it, else the first."""
     steps = [(step, sum(1 for _ in same)) for step, same in groupby(finding.story)]
     left_out = max(0, len(steps) - _MOST_LINES)
-    skipped = left_out if finding.verdict is Verdict.LEAK else 0
+    skipped = left_out if finding.verdict is AttackVerdict.LEAK else 0
     notes = [Note(f"{skipped} steps, and then", " " * 5)] if skipped else []
     for number, (step, times) in enumerate(steps[skipped : skipped + _MOST_LINES], skipped + 1):
         again = f" ({times} times)" if times > 1 else ""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asikit.cost import Verdict
+from asikit.cost import HostVerdict
 from asikit.report.view import Column, Note, Report, Row, Section, Table
 
 if TYPE_CHECKING:
-    from asikit.cost import Host, Identity, Vulnerability
+    from asikit.cost import Host, HostVulnerability, Identity
 
 __all__ = ["host_report"]
 
 
 def host_report(host: Host) -> Report:
     """Return the processor, a table of what it is vulnerable to, and what ASI would make unnecessary."""
-    affected = [one for one in host.vulnerabilities if one.verdict is not Verdict.NOT_NEEDED]
-    spared = [one.name for one in host.vulnerabilities if one.verdict is Verdict.NOT_NEEDED]
+    affected = [one for one in host.vulnerabilities if one.verdict is not HostVerdict.NOT_NEEDED]
+    spared = [one.name for one in host.vulnerabilities if one.verdict is HostVerdict.NOT_NEEDED]
     parts: list[Note | Table | Section] = [Note(line) for line in _identity(host.identity)]
     if affected:
         parts.append(_table(affected))
@@ -38,7 +38,7 @@ def _identity(identity: Identity) -> list[str]:
     return lines
 
 
-def _table(affected: list[Vulnerability]) -> Table:
+def _table(affected: list[HostVulnerability]) -> Table:
     columns = (
         Column("vulnerability", breaks=True),
         Column("now", breaks=True),

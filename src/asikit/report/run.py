@@ -11,7 +11,7 @@ from asikit.report._words import FLUSH_WORDS, REASON_WORDS
 
 if TYPE_CHECKING:
     from asikit.machine.kernel import Machine, Report
-    from asikit.machine.kernel.process import Process
+    from asikit.machine.kernel.objects.process import Process
 
 __all__ = ["run_report"]
 

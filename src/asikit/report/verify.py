@@ -9,7 +9,7 @@ from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from asikit.proofs import Comparison, Counterexample, Mutant, MutantRow, Reproduction, Verification
+    from asikit.proofs import Counterexample, Mutant, MutantRow, Reproduction, SideBySide, Verification
 
 __all__ = ["equivalence_report", "mutant_names", "mutants_report", "verification_report"]
 
@@ -91,7 +91,7 @@ def mutant_names(mutants: Sequence[Mutant], alternatives: Sequence[Mutant]) -> R
     return Report((Table((Column(), Column(breaks=True)), tuple(rows), ruled=False),))
 
 
-def equivalence_report(comparisons: Sequence[Comparison]) -> Report:
+def equivalence_report(comparisons: Sequence[SideBySide]) -> Report:
     """Return ASI and the blanket mitigation side by side, and what it takes to tell them apart."""
     rows = (
         Row((item.situation.name, str(item.asi.verdict), str(item.blanket.verdict), item.situation.says))

@@ -17,13 +17,14 @@ phases         name | begin | end | task | ended: the events from begin on and b
 
 from __future__ import annotations
 
-from asikit.trace._errors import TraceError
+from asikit.trace._errors import TraceError, TraceExistsError
 from asikit.trace._kinds import (
     ENTRY_KINDS,
     FORMAT,
     NO_PAGE,
     NO_STACK,
     RETURN_KINDS,
+    SVM_EXITS,
     TOUCH_KINDS,
     UNKNOWN_EXIT_CODE,
     VERSION,
@@ -35,7 +36,7 @@ from asikit.trace._kinds import (
 from asikit.trace._reader import Trace
 from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, ROW_ZERO, SIDE_TABLES, TABLES
 from asikit.trace._scratch import ScratchFolder
-from asikit.trace._stacks import Frame, Stacks
+from asikit.trace._stacks import StackFrame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
 from asikit.trace._time import instructions_before, rows_at, total_instructions
 from asikit.trace._writer import ROWS_PER_PART, TraceWriter
@@ -52,22 +53,24 @@ __all__ = [
     "ROWS_PER_PART",
     "ROW_ZERO",
     "SIDE_TABLES",
+    "SVM_EXITS",
     "TABLES",
     "TOUCH_KINDS",
     "UNKNOWN_EXIT_CODE",
     "VERSION",
     "CpuSummary",
     "EventKind",
-    "Frame",
     "PageKind",
     "PhaseSummary",
     "Region",
     "ScratchFolder",
+    "StackFrame",
     "Stacks",
     "TlbFlush",
     "TouchCount",
     "Trace",
     "TraceError",
+    "TraceExistsError",
     "TraceSummary",
     "TraceWriter",
     "instructions_before",

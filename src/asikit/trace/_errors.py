@@ -27,6 +27,10 @@ class TraceError(AsikitError):
         return cls.at(file, f"cannot be {doing}: {error.strerror or error}")
 
 
+class TraceExistsError(TraceError):
+    """There is something by the trace's name, which was not to be overwritten."""
+
+
 def first_line(error: BaseException) -> str:
     """Give the first line of another library's message, cut to a length that fits on a screen."""
     lines = str(error).strip().splitlines()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT: Final = "asitrace"
 """The value of ``format`` in every ``meta.json``."""
@@ -19,6 +23,26 @@ NO_STACK: Final = 0
 
 UNKNOWN_EXIT_CODE: Final = 0xFFFF_FFFF
 """``arg`` of a VM exit whose hardware exit code is not known."""
+
+
+# AMD manual volume 2, appendix C, with the kernel's abbreviations (arch/x86/include/uapi/asm/svm.h).
+SVM_EXITS: Mapping[int, str] = MappingProxyType(
+    {
+        0x60: "intr",
+        0x61: "nmi",
+        0x64: "vintr",
+        0x72: "cpuid",
+        0x77: "pause",
+        0x78: "hlt",
+        0x79: "invlpg",
+        0x7B: "ioio",
+        0x7C: "msr",
+        0x7F: "shutdown",
+        0x81: "vmmcall",
+        0x400: "npf",
+    }
+)
+"""Names of SVM's exit codes, for the ``vm_exits`` of a trace that was recorded on it."""
 
 
 class EventKind(IntEnum):

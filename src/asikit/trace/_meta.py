@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from asikit.trace._errors import TraceError, first_line
-from asikit.trace._kinds import FORMAT, VERSION
+from asikit.trace._kinds import FORMAT, SVM_EXITS, VERSION
 from asikit.trace._schema import SIDE_TABLES, SINCE, TABLES
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class TableFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Table(msgspec.Struct, frozen=True):
+class TableFiles(msgspec.Struct, frozen=True):
     """A table's rows in all, and its files by their path in the trace's folder."""
 
     rows: int
     files: dict[str, TableFile]
 
 
-_NO_FILES = Table(rows=0, files={})
+_NO_FILES = TableFiles(rows=0, files={})
 """A table that a trace of an earlier version does not have."""
 
 
@@ -84,12 +84,25 @@ class RecorderMeta(msgspec.Struct, frozen=True):
     marks: _Marks = _Marks()
     gfp_flags: dict[str, int] = {}
     syscalls: dict[str, str] = {}
+    vm_exits: dict[str, str] | None = None  # names of exit codes, by number; None in a trace from before there was this
+
+    @property
+    def exit_names(self) -> Mapping[str, str]:
+        """Names of VM exit codes, by their number as text.
+
+        A trace that does not say is one of the time when all recorders ran in QEMU's own emulation (TCG), which has
+        nested virtualization for SVM only, or a machine's, whose exits had no names.
+        """
+        if self.vm_exits is not None:
+            return self.vm_exits
+        in_qemu = "QEMU" in (self.machine.emulator or "")
+        return {str(code): name for code, name in SVM_EXITS.items()} if in_qemu else {}
 
 
 class _WriterMeta(msgspec.Struct, frozen=True):
     format: str
     version: int
-    tables: dict[str, Table]
+    tables: dict[str, TableFiles]
     content_hash: str
 
 
@@ -98,11 +111,11 @@ class Meta(msgspec.Struct, frozen=True):
 
     raw: dict[str, Any]
     recorder: RecorderMeta
-    tables: dict[str, Table]
+    tables: dict[str, TableFiles]
     content_hash: str
 
 
-def content_hash(tables: Mapping[str, Table]) -> str:
+def content_hash(tables: Mapping[str, TableFiles]) -> str:
     """Give the hash of a trace's tables.
 
     It is the SHA-256 of the lines ``SHA256  PATH`` of all the tables' files in the order of their paths: what
@@ -113,7 +126,7 @@ def content_hash(tables: Mapping[str, Table]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def encode(meta: Mapping[str, Any], tables: Mapping[str, Table], file: Path) -> bytes:
+def encode(meta: Mapping[str, Any], tables: Mapping[str, TableFiles], file: Path) -> bytes:
     r"""Give the bytes of a ``meta.json``: keys sorted, so that the same content is the same file.
 
     What a text has of bytes that are no UTF-8 (an argument of the workload may) is written as ``\xff`` is.

@@ -167,7 +167,7 @@ class Trace:
                 # An empty part is a chunk too, so that there is always one to take the columns' types from.
                 yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
 
-    def _table(self, table: str) -> _meta.Table:
+    def _table(self, table: str) -> _meta.TableFiles:
         if table not in TABLES:
             raise TraceError.at(self.path, f"no table {table!r}; there are {', '.join(TABLES)}")
         return self._meta.tables[table]

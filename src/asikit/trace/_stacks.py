@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from asikit.trace._reader import Trace
 
 
-class Frame(NamedTuple):
+class StackFrame(NamedTuple):
     """One function on a kernel stack.
 
     ``address`` is the accessing instruction in the leaf, and the return address in every other frame. ``module`` is
@@ -67,7 +67,7 @@ class Stacks:
         """Give the number of stack ids, the empty stack included."""
         return len(self.parent)
 
-    def frames(self, stack: int) -> tuple[Frame, ...]:
+    def frames(self, stack: int) -> tuple[StackFrame, ...]:
         """Give the functions of a stack, leaf first, down to the kernel's entry point; () for the empty stack.
 
         :raises IndexError: There is no such stack.
@@ -77,7 +77,7 @@ class Stacks:
         found = []
         while stack != 0:
             symbol = int(self.symbol[stack])
-            found.append(Frame(self.name[symbol], self.module[symbol], int(self.address[stack])))
+            found.append(StackFrame(self.name[symbol], self.module[symbol], int(self.address[stack])))
             stack = int(self.parent[stack])
         return tuple(found)
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from asikit.trace import _meta
-from asikit.trace._errors import TraceError
+from asikit.trace._errors import TraceError, TraceExistsError
 from asikit.trace._exchange import exchange
 from asikit.trace._schema import (
     EVENT_SCHEMA,
@@ -226,7 +226,7 @@ class TraceWriter:
         if not os.path.lexists(self.path):
             return
         if not self._overwrite:
-            raise TraceError.at(self.path, "already exists: choose another name or remove it")
+            raise TraceExistsError.at(self.path, "already exists: choose another name or remove it")
         if self.path.is_symlink() or not _is_trace(self.path):
             raise TraceError.at(self.path, "already exists and is not a trace: it is not overwritten")
 
@@ -297,8 +297,8 @@ class TraceWriter:
         self._side = {name: [] for name in SIDE_TABLES}
 
 
-def _table(files: dict[str, _meta.TableFile]) -> _meta.Table:
-    return _meta.Table(rows=sum(file.rows for file in files.values()), files=files)
+def _table(files: dict[str, _meta.TableFile]) -> _meta.TableFiles:
+    return _meta.TableFiles(rows=sum(file.rows for file in files.values()), files=files)
 
 
 def _is_trace(path: Path) -> bool:

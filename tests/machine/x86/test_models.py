@@ -102,13 +102,15 @@ def test_models_are_consistent(name: str) -> None:
     if model.vendor == "amd":
         assert not model.bugs & {Bug.MELTDOWN, Bug.L1TF, Bug.MDS, Bug.TAA, Bug.MMIO, Bug.GDS, Bug.SWAPGS, Bug.BHI}
         assert not model.bugs & {Bug.ITS, Bug.ITS_GUEST_HOST}
-        assert Clearing.IBPB not in model.structures.rsb.cleared_by
+        assert EffectKind.IBPB.value not in model.structures.rsb.cleared_by
         assert model.structures.l1d.cleared_by == ()
     if model.vendor == "intel":
         assert not model.bugs & {Bug.SRSO, Bug.DIV0, Bug.ZENBLEED, Bug.TSA}
         assert (not model.bugs & {Bug.ITS, Bug.ITS_GUEST_HOST}) or (Feature.EIBRS in model.features)
-        assert (Clearing.L1D_FLUSH in model.structures.l1d.cleared_by) == (Feature.FLUSH_L1D in model.features)
-        assert (Clearing.VERW in model.structures.fill_buffer.cleared_by) == (Feature.MD_CLEAR in model.features)
+        assert (EffectKind.L1D_FLUSH.value in model.structures.l1d.cleared_by) == (Feature.FLUSH_L1D in model.features)
+        assert (EffectKind.VERW.value in model.structures.fill_buffer.cleared_by) == (
+            Feature.MD_CLEAR in model.features
+        )
     assert model.structures.staging_buffer.sharing is Sharing.UNCORE
     assert model.structures.pht.cleared_by == ()
     assert model.paging.invpcid <= model.paging.pcid

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from asikit.record._guest import Initramfs
 from asikit.record._programs import find_busybox
-from asikit.record._qemu import Guest, Machine
+from asikit.record._qemu import GuestMachine, RunningGuest
 from asikit.record._streams import Streams
-from asikit.record.disk import MOUNT_OPTIONS, HostDisk, NbdServer
+from asikit.record.disk import HostDisk, NbdServer
 from asikit.record.kernel import find_kernel
+from asikit.trace import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ class Booted:
     kernel: str
 
 
-class _Guest(Guest):
+class _Guest(RunningGuest):
     """A guest with the disk."""
 
     server: NbdServer
@@ -70,7 +71,7 @@ def boot(  # noqa: PLR0913  (each named at the call)
     folder: Path,
     script: str,
     *,
-    options: str = MOUNT_OPTIONS,
+    options: str = HostDisk.mount_options,
     before: str = "",
     cpus: int = 1,
     served: Callable[[NbdServer], None] = lambda _: None,
@@ -88,12 +89,13 @@ def boot(  # noqa: PLR0913  (each named at the call)
     ):
         files.add(f"/modules/{number:03}-{name}.ko", content)
     files.add("/init", _INIT.format(options=options, before=before, script=script).encode(), mode=0o755)
-    with NbdServer(disk, folder / "disk.socket") as server:
+    with NbdServer(disk, folder / "disk.socket") as server, ScratchFolder.temporary() as own:
         guest = _Guest(
-            Machine(kernel, 512 << 20, cpus, "quiet loglevel=1"),
+            GuestMachine(kernel, 512 << 20, cpus, "quiet loglevel=1"),
             files.archive(),
             None,
             Streams.to(io.BytesIO(), io.BytesIO()),
+            own,
         )
         guest.server = server
         guest.text = folder / "text"

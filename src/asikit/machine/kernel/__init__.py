@@ -8,21 +8,27 @@ scenario sees;
 
 from __future__ import annotations
 
-from asikit.machine.kernel.config import MachineConfig, Mapped
-from asikit.machine.kernel.errors import DeadlockError, InvariantError, KernelOopsError, MachineError, ScenarioError
-from asikit.machine.kernel.fault import SegmentationFault
-from asikit.machine.kernel.guest import Guest
-from asikit.machine.kernel.interleave import Act, Action, Interleaver, RoundRobin, Scripted
-from asikit.machine.kernel.kernel import Kernel
+from asikit.machine.kernel.core.config import MachineConfig
+from asikit.machine.kernel.core.errors import (
+    DeadlockError,
+    InvariantError,
+    KernelOopsError,
+    MachineError,
+    ScenarioError,
+)
+from asikit.machine.kernel.core.fault import SegmentationFault
+from asikit.machine.kernel.core.interleave import Act, Action, Interleaver, RoundRobin, Scripted
+from asikit.machine.kernel.core.kernel import Kernel
+from asikit.machine.kernel.core.observer import Observer
+from asikit.machine.kernel.core.report import Report, TlbCounts
+from asikit.machine.kernel.core.speculation import Speculation
+from asikit.machine.kernel.core.task import Task, TaskExit
 from asikit.machine.kernel.machine import Machine
-from asikit.machine.kernel.observer import Observer
-from asikit.machine.kernel.process import Process
-from asikit.machine.kernel.report import Report, TlbCounts
+from asikit.machine.kernel.objects.process import Process
 from asikit.machine.kernel.scenario import Scenario, load_scenario
-from asikit.machine.kernel.speculation import Speculation
-from asikit.machine.kernel.task import Task, TaskExit
-from asikit.machine.kernel.user import User
-from asikit.machine.kernel.virtual_machine import VmExit
+from asikit.machine.user.guest import Guest
+from asikit.machine.user.user import User
+from asikit.machine.user.virtual_machine import VmExit
 
 __all__ = [
     "Act",
@@ -36,7 +42,6 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "MachineError",
-    "Mapped",
     "Observer",
     "Process",
     "Report",

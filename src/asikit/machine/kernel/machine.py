@@ -8,8 +8,8 @@
 
     report = machine.run()
 
-How a machine is put together: `Kernel` (`asikit.machine.kernel.kernel`) has all parts; the module of each says what it
-does.
+How a machine is put together: `Kernel` (`asikit.machine.kernel.core.kernel`) has all parts; the module of each says
+what it does.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
-from asikit.machine.kernel.boot import boot
-from asikit.machine.kernel.config import MachineConfig
-from asikit.machine.kernel.errors import ScenarioError
+from asikit.machine.kernel.core.boot import boot
+from asikit.machine.kernel.core.config import MachineConfig
+from asikit.machine.kernel.core.errors import ScenarioError
 from asikit.machine.mm import GFP_USER, PAGE_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.interleave import Interleaver
-    from asikit.machine.kernel.observer import Observer
-    from asikit.machine.kernel.process import Process
-    from asikit.machine.kernel.program import Program
-    from asikit.machine.kernel.report import Report
+    from asikit.machine.kernel.core.interleave import Interleaver
+    from asikit.machine.kernel.core.observer import Observer
+    from asikit.machine.kernel.core.report import Report
+    from asikit.machine.kernel.objects.process import Process
     from asikit.machine.mm import Gfp
-    from asikit.protocol import Protocol
+    from asikit.machine.user.program import Program
 
 __all__ = ["Machine"]
 
@@ -48,21 +47,19 @@ class Machine:
         self,
         config: MachineConfig | None = None,
         *,
-        protocol: Protocol | None = None,
         interleaver: Interleaver | None = None,
         **overrides: Any,  # noqa: ANN401 - the fields of MachineConfig
     ) -> None:
         """Boot.
 
-        :param protocol: Another protocol than the standard one: a mutant.
-        :param interleaver: Who decides what comes in between; by default RoundRobin of the configuration's seed.
+        :param interleaver: Who decides what comes in between; by default whom the configuration makes.
         :param overrides: Fields of the configuration.
         :raises ScenarioError: No machine can be like that.
         """
         self.config = replace(config or MachineConfig(), **overrides)
-        from asikit.machine.kernel.userland import Userland  # noqa: PLC0415 - it needs all of this room
+        from asikit.machine.kernel.syscalls.userland import Userland  # noqa: PLC0415 - it needs all of this room
 
-        self.kernel = boot(self.config, protocol, interleaver)
+        self.kernel = boot(self.config, interleaver)
         self.kernel.userland = Userland(self.kernel)
         self.processes: list[Process] = []
 
@@ -116,7 +113,7 @@ class Machine:
         :param cpu: Where it begins. :param pinned: It stays there.
         :param cookie: Core scheduling: who may run on the sibling hyperthread meanwhile; only itself by default.
         """
-        from asikit.machine.kernel.process import create_process  # noqa: PLC0415 - it needs all of this room
+        from asikit.machine.kernel.objects.process import create_process  # noqa: PLC0415 - it needs all of this room
 
         self._check_outside("a process")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asikit.errors import AsikitError
-from asikit.machine.kernel.config import MachineConfig
-from asikit.machine.kernel.errors import ScenarioError
+from asikit.machine.kernel.core.config import MachineConfig
+from asikit.machine.kernel.core.errors import ScenarioError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

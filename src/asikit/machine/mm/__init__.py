@@ -12,7 +12,7 @@ On top of it: address spaces (`mmstruct`, `vma`, `fault`, `fork`), files and the
 from __future__ import annotations
 
 from asikit.machine.mm._observing import AllocatorCounters, AllocatorObserver
-from asikit.machine.mm._requests import Request
+from asikit.machine.mm._requests import AllocationRequest
 from asikit.machine.mm.access import BootMemory, FrameStore, KernelMemory
 from asikit.machine.mm.allocator import PageAllocator
 from asikit.machine.mm.context import BootContext, BootFlusher, Context, SpinLock, TlbFlusher
@@ -55,7 +55,7 @@ from asikit.machine.mm.gfp import (
     Gfp,
 )
 from asikit.machine.mm.inode import TMPFS, FileSystem, Inode, filesystem
-from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, Layout, Region, Span
+from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, Layout, Span
 from asikit.machine.mm.memblock import Memblock
 from asikit.machine.mm.mmstruct import (
     DEFAULT_MAP_WINDOW,
@@ -66,11 +66,11 @@ from asikit.machine.mm.mmstruct import (
     NotMappedError,
     Prot,
 )
-from asikit.machine.mm.page import Page, PageKind
+from asikit.machine.mm.page import Page
 from asikit.machine.mm.pageblock import PAGEBLOCK_ORDER, Migratetype, Pageblocks
 from asikit.machine.mm.pagecache import CopyFromUser, CopyToUser, PageCache, UserCopyError
 from asikit.machine.mm.percpu import PerCpu, PerCpuError
-from asikit.machine.mm.pgtable import Entry, PageTables
+from asikit.machine.mm.pgtable import PageTables, WalkEnd
 from asikit.machine.mm.services import BootLock, LockFactory, MmServices
 from asikit.machine.mm.slab import BadObjectError, KmemCache, SlabAllocator
 from asikit.machine.mm.stacks import THREAD_SIZE, KernelStacks, Stack
@@ -96,6 +96,7 @@ __all__ = [
     "PAGE_SIZE",
     "THREAD_SIZE",
     "TMPFS",
+    "AllocationRequest",
     "AllocatorCounters",
     "AllocatorObserver",
     "AtomicFlipError",
@@ -110,7 +111,6 @@ __all__ = [
     "CopyToUser",
     "DirectMap",
     "DoubleFreeError",
-    "Entry",
     "Ephmap",
     "EphmapError",
     "FileSystem",
@@ -142,15 +142,12 @@ __all__ = [
     "Page",
     "PageAllocator",
     "PageCache",
-    "PageKind",
     "PageTableError",
     "PageTables",
     "Pageblocks",
     "PerCpu",
     "PerCpuError",
     "Prot",
-    "Region",
-    "Request",
     "SegvError",
     "SigbusError",
     "SlabAllocator",
@@ -172,6 +169,7 @@ __all__ = [
     "VmaList",
     "Vmalloc",
     "VmallocError",
+    "WalkEnd",
     "WrongOrderError",
     "dup_mm",
     "filesystem",

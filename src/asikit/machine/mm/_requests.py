@@ -10,7 +10,7 @@ from asikit.machine.mm.freetype import gfp_migratetype, gfp_sensitive
 from asikit.machine.mm.gfp import Gfp
 
 if TYPE_CHECKING:
-    from asikit.machine.mm.page import PageKind
+    from asikit.trace import PageKind
 
 
 class Alloc(IntFlag):
@@ -29,7 +29,7 @@ NOFRAGMENT = int(Alloc.NOFRAGMENT)
 HIGHATOMIC = int(Alloc.HIGHATOMIC)
 
 
-class Request(NamedTuple):
+class AllocationRequest(NamedTuple):
     """What a sensitivity policy decides about: `allocated_by` is the allocating kernel function, empty if unknown."""
 
     gfp: Gfp

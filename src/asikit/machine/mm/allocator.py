@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from asikit.machine.mm._checks import check_allocator
 from asikit.machine.mm._observing import AllocatorCounters, AllocatorObserver
-from asikit.machine.mm._requests import HIGHATOMIC, NOBLOCK, NOFRAGMENT, Request, RequestClass, classify
+from asikit.machine.mm._requests import HIGHATOMIC, NOBLOCK, NOFRAGMENT, AllocationRequest, RequestClass, classify
 from asikit.machine.mm._zones import DMA32_END, Zones
 from asikit.machine.mm.buddy import MAX_ORDER, FrameTable, Zone
 from asikit.machine.mm.errors import (
@@ -31,7 +31,7 @@ from asikit.machine.mm.errors import (
 from asikit.machine.mm.freetype import freetype_sensitive
 from asikit.machine.mm.gfp import Gfp
 from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE
-from asikit.machine.mm.page import Page, PageKind
+from asikit.machine.mm.page import Page
 from asikit.machine.mm.pageblock import MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype
 from asikit.machine.mm.pcplists import (
     HPAGE_PMD_ORDER,
@@ -39,6 +39,7 @@ from asikit.machine.mm.pcplists import (
     PINDEX,
 )
 from asikit.machine.mm.text import kernel_function
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -76,7 +77,7 @@ class PageAllocator:
         *,
         cpus: int = 1,
         debug: bool = False,
-        sensitivity: Callable[[Request], bool] | None = None,
+        sensitivity: Callable[[AllocationRequest], bool] | None = None,
         allocated_by: Callable[[], str] | None = None,
         max_order: int = MAX_ORDER,
         dma32_end: int = DMA32_END,
@@ -147,7 +148,7 @@ class PageAllocator:
         sensitive = request.sensitive
         if self.sensitivity is not None:
             caller = self.allocated_by() if self.allocated_by is not None else ""
-            sensitive = self.sensitivity(Request(request.gfp, kind, cache, caller))
+            sensitive = self.sensitivity(AllocationRequest(request.gfp, kind, cache, caller))
         return request.migratetype + (MIGRATE_TYPES if sensitive else 0)
 
     def _might_alloc(self, request: RequestClass) -> None:

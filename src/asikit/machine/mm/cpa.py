@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from asikit.machine.mm.context import SpinLock
 from asikit.machine.mm.errors import NotDirectMappedError, OutOfMemoryError, SplitError
 from asikit.machine.mm.layout import PAGE_SHIFT
-from asikit.machine.mm.pgtable import NX, PRESENT, PSE, RW, Entry, PageTables, entry_flags, level_bytes, make_entry
+from asikit.machine.mm.pgtable import NX, PRESENT, PSE, RW, PageTables, WalkEnd, entry_flags, level_bytes, make_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ class ChangePageAttr:
             if value != entry.value:
                 tables.access.store_u64(entry.address, value)
 
-    def restricted_value(self, entry: Entry, unrestricted: Entry, *, mapped: bool) -> int:
+    def restricted_value(self, entry: WalkEnd, unrestricted: WalkEnd, *, mapped: bool) -> int:
         """Return what a restricted entry is to be: as the unrestricted one, but absent unless `mapped`."""
         pfn = (entry.vaddr - self._base) >> PAGE_SHIFT
         flags = entry_flags(unrestricted.value) & ~PSE
@@ -128,7 +128,7 @@ class ChangePageAttr:
                 self._split(entry)
                 entry = self.tables.lookup(root, edge)
 
-    def _split(self, entry: Entry) -> None:
+    def _split(self, entry: WalkEnd) -> None:
         """Split one large page, unless another CPU does so while this one gets the memory."""
         tables = self.tables
         try:

@@ -24,8 +24,8 @@ from asikit.machine.mm.vmalloc import KernelTables
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from asikit.machine.mm.page import PageKind
     from asikit.machine.mm.services import MmServices
+    from asikit.trace import PageKind
 
 __all__ = ["SLOTS", "Ephmap", "EphmapError"]
 

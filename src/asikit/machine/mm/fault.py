@@ -11,11 +11,11 @@ from asikit.machine.mm.errors import MmError
 from asikit.machine.mm.gfp import GFP_HIGHUSER_MOVABLE, Gfp
 from asikit.machine.mm.inode import TMPFS
 from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE
-from asikit.machine.mm.page import PageKind
-from asikit.machine.mm.pgtable import DIRTY, RW, Entry, entry_flags, make_entry
+from asikit.machine.mm.pgtable import DIRTY, RW, WalkEnd, entry_flags, make_entry
 from asikit.machine.mm.text import Symbol, kernel_function
 from asikit.machine.mm.userpte import vm_page_prot
 from asikit.machine.mm.vma import Vma, VmFlags
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from asikit.machine.mm.access import KernelMemory
@@ -85,7 +85,7 @@ class VmFault:
         # more. The fault itself removed that entry (SDM volume 3, 4.10.4.1), so there is nothing to flush.
 
     @kernel_function("do_anonymous_page")
-    def _do_anonymous_page(self, entry: Entry) -> None:
+    def _do_anonymous_page(self, entry: WalkEnd) -> None:
         """Memory that was never written: a zeroed page, or for a read the one page of zeroes that all share."""
         prot = vm_page_prot(self._area)
         if not self._write:
@@ -97,7 +97,7 @@ class VmFault:
         self._set_pte(entry, pfn, prot | RW | DIRTY)
 
     @kernel_function("do_fault")
-    def _do_fault(self, entry: Entry, file: Inode) -> None:
+    def _do_fault(self, entry: WalkEnd, file: Inode) -> None:
         """A page of a file: `do_read_fault()`, `do_cow_fault()` and `do_shared_fault()`."""
         prot = vm_page_prot(self._area)
         if self._write and not self._area.shared:
@@ -107,7 +107,7 @@ class VmFault:
         self._add_rmap(pfn)
         self._set_pte(entry, pfn, prot | RW | DIRTY if self._write else prot)
 
-    def _do_cow_fault(self, entry: Entry, file: Inode, flags: int) -> None:
+    def _do_cow_fault(self, entry: WalkEnd, file: Inode, flags: int) -> None:
         """Copy a page of a file for a private area that is written before it was read."""
         self._area.anon = True
         pfn = self._alloc_anon()
@@ -135,7 +135,7 @@ class VmFault:
             self.access.leave()
 
     @kernel_function("do_wp_page")
-    def _do_wp_page(self, entry: Entry) -> None:
+    def _do_wp_page(self, entry: WalkEnd) -> None:
         """A write to a page that is mapped read-only: make it writable if nobody else has it, else copy it."""
         if self._area.flags & VmFlags.SHARED:
             self._wp_page_reuse(entry)  # wp_page_shared()
@@ -146,12 +146,12 @@ class VmFault:
             return
         self._wp_page_copy(entry)
 
-    def _wp_page_reuse(self, entry: Entry) -> None:
+    def _wp_page_reuse(self, entry: WalkEnd) -> None:
         # More is allowed than before: a TLB that has the old entry faults spuriously, so nothing needs a flush.
         self._set_pte(entry, entry.pfn, entry_flags(entry.value) | RW | DIRTY)
 
     @kernel_function("wp_page_copy")
-    def _wp_page_copy(self, entry: Entry) -> None:
+    def _wp_page_copy(self, entry: WalkEnd) -> None:
         """Give the area a page of its own with the same content.
 
         No TLB has the old page any more when the new one can be written: otherwise another thread could go on reading
@@ -186,5 +186,5 @@ class VmFault:
     def _add_rmap(self, pfn: int) -> None:
         self._allocator.page(pfn).mapcount += 1
 
-    def _set_pte(self, entry: Entry, pfn: int, flags: int) -> None:
+    def _set_pte(self, entry: WalkEnd, pfn: int, flags: int) -> None:
         self.access.store_u64(entry.address, make_entry(pfn, flags))

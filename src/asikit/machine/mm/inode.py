@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.mm.gfp import GFP_HIGHUSER_MOVABLE, Gfp
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.text import Symbol
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

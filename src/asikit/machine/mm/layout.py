@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from asikit.machine.mm.errors import NotDirectMappedError
+from asikit.trace import Region
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -14,24 +14,6 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 GIB = 1 << 30
 TIB = 1 << 40
 PIB = 1 << 50
-
-
-class Region(StrEnum):
-    """Part of the virtual address space; the trace format's names."""
-
-    USER = "user"
-    DIRECT_MAP = "direct_map"
-    VMALLOC = "vmalloc"
-    VMEMMAP = "vmemmap"
-    PERCPU = "percpu"
-    KERNEL_IMAGE = "kernel_image"
-    MODULES = "modules"
-    BPF = "bpf"
-    FIXMAP = "fixmap"
-    CPU_ENTRY_AREA = "cpu_entry_area"
-    ESPFIX = "espfix"
-    LDT = "ldt"
-    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)

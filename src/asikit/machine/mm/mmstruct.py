@@ -14,11 +14,11 @@ from asikit.machine.mm.fault import SegvError, VmFault
 from asikit.machine.mm.gather import MmuGather
 from asikit.machine.mm.gfp import GFP_PGTABLE_USER
 from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pgtable import PRESENT, RW, PageTables
 from asikit.machine.mm.text import kernel_function
 from asikit.machine.mm.userpte import change_protection
 from asikit.machine.mm.vma import STACK_GUARD_GAP, Vma, VmaList, VmFlags, page_align
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

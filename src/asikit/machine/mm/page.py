@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from asikit.machine.mm.gfp import Gfp
+from asikit.trace import PageKind
 
 _NO_FLAGS = Gfp(0)
-
-
-class PageKind(StrEnum):
-    """What a page frame is used for; the trace format's names."""
-
-    ANON = "anon"
-    PAGE_CACHE = "page_cache"
-    SHMEM = "shmem"
-    PAGE_TABLE = "page_table"
-    SLAB = "slab"
-    STACK = "stack"
-    HUGETLB = "hugetlb"
-    RESERVED = "reserved"
-    KERNEL = "kernel"
-    VMALLOC = "vmalloc"
-    PERCPU = "percpu"
-    FREE = "free"
-    MMIO = "mmio"
-    UNKNOWN = "unknown"
 
 
 @dataclass(slots=True, eq=False)

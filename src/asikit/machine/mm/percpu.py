@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 from asikit.machine.mm.errors import MmError, OutOfMemoryError
 from asikit.machine.mm.gfp import GFP_KERNEL, Gfp
 from asikit.machine.mm.layout import PAGE_SIZE
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pgtable import PAGE_KERNEL
 from asikit.machine.mm.vmalloc import KernelTables
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from asikit.machine.mm.services import MmServices

@@ -97,7 +97,7 @@ def is_leaf(entry: int, level: int) -> bool:
     return level == 1 or bool(entry & PSE)
 
 
-class Entry(NamedTuple):
+class WalkEnd(NamedTuple):
     """Where a walk ended: at a leaf, or at an entry that is not present.
 
     `address` is the entry's direct-map address. `vaddr` is the first address that the entry stands for.
@@ -154,7 +154,7 @@ class PageTables:
         """Return the direct-map address of an address' entry in a table of this level."""
         return self._base + (table << PAGE_SHIFT) + (vaddr >> (PAGE_SHIFT + 9 * (level - 1)) & 511) * _ENTRY_BYTES
 
-    def lookup(self, root: int, vaddr: int) -> Entry:
+    def lookup(self, root: int, vaddr: int) -> WalkEnd:
         """Walk to an address' leaf, or to the first entry on the way that is not present: `lookup_address()`."""
         load = self.access.load_u64
         table = root
@@ -163,17 +163,17 @@ class PageTables:
             address = self.entry_address(table, vaddr, level)
             value = load(address)
             if level == 1 or value & PSE or not value & PRESENT:
-                return Entry(value, level, address, vaddr & -(1 << (PAGE_SHIFT + 9 * (level - 1))) & _CANONICAL)
+                return WalkEnd(value, level, address, vaddr & -(1 << (PAGE_SHIFT + 9 * (level - 1))) & _CANONICAL)
             table = (value & PTE_PFN_MASK) >> PAGE_SHIFT
             level -= 1
 
-    def set_entry(self, root: int, entry: Entry, value: int) -> None:
+    def set_entry(self, root: int, entry: WalkEnd, value: int) -> None:
         """Replace an entry that `lookup` found."""
         self.access.store_u64(entry.address, value)
         if entry.level == self._levels and self.on_root_change is not None:
             self.on_root_change(root, self.layout.pgd_index(entry.vaddr), value)
 
-    def ensure(self, root: int, vaddr: int, level: int = 1) -> Entry:
+    def ensure(self, root: int, vaddr: int, level: int = 1) -> WalkEnd:
         """Return an address' entry at this level, making the tables above it: `pte_alloc()` and its like.
 
         Raises PageTableError if a larger page is mapped there. If an allocation fails, tables made so far stay.
@@ -191,7 +191,7 @@ class PageTables:
             table = (value & PTE_PFN_MASK) >> PAGE_SHIFT
             current -= 1
         address = self.entry_address(table, vaddr, level)
-        return Entry(load(address), level, address, vaddr & -level_bytes(level) & _CANONICAL)
+        return WalkEnd(load(address), level, address, vaddr & -level_bytes(level) & _CANONICAL)
 
     def _link(self, root: int, vaddr: int, level: int, address: int) -> int:
         """Put a new table under an empty entry, unless another CPU did so while this one got the memory."""
@@ -223,7 +223,7 @@ class PageTables:
             flags |= PSE
         self.access.store_u64(entry.address, make_entry(pfn, flags))
 
-    def unmap_page(self, root: int, vaddr: int) -> Entry:
+    def unmap_page(self, root: int, vaddr: int) -> WalkEnd:
         """Clear the leaf that maps an address; return it as it was, with a value of 0 if there was none.
 
         TLBs are the caller's to flush, and emptied tables stay until `free_empty`.
@@ -234,7 +234,7 @@ class PageTables:
         self.access.store_u64(entry.address, 0)
         return entry
 
-    def protect(self, root: int, vaddr: int, *, set_flags: int = 0, clear_flags: int = 0) -> Entry:
+    def protect(self, root: int, vaddr: int, *, set_flags: int = 0, clear_flags: int = 0) -> WalkEnd:
         """Change the flags of the leaf that maps an address; return it as it was. PageTableError if there is none."""
         entry = self.lookup(root, vaddr)
         if not entry.value or not is_leaf(entry.value, entry.level):
@@ -243,7 +243,7 @@ class PageTables:
         self.access.store_u64(entry.address, make_entry(entry.pfn, flags))
         return entry
 
-    def range(self, root: int, start: int, end: int) -> Iterator[Entry]:
+    def range(self, root: int, start: int, end: int) -> Iterator[WalkEnd]:
         """Yield every leaf entry that is not zero, from `start` up to but not including `end`.
 
         The tables may change meanwhile; what changes ahead is seen.
@@ -260,7 +260,7 @@ class PageTables:
         rest = self.access.load(address, PAGE_SIZE - address % PAGE_SIZE)
         return (len(rest) - len(rest.lstrip(b"\0"))) // _ENTRY_BYTES or 1
 
-    def split(self, entry: Entry, table: int) -> None:
+    def split(self, entry: WalkEnd, table: int) -> None:
         """Replace a large page by `table`, with pages one level below and the same flags: `__split_large_page()`.
 
         Nothing changes for who accesses memory; TLBs are the caller's to flush.
@@ -306,7 +306,7 @@ class PageTables:
                 if level > 2:  # noqa: PLR2004 - a PMD's tables hold pages only
                     freed += self._free_empty(root, below, level - 1, max(start, vaddr), min(end, vaddr + span))
                 if self.access.load(self.layout.virt(below << PAGE_SHIFT), PAGE_SIZE) == _ZEROES:
-                    self.set_entry(root, Entry(value, level, address, vaddr), 0)
+                    self.set_entry(root, WalkEnd(value, level, address, vaddr), 0)
                     if self.free is not None:
                         self.free(below)
                     freed += 1

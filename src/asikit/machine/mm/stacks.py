@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.machine.mm.gfp import GFP_KERNEL, Gfp
 from asikit.machine.mm.layout import PAGE_SIZE
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.text import kernel_function
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from asikit.machine.mm.access import KernelMemory

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from asikit.machine.mm.errors import MmError, OutOfMemoryError
 from asikit.machine.mm.gfp import GFP_KERNEL, GFP_PGTABLE_KERNEL, Gfp
 from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pgtable import PAGE_KERNEL, PageTables, level_bytes, make_entry
 from asikit.machine.mm.text import kernel_function
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

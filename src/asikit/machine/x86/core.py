@@ -87,7 +87,7 @@ class Core:
             cpu.tlb.clear_views()
 
     def do(self, primitive: str, thread: int = 0) -> None:
-        """Do what clears structures: `ibpb`, `rsb_fill`, `bhb_clear`, `verw`, `l1d_flush` or `dummy_divide`.
+        """Do what clears structures: a primitive, by the name of its effect (`asikit.protocol.PRIMITIVES`).
 
         :param thread: The hardware thread that does it; what each thread has for itself is cleared for it alone.
         :raises ValueError: There is no such primitive.

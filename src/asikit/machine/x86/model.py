@@ -15,7 +15,7 @@ import msgspec
 
 from asikit.errors import nearest
 from asikit.machine.x86.errors import CpuModelError
-from asikit.protocol import CpuBug, CpuFeature, EffectKind
+from asikit.protocol import PRIMITIVES, CpuBug, CpuFeature
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -38,17 +38,10 @@ class Sharing(StrEnum):
     """All cores of the package share it."""
 
 
-class Clearing(StrEnum):
-    """Primitives that clear structures; the values are those of the protocol's EffectKind."""
-
-    IBPB = EffectKind.IBPB.value
-    RSB_FILL = EffectKind.RSB_FILL.value
-    BHB_CLEAR = EffectKind.BHB_CLEAR.value
-    VERW = EffectKind.VERW.value
-    L1D_FLUSH = EffectKind.L1D_FLUSH.value
-    DUMMY_DIVIDE = EffectKind.DUMMY_DIVIDE.value
-
-
+Clearing = StrEnum(  # type: ignore[misc]  # the members are the protocol's, so that there is one list
+    "Clearing", [(primitive.kind.name, primitive.kind.value) for primitive in PRIMITIVES]
+)
+"""Primitives that clear structures; the values are those of the protocol's EffectKind."""
 CLEARING = tuple(Clearing)
 
 
@@ -107,17 +100,7 @@ class Bug(StrEnum):
     VMSCAPE = "vmscape"
 
 
-_PROTOCOL_BUGS = {
-    Bug.L1TF: CpuBug.L1TF,
-    Bug.MDS: CpuBug.MDS,
-    Bug.TAA: CpuBug.TAA,
-    Bug.MMIO: CpuBug.MMIO_STALE_DATA,
-    Bug.RFDS: CpuBug.RFDS,
-    Bug.TSA: CpuBug.TSA,
-    Bug.DIV0: CpuBug.DIV0,
-    Bug.BHI: CpuBug.BHI,
-    Bug.VRS_L1DES: CpuBug.VRS_L1DES,
-}
+_PROTOCOL_BUGS = {Bug.MMIO if bug is CpuBug.MMIO_STALE_DATA else Bug(bug.value): bug for bug in CpuBug}
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from asikit.machine.x86.paging import Translation
 
-__all__ = ["Tlb", "TlbEntry", "View"]
+__all__ = ["Tlb", "TlbEntry", "TlbView"]
 
 _GLOBAL: Final = -1
 """The tag of global entries; others are tagged with their PCID."""
@@ -58,7 +58,7 @@ class TlbEntry:
         return f"<TlbEntry {self.page:#x} -> {self.paddr:#x}, {self.page_bytes} bytes, {space}>"
 
 
-class View:
+class TlbView:
     """What of the TLB is known to be usable, in one mode and PCID: an index, not a cache of its own.
 
     From the number of a 4 KiB page (address >> 12) to the storage of its frame, by kind of access, with rights and
@@ -112,7 +112,7 @@ class Tlb:
         self._random = Random(seed)  # noqa: S311 - not for secrets
         self._spaces: dict[int, dict[int, TlbEntry]] = {_GLOBAL: {}}
         self._order: list[TlbEntry] = []
-        self._views: dict[int, dict[int, View]] = {}
+        self._views: dict[int, dict[int, TlbView]] = {}
 
     def __len__(self) -> int:
         """How many entries there are."""
@@ -196,14 +196,14 @@ class Tlb:
                     self.flushed += 1
                     self._remove(entry)
 
-    def view(self, pcid: int, mode: int) -> View:
+    def view(self, pcid: int, mode: int) -> TlbView:
         """Return the index of usable pages for a PCID and a mode (any number that stands for one)."""
         modes = self._views.get(pcid)
         if modes is None:
             modes = self._views[pcid] = {}
         view = modes.get(mode)
         if view is None:
-            view = modes[mode] = View()
+            view = modes[mode] = TlbView()
         return view
 
     def note(self, entry: TlbEntry, page: int) -> None:

@@ -6,8 +6,6 @@ from asikit.record.disk.image import HostDisk
 from asikit.record.disk.nbd import NbdServer
 from asikit.record.disk.room import DiskFullError
 from asikit.record.disk.tree import ExtraFile
+from asikit.record.disk.written import GuestDisk
 
-__all__ = ["MOUNT_OPTIONS", "DiskFullError", "ExtraFile", "HostDisk", "NbdServer"]
-
-MOUNT_OPTIONS = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
-"""How the guest is to mount the disk: what is made up when it is read is not read ahead."""
+__all__ = ["DiskFullError", "ExtraFile", "GuestDisk", "HostDisk", "NbdServer"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from asikit.record.disk.ext4 import (
     JOURNAL_INODE,
@@ -21,8 +21,8 @@ from asikit.record.disk.files import Fixed
 from asikit.record.disk.geometry import BLOCK_BYTES, INODE_BYTES, Geometry, blocks_of
 from asikit.record.disk.inodes import Inodes, Rooms
 from asikit.record.disk.room import Room
-from asikit.record.disk.scratch import Scratch
 from asikit.record.disk.tree import ExtraFile, HostTree
+from asikit.record.disk.written import GuestDisk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,12 +35,15 @@ _JOURNAL_BLOCKS = 16384
 _SUPERBLOCK_OFFSET = 1024
 
 
-class HostDisk:
-    """An ext4 file system whose tree is a folder of the host, and which keeps what is written to it until it is closed.
+class HostDisk(GuestDisk):
+    """An ext4 file system whose tree is a folder of the host.
 
     Inodes and blocks are allotted as the guest reads what refers to them, so a disk costs what the guest looks at. The
-    host's files are only read. Not for several threads at once.
+    host's files are only read.
     """
+
+    mount_options = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
+    """What is made up when it is read is not read ahead."""
 
     def __init__(  # noqa: PLR0913  (each named at the call)
         self,
@@ -81,68 +84,23 @@ class HostDisk:
         host_inodes = geometry.host_inodes
         self._block_bitmap = bitmap(geometry.guest_block, geometry.guest_blocks)
         self._inode_bitmap = bitmap(host_inodes, geometry.group_inodes - host_inodes)
-        self._scratch = Scratch(scratch)
-        self.size = geometry.blocks * BLOCK_BYTES
-        """Bytes."""
+        super().__init__(geometry.blocks * BLOCK_BYTES, scratch)
 
     def graft(self, place: Path, folder: Path) -> None:
         """Show a folder of the host at another place, an absolute path in the guest; before anything is read."""
         self._tree.graft(place, folder)
 
-    def __enter__(self) -> Self:
-        """Give the disk."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
-
     def close(self) -> None:
         """Close the host's files, and forget what was written."""
         self._inodes.close()
-        self._scratch.close()
+        super().close()
 
-    @property
-    def written_bytes(self) -> int:
-        """What the guest has written, in whole blocks; what is written over counts once."""
-        return self._scratch.written_bytes
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read.
+    def unwritten(self, first: int, count: int) -> bytes:
+        """Make blocks up.
 
         :raises OSError: A file of the host cannot be read.
         :raises DiskFullError: There are no inodes or blocks left to show what the guest wants to see.
         """
-        first = offset // BLOCK_BYTES
-        count = blocks_of(offset + length) - first
-        data = self._blocks(first, count)
-        start = offset - first * BLOCK_BYTES
-        return data if len(data) == length else data[start : start + length]
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write.
-
-        :raises OSError: The host's disk is full, or part of a block was written and the rest cannot be read.
-        :raises DiskFullError: As in :meth:`read`.
-        """
-        first, start = divmod(offset, BLOCK_BYTES)
-        count = blocks_of(start + len(data))
-        if count * BLOCK_BYTES != len(data):
-            whole = bytearray(self._blocks(first, count))
-            whole[start : start + len(data)] = data
-            data = bytes(whole)
-        self._scratch.write(first, data)
-
-    def _blocks(self, first: int, count: int) -> bytes:
-        if self._scratch.has_none(first, count):
-            return self._made(first, count)
-        return b"".join(
-            (self._scratch.read if written else self._made)(start, length)
-            for start, length, written in self._scratch.runs(first, count)
-        )
-
-    def _made(self, first: int, count: int) -> bytes:
-        """Give blocks as they were before the guest wrote."""
         pieces = []
         stop = first + count
         while first < stop:

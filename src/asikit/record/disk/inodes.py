@@ -22,7 +22,7 @@ from asikit.record.disk.geometry import BLOCK_BYTES, INODES_PER_BLOCK, Geometry,
 
 if TYPE_CHECKING:
     from asikit.record.disk.room import Room
-    from asikit.record.disk.tree import Entry, HostTree
+    from asikit.record.disk.tree import DirectoryEntry, HostTree
 
 __all__ = ["Inodes", "Rooms"]
 
@@ -51,7 +51,7 @@ class Rooms:
 class _Node:
     """An inode. A hard link's second name leads to the node of the first."""
 
-    entry: Entry
+    entry: DirectoryEntry
     parent: _Node | None
     number: int = 0
     home: _TableRun | None = None
@@ -178,7 +178,7 @@ class Inodes:
         of = replace(node.entry.attributes, size=size, links=links)
         return inode(of, block_map, blocks, extents=True, indexed=directory.indexed)
 
-    def _number(self, folder: _Node, entries: list[Entry]) -> list[_Node]:
+    def _number(self, folder: _Node, entries: list[DirectoryEntry]) -> list[_Node]:
         """Give each entry's node, numbered."""
         nodes: list[_Node] = []
         files: list[_Node] = []

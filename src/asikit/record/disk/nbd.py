@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from asikit.record.disk.image import HostDisk
+    from asikit.record.disk.written import GuestDisk
 
 __all__ = ["NbdServer"]
 
@@ -55,7 +55,7 @@ class NbdServer:
     :ivar reads: Requests to read.
     """
 
-    def __init__(self, disk: HostDisk, path: Path | None = None) -> None:
+    def __init__(self, disk: GuestDisk, path: Path | None = None) -> None:
         """Prepare.
 
         :param path: Where the socket is to be; None: nowhere, so that nothing is left behind and nobody else connects.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["Entry", "ExtraFile", "HostTree"]
+__all__ = ["DirectoryEntry", "ExtraFile", "HostTree"]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_LINKS = 40
@@ -36,7 +36,7 @@ class ExtraFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DirectoryEntry:
     """What a folder says of one name.
 
     :ivar identity: Device and inode number on the host; None if it is not there.
@@ -96,14 +96,14 @@ class HostTree:
         """Show a folder of the host at another place, instead of what is there."""
         self._make(_parts(place)).source = os.fsencode(folder.absolute())
 
-    def root(self) -> Entry:
+    def root(self) -> DirectoryEntry:
         """Give the folder itself.
 
         :raises OSError: It is not there.
         """
         return _entry(b"", os.stat(self._root or b"/"))  # noqa: PTH116  (paths are bytes)
 
-    def entries(self, path: bytes, identity: tuple[int, int] | None) -> list[Entry]:
+    def entries(self, path: bytes, identity: tuple[int, int] | None) -> list[DirectoryEntry]:
         """List a folder, sorted by name; as empty if this user may not.
 
         What else is wrong with the host's folder (it may have gone) makes it empty, too.
@@ -115,10 +115,10 @@ class HostTree:
                 with suppress(OSError):  # it has gone
                     found[name] = _entry(name, os.stat(folder.source))  # noqa: PTH116  (paths are bytes)
             elif name not in found or not found[name].is_folder:
-                found[name] = Entry(name, _FOLDER, None)
+                found[name] = DirectoryEntry(name, _FOLDER, None)
         for name, file in made.files.items():
             attributes = replace(_FOLDER, mode=stat.S_IFREG | file.mode, size=len(file.content), links=1)
-            found[name] = Entry(name, attributes, None, content=file.content)
+            found[name] = DirectoryEntry(name, attributes, None, content=file.content)
         return [found[name] for name in sorted(found)]
 
     def target(self, path: bytes) -> bytes:
@@ -141,7 +141,7 @@ class HostTree:
             raise OSError(ESTALE, os.strerror(ESTALE), name)
         return file
 
-    def _listed(self, path: bytes) -> dict[bytes, Entry]:
+    def _listed(self, path: bytes) -> dict[bytes, DirectoryEntry]:
         found = {}
         try:
             folder = _open(self._on_host(path), os.O_DIRECTORY)
@@ -156,7 +156,7 @@ class HostTree:
         os.close(folder)
         return found
 
-    def _is_hidden(self, path: bytes, entry: Entry) -> bool:
+    def _is_hidden(self, path: bytes, entry: DirectoryEntry) -> bool:
         return path in self._hidden or entry.identity in self._hidden_identities
 
     def _is_empty(self, path: bytes, identity: tuple[int, int] | None) -> bool:
@@ -238,7 +238,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _entry(name: bytes, status: os.stat_result) -> Entry:
+def _entry(name: bytes, status: os.stat_result) -> DirectoryEntry:
     device = (os.major(status.st_rdev), os.minor(status.st_rdev))
     attributes = Attributes(
         status.st_mode,
@@ -251,4 +251,4 @@ def _entry(name: bytes, status: os.stat_result) -> Entry:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-    return Entry(name, attributes, _identity(status), holes=status.st_blocks * 512 < status.st_size)
+    return DirectoryEntry(name, attributes, _identity(status), holes=status.st_blocks * 512 < status.st_size)

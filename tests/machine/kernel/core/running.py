@@ -23,12 +23,8 @@ SECRET = b"a secret in sensitive memory"
 
 def machine(**fields: Any) -> Machine:  # noqa: ANN401 - the fields of MachineConfig, and what Machine takes besides
     """Return a machine in debug mode."""
-    extra = {name: fields.pop(name) for name in ("protocol_edit", "interleaver") if name in fields}
-    return Machine(
-        MachineConfig(**{"debug": True, **fields}),
-        protocol=extra.get("protocol_edit"),
-        interleaver=extra.get("interleaver"),
-    )
+    interleaver = fields.pop("interleaver", None)
+    return Machine(MachineConfig(**{"debug": True, **fields}), interleaver=interleaver)
 
 
 @dataclass

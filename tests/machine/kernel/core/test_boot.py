@@ -9,11 +9,12 @@ from itertools import product
 
 import pytest
 
-from asikit.machine.kernel import Machine, MachineConfig, Mapped, ScenarioError, User
-from asikit.machine.mm import OutOfMemoryError, Region, Symbol
+from asikit.machine.kernel import Machine, MachineConfig, ScenarioError, User
+from asikit.machine.mm import OutOfMemoryError, Symbol
 from asikit.machine.mm.pgtable import PRESENT
 from asikit.machine.x86 import Access, CpuModelError, Cr0, Cr4, Efer, cpu_names, load_cpu
-from asikit.protocol import Protocol, ProtocolConfig, Space
+from asikit.protocol import Mapped, Protocol, ProtocolConfig, Space
+from asikit.trace import Region
 from tests.machine.kernel.core.running import Program, machine, seen, spawn
 
 

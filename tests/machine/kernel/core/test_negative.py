@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.machine.kernel import InvariantError, Machine, MachineConfig
-from asikit.machine.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError, PageKind
+from asikit.machine.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError
 from asikit.protocol import AsiClass, ExitReason, PcidLayout, Protocol, ProtocolConfig, Space, Taint
+from asikit.trace import PageKind
 from tests.machine.kernel.core.running import Program, Recorder, machine, secret, seen, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.percpu import CpuContext
+    from asikit.machine.kernel.core.percpu import CpuContext
 
 
 def two_processes(target: Machine) -> None:
@@ -69,7 +70,7 @@ NOFLUSH = ProtocolConfig(noflush=True)
 )
 def test_an_order_that_is_wrong(edit: Callable[[Protocol], Protocol], name: str) -> None:
     """The driver executes whatever order the protocol has; debug mode sees what is wrong with it."""
-    target = machine(protocol_edit=edit(Protocol(STANDARD)))
+    target = machine(protocol=edit(Protocol(STANDARD)))
     with pytest.raises(InvariantError) as caught:
         two_processes(target)
     assert caught.value.name == name
@@ -84,7 +85,7 @@ def test_the_right_order_passes() -> None:
 def test_enter_with_cr3_before_the_predictor_flush() -> None:
     """I4 in the other direction: another process' training in the predictors, and CR3 already restricted."""
     edited = Protocol(STANDARD).reordered("__asi_enter.write_cr3", before="__asi_enter.flush_control")
-    target = machine(protocol_edit=edited)
+    target = machine(protocol=edited)
     kernel = target.kernel
     cpu = kernel.cpu
     mm = kernel.contexts.new()
@@ -151,7 +152,7 @@ def test_with_the_shootdown_nothing_is_stale() -> None:
 def test_flush_that_forgets_the_domain(flush: str, pages: int) -> None:
     """With generations: the flusher's CPU is in its domain and drops only the unrestricted translations (I9)."""
     edited = Protocol(NOFLUSH).without(f"{flush}.flush_domain")
-    target = machine(protocol=NOFLUSH, protocol_edit=edited)
+    target = machine(protocol=edited)
 
     def program(user: Program) -> None:
         address = user.mmap(2 * 4096)
@@ -285,7 +286,7 @@ def test_a_retry_that_never_ends() -> None:
 def test_cr3_that_is_not_what_the_state_says() -> None:
     """I1, with the same edit in debug mode."""
     edited = exit_without_effect()
-    target = machine(protocol_edit=edited)
+    target = machine(protocol=edited)
     address = secret(target)
     spawn(target, lambda user: user.touch(address))
     with pytest.raises(InvariantError, match=r"I1 is broken.*CR3 is"):

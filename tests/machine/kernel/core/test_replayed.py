@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asikit.machine.kernel import Machine, Observer, Task
-from asikit.machine.mm import Region
 from asikit.protocol import AsiClass, EffectKind, Happening, Protocol, ProtocolConfig, Space, State, blanket_config
+from asikit.trace import Region
 from tests.machine.kernel.core.running import Program, machine, secret, spawn
 
 if TYPE_CHECKING:

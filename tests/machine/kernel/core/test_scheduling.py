@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from asikit.machine.kernel import DeadlockError, Machine, RoundRobin, ScenarioError, Scripted, TaskExit
-from asikit.machine.kernel.task import TaskStatus
+from asikit.machine.kernel.core.task import TaskStatus
 from asikit.machine.mm import GFP_KERNEL, GFP_USER, OutOfMemoryError
 from tests.machine.kernel.core.running import Program, Recorder, machine, secret, seen, spawn
 

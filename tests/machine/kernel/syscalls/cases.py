@@ -10,14 +10,14 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from asikit.machine.kernel.abi import OpenFlag, Whence
-from asikit.machine.kernel.syscalls.numbers import Nr
 from asikit.machine.mm import MapFlags, Prot
+from asikit.machine.uapi.abi import OpenFlag, Whence
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.user import User
+    from asikit.machine.user.user import User
 
 Note: TypeAlias = "Callable[[object], None]"
 Case: TypeAlias = "Callable[[User, Note], object]"

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from asikit.machine.kernel.abi import OpenFlag
-from asikit.machine.kernel.user import User
+from asikit.machine.uapi.abi import OpenFlag
+from asikit.machine.user.user import User
 from tests.machine.kernel.syscalls.cases import CASES, CONTENT, Case
 
 if TYPE_CHECKING:

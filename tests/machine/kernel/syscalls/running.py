@@ -9,8 +9,8 @@ from asikit.machine.kernel import Machine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.kernel.process import Process
-    from asikit.machine.kernel.user import User
+    from asikit.machine.kernel.objects.process import Process
+    from asikit.machine.user.user import User
 
 
 def run(program: Callable[[User], object], **config: Any) -> tuple[Machine, Process]:  # noqa: ANN401 - MachineConfig's

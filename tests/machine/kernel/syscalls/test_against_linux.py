@@ -14,14 +14,14 @@ from asikit.machine.kernel import Machine
 from tests.machine.kernel.syscalls.cases import CASES, CONTENT
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.user import User
+    from asikit.machine.user.user import User
 
 
 @pytest.fixture(scope="session")
 def linux() -> dict[str, list[str]]:
     """Return what each case noted on this computer."""
     command = [sys.executable, "-m", "tests.machine.kernel.syscalls.host"]
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return cast("dict[str, list[str]]", json.loads(done.stdout))

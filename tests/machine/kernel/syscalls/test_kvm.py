@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.machine.kernel import Machine, Observer
-from asikit.machine.kernel.abi import KvmExit, KvmIoctl, OpenFlag
-from asikit.machine.kernel.vcpu import SvmExit
-from asikit.machine.mm import Gfp, MapFlags, PageKind, Prot
+from asikit.machine.kernel.kvm.vcpu import SvmExit
+from asikit.machine.mm import Gfp, MapFlags, Prot
+from asikit.machine.uapi.abi import KvmExit, KvmIoctl, OpenFlag
+from asikit.trace import PageKind
 from tests.machine.kernel.syscalls.running import run
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.guest import Guest, GuestProgram
-    from asikit.machine.kernel.user import User
-    from asikit.machine.kernel.virtual_machine import VmExit
+    from asikit.machine.user.guest import Guest, GuestProgram
+    from asikit.machine.user.user import User
+    from asikit.machine.user.virtual_machine import VmExit
 
 PAGE = 4096
 both = pytest.mark.parametrize("asi", [True, False], ids=["asi", "no-asi"])

@@ -10,7 +10,7 @@ from asikit.machine.kernel import Machine
 from tests.machine.kernel.syscalls.cases import CASES, CONTENT
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.user import User
+    from asikit.machine.user.user import User
 
 EXPECTED = {
     "pipe_between_processes": ["True", "1"],

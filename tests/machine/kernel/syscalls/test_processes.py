@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.machine.kernel import DeadlockError, Guest, Machine, RoundRobin, SegmentationFault
-from asikit.machine.kernel.abi import OpenFlag
-from asikit.machine.kernel.syscalls.numbers import Nr
 from asikit.machine.mm import MapFlags, Prot
+from asikit.machine.uapi.abi import OpenFlag
+from asikit.machine.uapi.numbers import Nr
 from tests.machine.kernel.syscalls.running import run
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.user import User
+    from asikit.machine.user.user import User
 
 PAGE = 4096
 both = pytest.mark.parametrize("asi", [True, False], ids=["asi", "no-asi"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.waiting import Killable, WaitQueue
+from asikit.machine.kernel.core.waiting import Killable, WaitQueue
+from asikit.machine.uapi.errno import Errno, SyscallError
 
 
 class FakeScheduler:

@@ -10,6 +10,7 @@ from asikit.machine.mm import (
     GFP_KERNEL,
     GFP_NOWAIT,
     GFP_USER,
+    AllocationRequest,
     BadPageError,
     DoubleFreeError,
     FreelistError,
@@ -18,8 +19,6 @@ from asikit.machine.mm import (
     Migratetype,
     NotDirectMappedError,
     OutOfMemoryError,
-    PageKind,
-    Request,
     StillInUseError,
     UnexpectedlyNonsensitiveError,
     UnexpectedlySensitiveError,
@@ -27,6 +26,7 @@ from asikit.machine.mm import (
     WrongOrderError,
 )
 from asikit.machine.mm.freetype import FALLBACKS
+from asikit.trace import PageKind
 from tests.machine.mm.alloc.rig import Rig
 
 
@@ -113,9 +113,9 @@ def test_observers_are_told_what_happened() -> None:
 
 def test_policy_decides_sensitivity_in_place_of_the_flag() -> None:
     """It sees flags, kind, cache and the allocating function."""
-    asked: list[Request] = []
+    asked: list[AllocationRequest] = []
 
-    def policy(request: Request) -> bool:
+    def policy(request: AllocationRequest) -> bool:
         asked.append(request)
         return request.cache == "secrets"
 
@@ -124,7 +124,7 @@ def test_policy_decides_sensitivity_in_place_of_the_flag() -> None:
     secret = rig.allocator.alloc_pages(GFP_KERNEL, kind=PageKind.SLAB, cache="secrets")
     assert not rig.direct_map.direct_map_sensitive(plain)
     assert rig.direct_map.direct_map_sensitive(secret)
-    assert asked[-1] == Request(GFP_KERNEL, PageKind.SLAB, "secrets", "kmem_cache_alloc")
+    assert asked[-1] == AllocationRequest(GFP_KERNEL, PageKind.SLAB, "secrets", "kmem_cache_alloc")
     assert rig.allocator.asi
     off = Rig(sensitivity=policy, asi=False)
     off.allocator.alloc_pages(GFP_KERNEL, kind=PageKind.SLAB, cache="secrets")

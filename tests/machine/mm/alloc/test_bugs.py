@@ -18,8 +18,8 @@ from tests.machine.mm.alloc.rig import Rig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.machine.mm import PageKind
     from asikit.machine.mm.buddy import Zone
+    from asikit.trace import PageKind
 
 REQUEST = GFP_USER | Gfp.ZERO
 

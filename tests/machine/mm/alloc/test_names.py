@@ -1,4 +1,4 @@
-"""Numbers and names that others rely on: gfp flags, the address space, kinds and regions of the trace format."""
+"""Numbers and names that others rely on: gfp flags, the address space."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from asikit.machine.mm import (
     Gfp,
     Layout,
     NotDirectMappedError,
-    PageKind,
-    Region,
 )
 from asikit.machine.mm.gfp import GFP_DMA32, GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
-from asikit.trace import PageKind as TracePageKind
-from asikit.trace import Region as TraceRegion
+from asikit.trace import Region
 
 
 def test_gfp_combinations_are_those_of_linux_6_1() -> None:
@@ -54,12 +51,6 @@ def test_every_gfp_flag_is_one_bit_of_its_own() -> None:
     values = [int(flag) for flag in Gfp]
     assert all(value.bit_count() == 1 for value in values)
     assert len(set(values)) == len(values)
-
-
-def test_kinds_and_regions_are_the_trace_formats() -> None:
-    """mm/ may not import trace/, so its own enumerations repeat the names."""
-    assert [kind.value for kind in PageKind] == [kind.value for kind in TracePageKind]
-    assert [region.value for region in Region] == [region.value for region in TraceRegion]
 
 
 @pytest.mark.parametrize(

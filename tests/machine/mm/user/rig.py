@@ -18,13 +18,13 @@ from asikit.machine.mm.errors import OutOfMemoryError
 from asikit.machine.mm.layout import Layout
 from asikit.machine.mm.memblock import Memblock
 from asikit.machine.mm.mmstruct import MmStruct
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pagecache import PageCache
 from asikit.machine.mm.services import BootLock, LockFactory, MmServices
 from asikit.machine.mm.slab import SlabAllocator
 from asikit.machine.mm.stacks import KernelStacks
 from asikit.machine.mm.vmalloc import Vmalloc
 from asikit.machine.x86 import PhysicalMemory
+from asikit.trace import PageKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

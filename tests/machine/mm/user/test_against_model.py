@@ -20,8 +20,8 @@ from asikit.machine.mm.fault import UserFaultError
 from asikit.machine.mm.fork import dup_mm
 from asikit.machine.mm.inode import TMPFS, Inode, filesystem
 from asikit.machine.mm.mmstruct import MapFlags, MmStruct, NotMappedError, Prot
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pagecache import UserCopyError
+from asikit.trace import PageKind
 from tests.machine.mm.user.model import ModelFile, ModelProcess, Refused
 from tests.machine.mm.user.rig import NOT_EXECUTABLE, PAGE, WRITABLE, Rig, mapped_pages
 

@@ -19,8 +19,8 @@ from asikit.machine.mm.mmstruct import (
     NotMappedError,
     Prot,
 )
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.vma import STACK_GUARD_GAP
+from asikit.trace import PageKind
 from tests.machine.mm.user.rig import NOT_EXECUTABLE, PAGE, Rig, walk
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from asikit.machine.mm.errors import OutOfMemoryError
 from asikit.machine.mm.gfp import GFP_KERNEL, GFP_KERNEL_ACCOUNT, GFP_USER, Gfp
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.percpu import PerCpu, PerCpuError
 from asikit.machine.mm.slab import KMALLOC_SIZES, BadObjectError
 from asikit.machine.mm.stacks import NR_CACHED_STACKS, THREAD_SIZE
 from asikit.machine.mm.vmalloc import LAZY_MAX_PAGES, VmallocError
+from asikit.trace import PageKind
 from tests.machine.mm.user.rig import PAGE, NotMappedError, Rig, walk
 
 

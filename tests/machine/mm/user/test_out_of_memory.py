@@ -14,10 +14,10 @@ from asikit.machine.mm.fork import dup_mm
 from asikit.machine.mm.gfp import GFP_KERNEL, Gfp
 from asikit.machine.mm.inode import filesystem
 from asikit.machine.mm.mmstruct import MapFlags, MmStruct, Prot
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.percpu import PerCpu
 from asikit.machine.mm.stacks import KernelStacks
 from asikit.machine.mm.vmalloc import Vmalloc
+from asikit.trace import PageKind
 from tests.machine.mm.user.rig import PAGE, Rig
 
 if TYPE_CHECKING:

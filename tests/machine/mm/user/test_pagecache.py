@@ -7,8 +7,8 @@ import pytest
 from asikit.machine.mm.ephmap import SLOTS, EphmapError
 from asikit.machine.mm.inode import TMPFS, FileSystem, filesystem
 from asikit.machine.mm.mmstruct import MapFlags, Prot
-from asikit.machine.mm.page import PageKind
 from asikit.machine.mm.pagecache import UserCopyError
+from asikit.trace import PageKind
 from tests.machine.mm.user.rig import PAGE, Rig, walk
 
 RW = Prot.READ | Prot.WRITE

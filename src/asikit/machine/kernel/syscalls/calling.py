@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.uaccess import UserAccessError
+from asikit.machine.kernel.core.uaccess import UserAccessError
 from asikit.machine.mm import MmapError, OutOfMemoryError, UserCopyError, kernel_function
+from asikit.machine.uapi.errno import Errno, SyscallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.syscalls.numbers import Nr
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
+    from asikit.machine.uapi.numbers import Nr
 
 __all__ = ["Syscall", "signed", "signed32", "syscall"]
 

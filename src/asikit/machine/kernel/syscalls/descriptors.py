@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asikit.machine.kernel.abi import OpenFlag
-from asikit.machine.kernel.pipe import create_pipe_files
-from asikit.machine.kernel.process import thread_of
+from asikit.machine.kernel.objects.pipe import create_pipe_files
+from asikit.machine.kernel.objects.process import thread_of
 from asikit.machine.kernel.syscalls.calling import signed32, syscall
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.syscalls.numbers import Nr
 from asikit.machine.kernel.syscalls.reading_writing import opened
 from asikit.machine.mm import kernel_function
+from asikit.machine.uapi.abi import OpenFlag
+from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
 
 __all__ = ["CALLS", "getname"]
 

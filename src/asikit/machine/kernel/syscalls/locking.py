@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asikit.machine.kernel.abi import FutexOp
-from asikit.machine.kernel.futex import futex_wait, futex_wake
+from asikit.machine.kernel.objects.futex import futex_wait, futex_wake
 from asikit.machine.kernel.syscalls.calling import signed32, syscall
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.syscalls.numbers import Nr
+from asikit.machine.uapi.abi import FutexOp
+from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
 
 __all__ = ["CALLS"]
 

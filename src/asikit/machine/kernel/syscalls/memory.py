@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asikit.machine.kernel.process import mm_of
+from asikit.machine.kernel.objects.process import mm_of
 from asikit.machine.kernel.syscalls.calling import signed, syscall
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.syscalls.numbers import Nr
 from asikit.machine.kernel.syscalls.reading_writing import opened
 from asikit.machine.mm import PAGE_SIZE, MapFlags, OutOfMemoryError, Prot, SegvError
+from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
     from asikit.machine.mm import MmStruct
 
 __all__ = ["CALLS"]

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from asikit.machine.kernel.abi import CloneFlag, WaitOption
-from asikit.machine.kernel.errors import ScenarioError
-from asikit.machine.kernel.futex import futex_wake
-from asikit.machine.kernel.process import (
+from asikit.machine.kernel.core.errors import ScenarioError
+from asikit.machine.kernel.core.task import TaskExit
+from asikit.machine.kernel.core.uaccess import UserAccessError
+from asikit.machine.kernel.objects.futex import futex_wake
+from asikit.machine.kernel.objects.process import (
     Process,
     SignalStruct,
     arguments,
@@ -24,17 +25,16 @@ from asikit.machine.kernel.process import (
 )
 from asikit.machine.kernel.syscalls.calling import signed32, syscall
 from asikit.machine.kernel.syscalls.descriptors import getname
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.syscalls.numbers import Nr
-from asikit.machine.kernel.task import TaskExit
-from asikit.machine.kernel.uaccess import UserAccessError
 from asikit.machine.mm import OutOfMemoryError, kernel_function
+from asikit.machine.uapi.abi import CloneFlag, WaitOption
+from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.process import Thread
-    from asikit.machine.kernel.program import Program
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
+    from asikit.machine.kernel.objects.process import UserThread
+    from asikit.machine.user.program import Program
 
 __all__ = ["CALLS", "do_group_exit", "kill_process"]
 
@@ -102,7 +102,7 @@ def fork_process(kernel: Kernel, task: Task) -> int:
     return child.pid
 
 
-def _child_program(parent: Thread) -> Program:
+def _child_program(parent: UserThread) -> Program:
     program, parent.child_program = parent.child_program, None
     if program is None:
         raise ScenarioError(
@@ -159,7 +159,7 @@ def do_execve(kernel: Kernel, task: Task, path: str) -> int:
 
 
 @kernel_function()
-def de_thread(_: Kernel, thread: Thread) -> None:
+def de_thread(_: Kernel, thread: UserThread) -> None:
     """End the other threads of a process and wait until they are gone. Raises SyscallError EINTR."""
     process = thread.process
     for other in tuple(process.threads):

@@ -5,18 +5,18 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from asikit.machine.kernel.process import thread_of
+from asikit.machine.kernel.objects.process import thread_of
 from asikit.machine.kernel.syscalls.calling import signed, signed32, syscall
-from asikit.machine.kernel.syscalls.errors import Errno, SyscallError
-from asikit.machine.kernel.syscalls.numbers import Nr
 from asikit.machine.mm import kernel_function
+from asikit.machine.uapi.errno import Errno, SyscallError
+from asikit.machine.uapi.numbers import Nr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asikit.machine.kernel.files import File
-    from asikit.machine.kernel.kernel import Kernel
-    from asikit.machine.kernel.task import Task
+    from asikit.machine.kernel.core.kernel import Kernel
+    from asikit.machine.kernel.core.task import Task
+    from asikit.machine.kernel.objects.files import File
 
 __all__ = ["CALLS", "opened"]
 

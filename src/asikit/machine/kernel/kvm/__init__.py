@@ -1,0 +1,3 @@
+"""/dev/kvm: virtual machines, their CPUs, nested paging."""
+
+from __future__ import annotations
