@@ -8,7 +8,7 @@ import pytest
 
 from asikit.cli._output import show, write_json
 from asikit.report import size_text
-from asikit.report.view import Note, Sheet
+from asikit.report.view import Note, Report
 
 
 def test_envelope(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_width(
     monkeypatch.setattr(sys, "__stdout__", None)  # whatever the tests run in
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
-    show(Sheet((Note("x" * 200),), "title"))
+    show(Report((Note("x" * 200),), "title"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "title"
     assert [len(line) for line in lines[1:-1]] == [width] * (len(lines) - 2)

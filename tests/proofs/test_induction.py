@@ -24,7 +24,7 @@ from asikit.proofs import (
     prove,
     world_for,
 )
-from asikit.proofs._table import MoveTable
+from asikit.proofs._table import Table
 from asikit.proofs.explore import _Exploration
 from asikit.proofs.induction import Induction, _terms
 from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Command, Place, Relation
@@ -67,9 +67,9 @@ class Reached:
     world: World
 
     @cached_property
-    def table(self) -> MoveTable:
+    def table(self) -> Table:
         """What a thread may come to."""
-        table = MoveTable(self.world)
+        table = Table(self.world)
         table.close()
         return table
 
@@ -89,7 +89,7 @@ class Reached:
     def states(self, count: int) -> Iterator[tuple[list[Thread], int, int]]:
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
         table = self.search.table
-        assert isinstance(table, MoveTable)
+        assert isinstance(table, Table)
         for index in random.Random(1).sample(range(self.search.count), count):  # noqa: S311  (not for secrets)
             contents, shared, *numbers = self.search._unpack(int(self.search.states[index]))
             yield [table.threads[number] for number in numbers[: self.world.threads]], shared, contents

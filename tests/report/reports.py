@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from asikit.cost import CostResult
     from asikit.machine.kernel import User
-    from asikit.report.view import Sheet
+    from asikit.report.view import Report
     from asikit.trace import Trace
 
 __all__ = ["REPORTS"]
@@ -75,29 +75,29 @@ def recording(folder: Path) -> Trace:
     return b.write(folder / "recording.asitrace")
 
 
-def replayed_once(folder: Path) -> Sheet:
+def replayed_once(folder: Path) -> Report:
     """One policy in detail, by task."""
     (result,) = replay(recording(folder), [load_policy("denylist-2025")], by=By.TASK)
     return replay_report(result, top=3)
 
 
-def replayed_off(folder: Path) -> Sheet:
+def replayed_off(folder: Path) -> Report:
     """Without ASI there is nothing to exit from."""
     (result,) = replay(recording(folder), [load_policy("blanket")])
     return replay_report(result)
 
 
-def side_by_side(folder: Path) -> Sheet:
+def side_by_side(folder: Path) -> Report:
     """All policies that come with asikit: more than fit beside one another."""
     return compare_replays(replay(recording(folder), list(map(load_policy, shipped_policies())), by=By.TASK))
 
 
-def priced(folder: Path) -> Sheet:
+def priced(folder: Path) -> Report:
     """What each mitigation costs, by task."""
     return cost_report(_cost(folder, by=By.TASK), top=2)
 
 
-def sources(folder: Path) -> Sheet:
+def sources(folder: Path) -> Report:
     """Where each figure comes from."""
     return cost_sources(_cost(folder))
 
@@ -107,7 +107,7 @@ def _cost(folder: Path, *, by: By | None = None) -> CostResult:
     return price(recording(folder), [CPU], policies=policies, mitigations=("none", "blanket", "asi"), by=by)
 
 
-def demo(folder: Path) -> Sheet:
+def demo(folder: Path) -> Report:
     """Two recordings under two policies, and what that costs."""
     trace = recording(folder)
     results = replay(trace, [load_policy("blanket"), load_policy("denylist-2025")])
@@ -116,13 +116,13 @@ def demo(folder: Path) -> Sheet:
     return overview("Two recordings of one kernel:", dict.fromkeys(both, results), dict.fromkeys(both, costs))
 
 
-def compared(folder: Path) -> Sheet:
+def compared(folder: Path) -> Report:
     """Two replays, one run a side."""
     one, other = (replayed(folder / f"{name}.json", exits) for name, exits in (("a", 900), ("b", 1234)))
     return compare_report(compare(one, other), top=1)
 
 
-def compared_runs(folder: Path) -> Sheet:
+def compared_runs(folder: Path) -> Report:
     """Two replays, eight runs a side: medians with intervals."""
     sides = (
         ",".join(replayed(folder / f"{name}{run}.json", exits + run) for run in range(8))
@@ -131,7 +131,7 @@ def compared_runs(folder: Path) -> Sheet:
     return compare_report(compare(*sides))
 
 
-def machine_info(folder: Path) -> Sheet:
+def machine_info(folder: Path) -> Report:
     """What a trace with a bit of everything holds."""
     trace = small_trace().write(folder / "small.asitrace", rows_per_part=10)
     return info_report(trace, summarize(trace), verified=False)
@@ -152,7 +152,7 @@ IDENTITY = Identity(
 )
 
 
-def host(_: Path) -> Sheet:
+def host(_: Path) -> Report:
     """A machine with a vulnerability that ASI covers, one that it covers in part, and one that it does not have."""
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
     redundant = ("IBRS", "IBPB at a change of processes", "RSB filling")
@@ -166,7 +166,7 @@ def host(_: Path) -> Sheet:
     return host_report(Host(IDENTITY, found))
 
 
-def calibration(_: Path) -> Sheet:
+def calibration(_: Path) -> Report:
     """Two costs that were measured, one of them too seldom, and one that was not."""
     measured = (
         Measurement("frequency", Unit.GIGAHERTZ, Estimate(2.6, 2.59, 2.61, 25), "imul"),
@@ -188,14 +188,14 @@ def _machine() -> Machine:
     return machine
 
 
-def run(_: Path) -> Sheet:
+def run(_: Path) -> Report:
     """A process that writes to the console and is killed."""
     machine = _machine()
     machine.run()
     return run_report("A scenario", machine, machine.report())
 
 
-def timeline(_: Path) -> Sheet:
+def timeline(_: Path) -> Report:
     """A round trip step by step."""
     machine = _machine()
     seen = Timeline(machine, 1)
@@ -243,12 +243,12 @@ REFUTED = dataclasses.replace(
 )
 
 
-def proved(_: Path) -> Sheet:
+def proved(_: Path) -> Report:
     """A proof by exploration."""
     return verification_report(VERIFIED)
 
 
-def proved_by_induction(_: Path) -> Sheet:
+def proved_by_induction(_: Path) -> Report:
     """A proof by induction: what was asked, and the invariant."""
     invariant = (("I1", "a taint of the kernel's data is set wherever a structure may hold it"),)
     return verification_report(
@@ -256,19 +256,19 @@ def proved_by_induction(_: Path) -> Sheet:
     )
 
 
-def refuted(_: Path) -> Sheet:
+def refuted(_: Path) -> Report:
     """A counterexample."""
     return verification_report(REFUTED)
 
 
-def undecided(_: Path) -> Sheet:
+def undecided(_: Path) -> Report:
     """A verdict that was not found."""
     return verification_report(
         dataclasses.replace(VERIFIED, verdict=ProofVerdict.UNKNOWN, reason="more states than there is memory for")
     )
 
 
-def mutants(_: Path) -> Sheet:
+def mutants(_: Path) -> Report:
     """One mutant that leaks on the machine too, a harmless one, and one of an alternative."""
     no, yes, refuted = ProofVerdict.PROVED, ProofVerdict.REFUTED, REFUTED
     unseen = dataclasses.replace(REFUTED, machine=Reproduction(None, "leak", "without the mutant too"))
@@ -281,14 +281,14 @@ def mutants(_: Path) -> Sheet:
     )
 
 
-def mutant_list(_: Path) -> Sheet:
+def mutant_list(_: Path) -> Report:
     """What mutants there are."""
     from asikit.proofs import ALTERNATIVES, CATALOGUE  # noqa: PLC0415
 
     return mutant_names(CATALOGUE[:2], ALTERNATIVES[:1])
 
 
-def equivalence(_: Path) -> Sheet:
+def equivalence(_: Path) -> Report:
     """A situation that both mitigations stand, and one that only one does."""
     same = Situation("an NMI", "between any two micro-operations of a transition", lambda model: model)
     other = Situation("a second thread", "on the same core, of the same process", lambda model: model)
@@ -307,7 +307,7 @@ def _finding(
     return Finding(cell, verdict, "the cache has a line of the kernel", way=way, story=story)
 
 
-def attacks(_: Path) -> Sheet:
+def attacks(_: Path) -> Report:
     """Two vectors against two mitigations; and a vulnerability for which there is no attack."""
     leak, none = AttackVerdict.LEAK, AttackVerdict.NO_LEAK
     cells = [
@@ -320,25 +320,25 @@ def attacks(_: Path) -> Sheet:
     return attack_report([*cells, no_attack])
 
 
-def many_attacks(_: Path) -> Sheet:
+def many_attacks(_: Path) -> Report:
     """More mitigations than their names fit above."""
     names = ("none", "linux", "blanket", "asi", "asi-no-stun", "asi-no-ack", "asi-no-buffer-flush")
     return attack_report([_finding("user_kernel", name, AttackVerdict.NO_LEAK) for name in names])
 
 
-def attack_story(_: Path) -> Sheet:
+def attack_story(_: Path) -> Report:
     """One cell, step by step: more steps than are shown, and one of them twice."""
     steps = ("the kernel reads a line", "the kernel reads a line", *(f"step {number}" for number in range(32)))
     found = _finding("user_kernel", "none", AttackVerdict.LEAK, way="a terminal fault", story=(*steps, "long " * 100))
     return attack_reason(found)
 
 
-def attack_list(_: Path) -> Sheet:
+def attack_list(_: Path) -> Report:
     """What there is to choose from."""
     return attack_names()
 
 
-REPORTS: dict[str, Callable[[Path], Sheet]] = {
+REPORTS: dict[str, Callable[[Path], Report]] = {
     build.__name__: build
     for build in (
         replayed_once,

@@ -10,11 +10,11 @@ from asikit.report.view import (
     Bar,
     Chart,
     Column,
-    Heading,
     Note,
+    Report,
     Row,
     Section,
-    Sheet,
+    Span,
     Style,
     Table,
     Verbatim,
@@ -28,7 +28,7 @@ NUMBERS = Column(number=True)
 
 def shown(*parts: Note | Verbatim | Table | Chart | Section, width: int = 30, title: str = "") -> list[str]:
     """Return the lines of a report of these parts."""
-    return text(Sheet(parts, title), width).splitlines()
+    return text(Report(parts, title), width).splitlines()
 
 
 def test_note() -> None:
@@ -64,7 +64,7 @@ def test_title_and_sections() -> None:
 def test_styles() -> None:
     """Titles are strong, the headings of a table without a rule faint; each line says what it is."""
     table = Table((Column("a"),), (Row(("1",)), Row(("2",), Style.WARNING)), ruled=False)
-    report = Sheet((table, Section((Note("n", style=Style.NOTABLE),), "s")), "t")
+    report = Report((table, Section((Note("n", style=Style.NOTABLE),), "s")), "t")
     assert [(line.text, line.style.value) for line in lines(report, 80)] == [
         ("t", "strong"),
         ("a", "faint"),
@@ -85,7 +85,7 @@ def test_verbatim() -> None:
 def test_foreign_text() -> None:
     """Nothing in a note, a label, a heading, a cell, a span or a bar moves the cursor."""
     evil = "\x1b[2J\r\u202e"
-    table = Table((Column(evil), NUMBERS), (Row((evil, "1")), Heading(evil, evil)), evil)
+    table = Table((Column(evil), NUMBERS), (Row((evil, "1")), Span(evil, evil)), evil)
     found = shown(Note(evil, evil), Section((table,), evil), Chart((Bar(evil, evil),), evil), Verbatim(evil), width=200)
     assert all(line.isprintable() for line in found)
     assert sum(line.count("\\x1b[2J\\r\\u202e") for line in found) == 12
@@ -172,7 +172,7 @@ def test_table_in_pieces() -> None:
 def test_span() -> None:
     """A line of a table that is about the rows below it is as wide as the line, whatever the columns are."""
     table = Table(
-        (Column(), Column()), (Heading("a block of rows with a long name", "=> "), Row(("  a", "b"))), ruled=False
+        (Column(), Column()), (Span("a block of rows with a long name", "=> "), Row(("  a", "b"))), ruled=False
     )
     assert shown(table) == ["=> a block of rows with a long", "   name", "  a  b"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from asikit.report.view import Sheet, document
+from asikit.report.view import Report, document
 from asikit.report.view.text import text
 from tests.report.reports import REPORTS
 
@@ -32,7 +32,7 @@ def test_a_report_fits_loses_nothing_and_is_data(name: str, tmp_path: Path) -> N
         shown = text(report, width)
         assert max(map(len, shown.splitlines())) <= width
         assert wanted <= _letters(shown), width
-    assert msgspec.convert(json.loads(json.dumps(document(report))), Sheet) == report
+    assert msgspec.convert(json.loads(json.dumps(document(report))), Report) == report
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from asikit.report.view import Sheet
+    from asikit.report.view import Report
 
 _COLUMNS = 80
 _LOOKS = {"plain": "", "strong": "bold", "faint": "dim", "notable": "cyan", "warning": "yellow"}
@@ -42,7 +42,7 @@ def warn(lines: Iterable[str]) -> None:
         click.echo(f"asi: warning: {line}", err=True)
 
 
-def show(report: Sheet) -> None:
+def show(report: Report) -> None:
     """Print a report, as wide as the terminal is: 80 columns where there is none, or as many as COLUMNS says."""
     # Only commands that print text pay for rich.
     from rich.console import Console  # noqa: PLC0415

@@ -123,11 +123,11 @@ def _range(text: str) -> Range:
 
 def _list_cpus() -> None:
     from asikit.machine.x86 import cpu_names, load_cpu  # noqa: PLC0415
-    from asikit.report.view import Sheet, choices  # noqa: PLC0415
+    from asikit.report.view import Report, choices  # noqa: PLC0415
 
     models = {name: load_cpu(name) for name in cpu_names()}
     titles = {name: f"{model.title} ({model.microarchitecture})" for name, model in models.items()}
-    show(Sheet((choices(titles),)))
+    show(Report((choices(titles),)))
 
 
 def _write_json(result: CostResult) -> None:

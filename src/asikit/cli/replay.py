@@ -104,9 +104,9 @@ def _check_names(names: list[str]) -> None:
 
 def _list_policies() -> None:
     from asikit.replay import load_policy, shipped_policies  # noqa: PLC0415
-    from asikit.report.view import Sheet, choices  # noqa: PLC0415
+    from asikit.report.view import Report, choices  # noqa: PLC0415
 
-    show(Sheet((choices({name: load_policy(name).title for name in shipped_policies()}),)))
+    show(Report((choices({name: load_policy(name).title for name in shipped_policies()}),)))
 
 
 def _write_json(results: list[ReplayResult], trace: Trace, top: int | None) -> None:

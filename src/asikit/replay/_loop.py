@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Answers", "Counts", "Events", "Exits", "Running", "Stop", "TableArrays", "run_events"]
+__all__ = ["Answers", "Counts", "Events", "Exits", "Running", "Stop", "Table", "run_events"]
 
 
 class Stop(IntEnum):
@@ -89,7 +89,7 @@ class Answers(NamedTuple):
     event_class: Array
 
 
-class TableArrays(NamedTuple):
+class Table(NamedTuple):
     """The arrays of a :class:`asikit.replay._table.TransitionTable`, as they are named there."""
 
     next_state: Array
@@ -147,7 +147,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one
     start: int,
     events: Events,
     answers: Answers,
-    table: TableArrays,
+    table: Table,
     running: Running,
     counts: Counts,
     exits: Exits,

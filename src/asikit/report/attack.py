@@ -17,7 +17,7 @@ from asikit.attacks import (
     vulnerability_names,
 )
 from asikit.machine.x86 import load_cpu
-from asikit.report.view import Column, Heading, Note, Row, Section, Sheet, Style, Table, choices
+from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +34,12 @@ _LONGEST_STEP: Final = 320
 _WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
-def attack_report(findings: Sequence[Finding]) -> Sheet:
+def attack_report(findings: Sequence[Finding]) -> Report:
     """Return the matrix: a block for each vulnerability, a line for each vector, a column for each mitigation."""
     columns = list(dict.fromkeys(found.cell.mitigation for found in findings))
     wide = len(columns) <= _FEW_COLUMNS and all(len(name) <= _LONGEST_NAME for name in columns)
     heads = columns if wide else list(ascii_lowercase[: len(columns)])
-    rows: list[Row | Heading] = []
+    rows: list[Row | Span] = []
     for (name, cpu), block in groupby(findings, key=lambda found: (found.cell.vulnerability, found.cell.cpu)):
         rows += _block(name, cpu, list(block))
     leaks = sum(found.verdict is AttackVerdict.LEAK for found in findings)
@@ -50,14 +50,14 @@ def attack_report(findings: Sequence[Finding]) -> Sheet:
         ]
     shown = (Column(), *(Column(head, least=_WIDE if wide else 0) for head in heads))
     table = Table(shown, tuple(rows), ruled=False)
-    return Sheet((table, Section(tuple(below))))
+    return Report((table, Section(tuple(below))))
 
 
-def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Heading]:
+def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Span]:
     if block[0].cell.vector == NO_VECTOR:
-        return [Heading(block[0].reason, f"{name}: unknown, as ")]
+        return [Span(block[0].reason, f"{name}: unknown, as ")]
     has_it = load_vulnerability(name).concerns(load_cpu(cpu))
-    title = Heading(f"{name} on {cpu}{'' if has_it else ', which does not have it'}", style=Style.STRONG)
+    title = Span(f"{name} on {cpu}{'' if has_it else ', which does not have it'}", style=Style.STRONG)
     return [
         title,
         *(
@@ -67,7 +67,7 @@ def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Heading]:
     ]
 
 
-def attack_reason(finding: Finding) -> Sheet:
+def attack_reason(finding: Finding) -> Report:
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
     parts: list[Note | Section] = [
@@ -79,7 +79,7 @@ def attack_reason(finding: Finding) -> Sheet:
     if finding.story:
         parts.append(Section(_steps(finding), "What happened, with the first secret"))
     parts.append(Section((Note(finding.reason, "=> "),)))
-    return Sheet(
+    return Report(
         tuple(parts), f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
     )
 
@@ -98,11 +98,11 @@ def _steps(finding: Finding) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def attack_names() -> Sheet:
+def attack_names() -> Report:
     """Return what there is to choose from."""
     vulnerabilities = {name: load_vulnerability(name).title for name in vulnerability_names()}
     mitigations = {name: mitigation(name).says for name in mitigation_names()}
-    return Sheet(
+    return Report(
         (
             Section((choices(vulnerabilities, indent="  "),), "Vulnerabilities"),
             Section((Note(", ".join(Vector), "  "),), "Vectors"),

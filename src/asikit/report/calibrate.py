@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.cost import Unit, known_parameters
-from asikit.report.view import Column, Note, Row, Sheet, Table, choices
+from asikit.report.view import Column, Note, Report, Row, Table, choices
 
 if TYPE_CHECKING:
     from asikit.cost import Calibration, Measurement
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["calibration_report"]
 
 
-def calibration_report(calibration: Calibration) -> Sheet:
+def calibration_report(calibration: Calibration) -> Report:
     """Return what was measured, with 95 % intervals, and what was not and why."""
     frequency = next(one for one in calibration.measured if one.unit is Unit.GIGAHERTZ).figures.median
     rows = tuple(
@@ -23,7 +23,7 @@ def calibration_report(calibration: Calibration) -> Sheet:
     numbers = (Column(heading, number=True) for heading in ("median", "95 % interval", "cycles"))
     table = Table((Column("cost"), *numbers, Column("what it is", breaks=True)), rows)
     missing = choices(dict(sorted(calibration.missing.items())), indent="  ")
-    return Sheet((Note(calibration.identity.name), table, Note("Not measured"), missing))
+    return Report((Note(calibration.identity.name), table, Note("Not measured"), missing))
 
 
 def _figures(one: Measurement) -> tuple[str, str]:

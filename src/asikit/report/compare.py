@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isinf
 from typing import TYPE_CHECKING
 
-from asikit.report.view import Bar, Chart, Column, Note, Row, Section, Sheet, Style, Table
+from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
     from asikit.cost import Change, Comparison, Pair
@@ -16,7 +16,7 @@ _SHARES = frozenset({"overhead"})
 _LABELS = ("mitigation", "policy", "cpu", "classes")
 
 
-def compare_report(comparison: Comparison, *, top: int = 10) -> Sheet:
+def compare_report(comparison: Comparison, *, top: int = 10) -> Report:
     """Return the sides' difference, and a section for each pair.
 
     :param top: The most causes to show of each pair.
@@ -34,7 +34,7 @@ def compare_report(comparison: Comparison, *, top: int = 10) -> Sheet:
         for pair in comparison.pairs
         if any(change.first.median or change.second.median for change in pair.metrics)
     ]
-    return Sheet(tuple(parts))
+    return Report(tuple(parts))
 
 
 def _title(pair: Pair) -> str:

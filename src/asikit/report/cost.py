@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.report.parts import PART_WORDS, rest_label
-from asikit.report.view import Bar, Chart, Column, Note, Row, Section, Sheet, Style, Table
+from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ SOURCE_WORDS = {
 }
 
 
-def cost_report(result: CostResult, *, top: int = 5) -> Sheet:
+def cost_report(result: CostResult, *, top: int = 5) -> Report:
     """Return a section for each processor.
 
     :param top: The most parameters to show of those that move the answer, and the most parts.
@@ -43,7 +43,7 @@ def cost_report(result: CostResult, *, top: int = 5) -> Sheet:
     if result.selection:
         parts.append(Note(f"Counted: {result.selection}; all shares are of this part's time"))
     parts += [_processor(result, cpu, top) for cpu in dict.fromkeys(row.cpu for row in result.rows)]
-    return Sheet(tuple(parts))
+    return Report(tuple(parts))
 
 
 def _processor(result: CostResult, cpu: str, top: int) -> Section:
@@ -61,9 +61,9 @@ def _processor(result: CostResult, cpu: str, top: int) -> Section:
     return Section(tuple(parts), f"On {cpu}")
 
 
-def cost_sources(result: CostResult) -> Sheet:
+def cost_sources(result: CostResult) -> Report:
     """Return every term of every row, and the source of every figure."""
-    return Sheet(tuple(_sources(row) for row in result.rows if row.terms))
+    return Report(tuple(_sources(row) for row in result.rows if row.terms))
 
 
 def _sources(row: CostRow) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.cost import HostVerdict
-from asikit.report.view import Column, Note, Row, Section, Sheet, Table
+from asikit.report.view import Column, Note, Report, Row, Section, Table
 
 if TYPE_CHECKING:
     from asikit.cost import Host, HostVulnerability, Identity
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["host_report"]
 
 
-def host_report(host: Host) -> Sheet:
+def host_report(host: Host) -> Report:
     """Return the processor, a table of what it is vulnerable to, and what ASI would make unnecessary."""
     affected = [one for one in host.vulnerabilities if one.verdict is not HostVerdict.NOT_NEEDED]
     spared = [one.name for one in host.vulnerabilities if one.verdict is HostVerdict.NOT_NEEDED]
@@ -24,7 +24,7 @@ def host_report(host: Host) -> Sheet:
     if spared:
         parts.append(Section((Note(f"Not affected: {', '.join(spared)}"),)))
     parts.append(Section((Note(f"With ASI unnecessary: {', '.join(host.redundant) or 'nothing'}"),)))
-    return Sheet(tuple(parts))
+    return Report(tuple(parts))
 
 
 def _identity(identity: Identity) -> list[str]:

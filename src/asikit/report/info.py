@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from asikit.report._words import size_text
-from asikit.report.view import Column, Note, Row, Section, Sheet, Table
+from asikit.report.view import Column, Note, Report, Row, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ _TLB_FLUSH_WORDS = {
 }
 
 
-def info_report(trace: Trace, summary: TraceSummary, *, verified: bool) -> Sheet:
+def info_report(trace: Trace, summary: TraceSummary, *, verified: bool) -> Report:
     """Return where a trace comes from, and how much of what is in it.
 
     :param verified: Every id and clock was checked, too.
@@ -58,7 +58,7 @@ def info_report(trace: Trace, summary: TraceSummary, *, verified: bool) -> Sheet
         _touches(summary),
     )
     table = Table((Column(), Column(breaks=True)), facts, ruled=False)
-    return Sheet((table, *sections), trace.path.absolute().name)
+    return Report((table, *sections), trace.path.absolute().name)
 
 
 def _facts(trace: Trace, summary: TraceSummary, *, verified: bool) -> Iterator[tuple[str, str]]:

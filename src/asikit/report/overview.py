@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from asikit.report.cost import percent
 from asikit.report.replay import cause_line
-from asikit.report.view import Column, Note, Row, Section, Sheet, Style, Table
+from asikit.report.view import Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _HEADINGS = (
 )
 
 
-def overview(title: str, recordings: Mapping[str, Sequence[ReplayResult]], costs: Mapping[str, CostResult]) -> Sheet:
+def overview(title: str, recordings: Mapping[str, Sequence[ReplayResult]], costs: Mapping[str, CostResult]) -> Report:
     """Return a row for each recording and policy, the main cause of the exits of each, and what that costs.
 
     :param title: What the recordings are.
@@ -42,7 +42,7 @@ def overview(title: str, recordings: Mapping[str, Sequence[ReplayResult]], costs
     columns = (Column("recording"), Column("policy"), *(Column(heading, number=True) for heading in _HEADINGS))
     why = Note("Why the kernel left the restricted address space most often", style=Style.STRONG)
     causes = (note for name, results in recordings.items() for note in _main_causes(name, results))
-    return Sheet((Note(title), Table(columns, tuple(rows), keys=2), why, *causes, _costs(costs)))
+    return Report((Note(title), Table(columns, tuple(rows), keys=2), why, *causes, _costs(costs)))
 
 
 def _costs(recordings: Mapping[str, CostResult]) -> Section:

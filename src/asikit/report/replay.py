@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from asikit.report._words import FLUSH_WORDS, REASON_WORDS, REGION_WORDS
 from asikit.report.parts import PART_WORDS, parts_table
-from asikit.report.view import Bar, Chart, Column, Note, Row, Section, Sheet, Style, Table
+from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ __all__ = ["cause_line", "compare_replays", "replay_report"]
 _COUNT = Column(number=True)
 
 
-def replay_report(result: ReplayResult, *, top: int = 10) -> Sheet:
+def replay_report(result: ReplayResult, *, top: int = 10) -> Report:
     """Return one result in detail: counts, entries, causes.
 
     :param top: The most causes and entries to show; no tables of them when 0.
@@ -32,7 +32,7 @@ def replay_report(result: ReplayResult, *, top: int = 10) -> Sheet:
         sections.append(Section((_causes(result, top),), "Why it exited, most frequent first"))
     if result.amended_events:
         sections.append(Section((Note(_amended(result.amended_events)),)))
-    return Sheet((*_selected(result), *sections), f"Policy {result.policy}: {result.title}")
+    return Report((*_selected(result), *sections), f"Policy {result.policy}: {result.title}")
 
 
 def _selected(result: ReplayResult) -> list[Note]:
@@ -40,7 +40,7 @@ def _selected(result: ReplayResult) -> list[Note]:
     return [Note(f"Counted: {result.selection} ({result.events:,} events)")] if result.selection else []
 
 
-def compare_replays(results: Sequence[ReplayResult], *, causes: int = 3, top: int = 10) -> Sheet:
+def compare_replays(results: Sequence[ReplayResult], *, causes: int = 3, top: int = 10) -> Report:
     """Return results of one recording side by side, a column each, and the main causes below.
 
     :param causes: The most causes to show of each.
@@ -53,7 +53,7 @@ def compare_replays(results: Sequence[ReplayResult], *, causes: int = 3, top: in
         bars = tuple(Bar(cause_line(cause), f"{cause.share:.1%}", cause.share) for cause in result.top_causes(causes))
         if bars:
             parts.append(Chart(bars, f"Main causes of exits under {result.policy}"))
-    return Sheet(tuple(parts))
+    return Report(tuple(parts))
 
 
 def _beside(results: Sequence[ReplayResult]) -> Table:

@@ -24,7 +24,7 @@ _FAULT_WORDS = {
 }
 
 
-def run_report(title: str, machine: Machine, report: Report) -> view.Sheet:
+def run_report(title: str, machine: Machine, report: Report) -> view.Report:
     """Return what happened, in one screen.
 
     :param title: The scenario's.
@@ -43,7 +43,7 @@ def run_report(title: str, machine: Machine, report: Report) -> view.Sheet:
     parts += [
         view.Note(f"{process.name!r} was killed: {_signal(process)}", style=view.Style.WARNING) for process in killed
     ]
-    return view.Sheet(tuple(parts), title)
+    return view.Report(tuple(parts), title)
 
 
 def _signal(process: Process) -> str:

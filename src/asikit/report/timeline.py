@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asikit.machine.kernel import Observer
 from asikit.machine.mm import PAGE_SIZE
-from asikit.report.view import Note, Sheet, Style
+from asikit.report.view import Note, Report, Style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,17 +62,17 @@ class Timeline(Observer):
         """How many have begun."""
         return self._seen
 
-    def report(self) -> Sheet:
+    def report(self) -> Report:
         """Return it, a line for each step, with the time since the entry."""
         trip = self._trip
         if trip is None:
-            return Sheet((Note(f"There were only {self._seen} round trips."),))
+            return Report((Note(f"There were only {self._seen} round trips."),))
         steps = [
             Note(line.text, f"{line.clock - trip.began:>6}  {_INDENT * line.depth}", line.style) for line in trip.lines
         ]
         if not trip.over:
             steps.append(Note("(not over when the machine stopped)", " " * 8))
-        return Sheet(tuple(steps), f"Round trip {self._number}, cpu {trip.cpu}, {trip.who}")
+        return Report(tuple(steps), f"Round trip {self._number}, cpu {trip.cpu}, {trip.who}")
 
     # What is told.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asikit.report.view import Column, Heading, Note, Row, Section, Sheet, Style, Table
+from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ _AND_MACHINE = {
 }
 
 
-def verification_report(result: Verification) -> Sheet:
+def verification_report(result: Verification) -> Report:
     """Return one verdict in detail: what was explored, each property, the counterexample, what it rests on."""
     parts = [Section((_facts(result),))]
     if result.reason:
@@ -35,7 +35,7 @@ def verification_report(result: Verification) -> Sheet:
         title = "" if result.counterexample is None else _counterexample_title(result.counterexample)
         parts.append(Section(found, title))
     parts += [Section(_list(result.assumptions), "Assumed"), Section(_list(result.not_proved), "Not proved")]
-    return Sheet(tuple(parts), f"{result.verdict}: {_title(result)}")
+    return Report(tuple(parts), f"{result.verdict}: {_title(result)}")
 
 
 def _facts(result: Verification) -> Table:
@@ -50,7 +50,7 @@ def _facts(result: Verification) -> Table:
     return Table((Column(), Column(), Column(breaks=True)), tuple(map(Row, rows)), ruled=False)
 
 
-def mutants_report(rows: Sequence[MutantRow]) -> Sheet:
+def mutants_report(rows: Sequence[MutantRow]) -> Report:
     """Return a table of mutants, and below it what the counterexamples come to."""
     lines = []
     for row in rows:
@@ -70,7 +70,7 @@ def mutants_report(rows: Sequence[MutantRow]) -> Sheet:
         Column("what comes of it", breaks=True),
     )
     advice = "`asi verify --mutant NAME` tells one's counterexample."
-    return Sheet(
+    return Report(
         (
             Table(columns, tuple(lines)),
             Note(f"{refuted} of {len(rows)} mutants are refuted. {advice}"),
@@ -83,15 +83,15 @@ def mutants_report(rows: Sequence[MutantRow]) -> Sheet:
     )
 
 
-def mutant_names(mutants: Sequence[Mutant], alternatives: Sequence[Mutant]) -> Sheet:
+def mutant_names(mutants: Sequence[Mutant], alternatives: Sequence[Mutant]) -> Report:
     """Return what there is to choose from."""
-    rows: list[Row | Heading] = []
+    rows: list[Row | Span] = []
     for title, those in (("Mutants", mutants), ("Alternatives", alternatives)):
-        rows += [Heading(title), *(Row((f"  {mutant.name}", mutant.says)) for mutant in those)]
-    return Sheet((Table((Column(), Column(breaks=True)), tuple(rows), ruled=False),))
+        rows += [Span(title), *(Row((f"  {mutant.name}", mutant.says)) for mutant in those)]
+    return Report((Table((Column(), Column(breaks=True)), tuple(rows), ruled=False),))
 
 
-def equivalence_report(comparisons: Sequence[SideBySide]) -> Sheet:
+def equivalence_report(comparisons: Sequence[SideBySide]) -> Report:
     """Return ASI and the blanket mitigation side by side, and what it takes to tell them apart."""
     rows = (
         Row((item.situation.name, str(item.asi.verdict), str(item.blanket.verdict), item.situation.says))
@@ -104,7 +104,7 @@ def equivalence_report(comparisons: Sequence[SideBySide]) -> Sheet:
         if not item.equivalent and side.counterexample is not None
     )
     columns = (*map(Column, ("situation", "ASI", "blanket")), Column(breaks=True))
-    return Sheet((Table(columns, tuple(rows)), *leaks))
+    return Report((Table(columns, tuple(rows)), *leaks))
 
 
 def _title(result: Verification) -> str:

@@ -1,6 +1,6 @@
 """Reports as data: what a report says, apart from where and how wide it is shown.
 
-A :class:`Sheet` is made of tables, charts and notes, in sections. :func:`document` gives it as plain values, for JSON
+A :class:`Report` is made of tables, charts and notes, in sections. :func:`document` gives it as plain values, for JSON
 and for other languages; :func:`asikit.report.view.text.text` sets it as text of a given width.
 """
 
@@ -10,11 +10,11 @@ from asikit.report.view.data import (
     Bar,
     Chart,
     Column,
-    Heading,
     Note,
+    Report,
     Row,
     Section,
-    Sheet,
+    Span,
     Style,
     Table,
     Verbatim,
@@ -26,11 +26,11 @@ __all__ = [
     "Bar",
     "Chart",
     "Column",
-    "Heading",
     "Note",
+    "Report",
     "Row",
     "Section",
-    "Sheet",
+    "Span",
     "Style",
     "Table",
     "Verbatim",

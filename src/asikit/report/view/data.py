@@ -14,11 +14,11 @@ __all__ = [
     "Bar",
     "Chart",
     "Column",
-    "Heading",
     "Note",
+    "Report",
     "Row",
     "Section",
-    "Sheet",
+    "Span",
     "Style",
     "Table",
     "Verbatim",
@@ -83,7 +83,7 @@ class Row(msgspec.Struct, frozen=True, tag="row"):
     ends_group: bool = False
 
 
-class Heading(msgspec.Struct, frozen=True, tag="span"):
+class Span(msgspec.Struct, frozen=True, tag="span"):
     """A line of a table that is about the rows below it.
 
     :ivar label: As of a :class:`Note`.
@@ -103,7 +103,7 @@ class Table(msgspec.Struct, frozen=True, tag="table"):
     """
 
     columns: tuple[Column, ...]
-    rows: tuple[Row | Heading, ...]
+    rows: tuple[Row | Span, ...]
     title: str = ""
     ruled: bool = True
     keys: int = 1
@@ -147,7 +147,7 @@ class Section(msgspec.Struct, frozen=True, tag="section"):
     title: str = ""
 
 
-class Sheet(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True):
     """What a command has to say.
 
     :ivar title: Its first line; may be empty.
@@ -157,7 +157,7 @@ class Sheet(msgspec.Struct, frozen=True):
     title: str = ""
 
 
-def document(report: Sheet) -> dict[str, Any]:
+def document(report: Report) -> dict[str, Any]:
     """Return a report as plain values: a ``type`` says which part a value is."""
     found: dict[str, Any] = msgspec.to_builtins(report)
     return found

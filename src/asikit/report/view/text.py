@@ -8,13 +8,13 @@ import msgspec
 from rich.cells import cell_len
 
 from asikit.report.view._fit import broken, layouts
-from asikit.report.view.data import Chart, Heading, Note, Row, Section, Style, Table, Verbatim
+from asikit.report.view.data import Chart, Note, Row, Section, Span, Style, Table, Verbatim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asikit.report.view._fit import Fitting
-    from asikit.report.view.data import Bar, Sheet
+    from asikit.report.view._fit import Layout
+    from asikit.report.view.data import Bar, Report
 
 __all__ = ["Line", "lines", "printable", "text"]
 
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     style: Style = Style.PLAIN
 
 
-def text(report: Sheet, width: int) -> str:
+def text(report: Report, width: int) -> str:
     """Return a report as text.
 
     :param width: The most columns of a line.
@@ -36,7 +36,7 @@ def text(report: Sheet, width: int) -> str:
     return "".join(f"{line.text}\n" for line in lines(report, width))
 
 
-def lines(report: Sheet, width: int) -> list[Line]:
+def lines(report: Report, width: int) -> list[Line]:
     """Return a report line by line, for a terminal that shows styles.
 
     :param width: The most columns of a line.
@@ -76,7 +76,7 @@ class _Page:
             case _:
                 assert_never(part)
 
-    def note(self, note: Note | Heading) -> None:
+    def note(self, note: Note | Span) -> None:
         label, indent = printable(note.label), min(cell_len(note.label), _DEEPEST_INDENT, self._width // 2)
         if cell_len(label) > indent:  # too long a label is the beginning of the text
             first, *rest = broken(label + printable(note.text), self._width)
@@ -118,7 +118,7 @@ class _Page:
         for layout in layouts(safe, self._width):
             self._piece(safe, layout)
 
-    def _piece(self, table: Table, layout: Fitting) -> None:
+    def _piece(self, table: Table, layout: Layout) -> None:
         """Add a table, or some of its columns."""
         if table.ruled and not (self.lines and not self.lines[-1].text):
             self._add("")
@@ -129,7 +129,7 @@ class _Page:
             rule = sum(layout.widths) + layout.gap * (len(layout.widths) - 1)
             self._add(" " * layout.margin + "─" * rule)
         for row in table.rows:
-            if isinstance(row, Heading):
+            if isinstance(row, Span):
                 self.note(row)
                 continue
             self._cells(table, layout, [row.cells[number] for number in layout.columns], row.style)
@@ -139,7 +139,7 @@ class _Page:
             self._add("")
 
     def _cells(
-        self, table: Table, layout: Fitting, cells: Sequence[str], style: Style, *, at_bottom: bool = False
+        self, table: Table, layout: Layout, cells: Sequence[str], style: Style, *, at_bottom: bool = False
     ) -> None:
         """Add a row, of as many lines as its highest cell."""
         columns = [
