@@ -63,7 +63,7 @@ def at_once(allocator: PageAllocator, count: int) -> None:
 
 def shuffled(allocator: PageAllocator, count: int, *, max_order: int) -> None:
     """Keep some thousand allocations of both sensitivities and replace any one of them each time."""
-    dice = random.Random(1)  # noqa: S311 - a benchmark's dice
+    dice = random.Random(1)
     held: list[tuple[int, int]] = []
     for _ in range(count):
         order = min(int(dice.expovariate(1.0)), max_order)

@@ -12,7 +12,7 @@ class NmiAfterEach(Observer):
         self.machine = machine
         self.seen: set[str] = set()
 
-    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:  # noqa: ARG002
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """Take note of the place, and come in between there."""
         if path not in self.seen:
             self.seen.add(path)

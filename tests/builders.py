@@ -163,7 +163,7 @@ class TraceBuilder:
         row |= {"end": len(self._events), "ended": True}
         return self
 
-    def place(  # noqa: PLR0913  (what a place is)
+    def place(
         self,
         *,
         region: str = "direct_map",

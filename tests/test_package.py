@@ -51,8 +51,12 @@ def test_unknown_name() -> None:
 
 
 ONE_NAME_TWO_THINGS = {
-    "Mitigation": "what it does to the machine, and what it costs: two views of one catalogue",
     "Party": "whose data it is: a proof's sets of parties, and a file's words for them",
+    "Events": "columns of a trace as one compiled loop takes them: each loop has its own",
+    "Layout": "of the address space, and of text on a page",
+    "Report": "what a machine counted, and what is shown of anything",
+    "Span": "of addresses, and of a line",
+    "Table": "of the explorer's commands, of the protocol's states, and on a page",
 }
 """Class names that stand in two rooms, and why."""
 

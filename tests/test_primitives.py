@@ -13,11 +13,11 @@ import pytest
 
 import asikit
 from asikit.cost import CostError, known_parameters
-from asikit.cost.mitigations import Source
 from asikit.cost.pricing import _unit_of
 from asikit.cost.terms import CostTerm
 from asikit.machine.x86 import cpu_names, load_cpu
 from asikit.machine.x86.model import Structures
+from asikit.mitigations import Source
 from asikit.proofs.hardware import STRUCTURES
 from asikit.protocol import PRIMITIVES, Primitive
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import AttackVerdict, Cell, attack, mitigations
+from asikit.attacks import AttackVerdict, Cell, attack
+from asikit.mitigations import catalogue as mitigations
 
 if TYPE_CHECKING:
     from asikit.machine.x86 import CpuModel

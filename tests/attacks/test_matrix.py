@@ -35,12 +35,12 @@ _COLUMNS = {
 DIFFERENCES = {
     # The table marks the vectors for which Linux switches a mitigation on, not those from which the flaw can be used.
     ("l1tf", "user_user"): "the L1D has everybody's lines; Linux counts inverted entries under user to kernel",
-    ("l1tf", "guest_guest"): "the same; Linux counts the flush before VM entry under guest to host",
+    ("l1tf", "guest_guest"): "the L1D has everybody's lines; Linux counts the flush at VM entry under guest to host",
     (
         "spectre_v2",
         "cross_thread",
     ): "what covers user to kernel covers a training sibling too",
-    ("srso", "cross_thread"): "the same",
+    ("srso", "cross_thread"): "what covers user to kernel covers a training sibling too",
     ("rfds", "cross_thread"): "the processors that have it have no SMT; the generic model, which stands for them, has",
     ("srbds", "cross_thread"): "the buffer is the package's: a sibling reads it as any core does",
 }

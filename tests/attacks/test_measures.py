@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.attacks import AttackVerdict, Cell, attack, mitigations
-from asikit.attacks.measures import Measure
+from asikit.attacks import AttackVerdict, Cell, attack
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import Measure
+from asikit.mitigations import catalogue as mitigations
 from asikit.protocol import EffectKind, Happening
 
 if TYPE_CHECKING:

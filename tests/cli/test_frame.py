@@ -308,4 +308,4 @@ def test_nohup() -> None:
 def test_encoding_without_the_character(tmp_path: os.PathLike[str]) -> None:
     """A terminal that cannot show a character gets it escaped."""
     done = _run("info", f"{tmp_path}/中", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
-    assert (done.returncode, done.stderr) == (1, f"asi: error: {tmp_path}/\\u4e2d: does not exist\n")
+    assert (done.returncode, done.stderr) == (2, f"asi: error: {tmp_path}/\\u4e2d: does not exist\n")

@@ -68,7 +68,7 @@ def round_trips(number: int, *, exiting: int, pages: int = 1) -> TraceBuilder:
     return b
 
 
-def rows(  # noqa: PLR0913  (what a question consists of)
+def rows(
     trace: Trace,
     model: CpuModel,
     *,

@@ -43,7 +43,7 @@ def corners(ranges: dict[str, Range]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("signs", [(1,), (1, -1)])
 def test_extremes_are_the_best_corners(seed: int, signs: tuple[int, ...]) -> None:
     """The ends are those of a search of all corners, and no point inside the box lies outside them."""
-    dice = random.Random(seed)  # noqa: S311  (the same numbers each time)
+    dice = random.Random(seed)
     terms, ranges = random_sum(dice, signs=signs), random_ranges(dice)
     found = extremes(terms, ranges)
     values = [value_of(terms, corner) for corner in corners(ranges)]
@@ -57,8 +57,8 @@ def test_extremes_are_the_best_corners(seed: int, signs: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("seed", range(60))
 def test_ratio_extremes_are_the_best_corners(seed: int) -> None:
-    """The same for a quotient whose two sums share parameters, the upper one of either sign."""
-    dice = random.Random(seed)  # noqa: S311  (the same numbers each time)
+    """The extremes are at corners also for a quotient whose two sums share parameters, the upper one of either sign."""
+    dice = random.Random(seed)
     above, below, ranges = random_sum(dice, signs=(1, -1)), random_sum(dice, signs=(1,)), random_ranges(dice)
     found = ratio_extremes(above, below, ranges)
     values = [value_of(above, corner) / value_of(below, corner) for corner in corners(ranges)]

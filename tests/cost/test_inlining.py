@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asikit.cost import compare
-from asikit.cost._documents import Site, Target, cause_text, read_side
 from asikit.cost._inlining import causes_of_kernels
+from asikit.cost._records import Site, Target, cause_text, read_side
 from tests.cost.test_compare import TRACE, replayed
 
 if TYPE_CHECKING:

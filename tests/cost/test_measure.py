@@ -12,8 +12,8 @@ import pytest
 
 from asikit.cost import Range
 from asikit.cost.measure import measure
-from asikit.cost.mitigations import Occasion
 from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
+from asikit.mitigations import Occasion
 from asikit.protocol import EffectKind
 from asikit.replay import ALL_CLASSES, ReferenceReplay, ReplayError, load_policy
 from asikit.replay._tables import SideTables

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asikit.cost import CostError, cpu_parameters, load_mitigation, shipped_mitigations
+from asikit.cost import cpu_parameters, priced_mitigation
+from asikit.errors import AsikitError
 from asikit.machine.x86 import Bug, cpu_names, load_cpu
+from asikit.mitigations import MitigationError, shipped_mitigations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +50,7 @@ WORDS = {
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_linux(name: str) -> None:
     """Each processor gets what Linux gives it, and nothing else."""
-    work = load_mitigation("linux").on(load_cpu(name))
+    work = [one for one in priced_mitigation("linux").on(load_cpu(name)) if one.costs]
     found = {word for one in work for start, word in WORDS.items() if one.name.startswith(start)}
     assert found == EXPECTED[name]
     assert all(any(one.name.startswith(start) for start in WORDS) for one in work)
@@ -56,7 +58,7 @@ def test_linux(name: str) -> None:
 
 def test_each_work_has_a_bug_and_a_source() -> None:
     """Nothing is done on a processor that does not have what it is against, and each entry says who says so."""
-    for mitigation in map(load_mitigation, shipped_mitigations()):
+    for mitigation in map(priced_mitigation, shipped_mitigations()):
         for work in mitigation.work:
             assert work.source
             assert all(
@@ -64,7 +66,7 @@ def test_each_work_has_a_bug_and_a_source() -> None:
                 for cpu in cpu_names()
                 if work.acts_on(load_cpu(cpu)) and work.vulnerability is not Bug.MDS
             )
-            for product in work.does:
+            for product in work.costs:
                 assert set(product) <= cpu_parameters(load_cpu("generic")).keys()
 
 
@@ -74,11 +76,22 @@ HEAD = 'title = "mine"\n[[work]]\nvulnerability = "srso"\nname = "x"\nsource = "
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEAD + 'at = ["user_entry"]\ndoes = [["ipbp"]]', 'no cost "ipbp"'),
-        (HEAD + 'at = ["user_entry"]\ndoes = [["ibpb", "verw"]]', "one of ibpb, verw must be a time"),
-        (HEAD + 'at = ["user_entry"]\ndoes = [["smt_off"]]', "one of smt_off must be a time"),
-        (HEAD + 'at = ["entry"]\ndoes = [["ibpb"]]', "Invalid enum value 'entry'"),
-        (HEAD + 'when = "often"', "Object contains unknown field `when`"),
+        (HEAD + 'at = ["user_entry"]\ncosts = [["ipbp"]]', 'no cost "ipbp"'),
+        (HEAD + 'at = ["user_entry"]\ncosts = [["ibpb", "verw"]]', "one of ibpb, verw must be a time"),
+        (HEAD + 'at = ["user_entry"]\ncosts = [["smt_off"]]', "one of smt_off must be a time"),
+        (
+            HEAD + 'at = ["entry"]\ncosts = [["ibpb"]]',
+            'work.at: "entry" is not one of exception_entry, interrupt_entry, ',
+        ),
+        (HEAD + 'when = "often"', '[work] has no key "when" (its keys: any_bug, at, '),
+        (HEAD, "x: costs and counts_as go together"),
+        (
+            HEAD + 'at = ["user_return_after_vm_exit"]\ncosts = [["ibpb"]]',
+            "x: a trace does not count user_return_after",
+        ),
+        (HEAD + 'costs = [["ibpb"]]', "x: say at what occasions: at"),
+        (HEAD.replace('counts_as = "rsb_fill"', ""), "x: give is, flushes, hides or costs"),
+        (HEAD + 'is = ["ptti"]', 'work.is: "ptti" is not one of '),
         ("[[work", "not a TOML file"),
     ],
 )
@@ -86,13 +99,13 @@ def test_refusals(text: str, message: str, tmp_path: Path) -> None:
     """A file that makes no sense is refused in a line that names it."""
     file = tmp_path / "mine.toml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(CostError) as caught:
-        load_mitigation(str(file))
+    with pytest.raises(AsikitError) as caught:
+        priced_mitigation(str(file))
     assert str(caught.value).startswith(str(file))
     assert message in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is one line too."""
-    with pytest.raises(CostError, match="cannot read the mitigation: No such file"):
-        load_mitigation(str(tmp_path / "none.toml"))
+    with pytest.raises(MitigationError, match="cannot read the mitigation: No such file"):
+        priced_mitigation(str(tmp_path / "none.toml"))

@@ -90,7 +90,7 @@ def test_counts_of_parts_are_the_whole(tmp_path: Path, by: By) -> None:
 @pytest.mark.parametrize("by", [By.TASK, By.PHASE])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_counts_of_samples(sample: Path, by: By) -> None:
-    """The same of recordings."""
+    """The counts of a recording's parts are those of the whole."""
     under = [load_policy("denylist-2025"), load_policy("blanket")]
     check(measure_portions(Trace.open(sample), under, None, by), under)
 

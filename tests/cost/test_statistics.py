@@ -40,7 +40,7 @@ def test_median_interval_of_ten() -> None:
 
 def test_intervals_hold_the_truth() -> None:
     """In 19 of 20 trials at least, whatever the distribution: here one with a long tail."""
-    dice = random.Random(1)  # noqa: S311  (the same numbers each time)
+    dice = random.Random(1)
     held = {"median": 0, "difference": 0}
     trials = 400
     for _ in range(trials):

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 class Follower:
     """A core that is driven by steps.
 
-    Attributes:
-        protocol: the mutant's.
-        effects: what was asked of the hardware so far, with who asked.
+    :ivar protocol: The mutant's.
+    :ivar effects: What was asked of the hardware so far, with who asked.
     """
 
     protocol: Protocol

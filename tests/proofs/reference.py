@@ -32,7 +32,7 @@ class Core(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """The same exploration, slowly."""
+    """The exploration of `asikit.proofs.explore`, slowly."""
 
     world: World
 

@@ -82,6 +82,14 @@ def test_induction(tmp_path: Path) -> None:
     assert {"name", "says"} == set(found["invariant"][0])
 
 
+def test_too_many_states_to_explore() -> None:
+    """Handlers inside handlers on two threads: the answer comes by induction, unless a mutant is asked about."""
+    code, found = document("--nesting", "2")
+    assert (code, found["verdict"], found["method"], found["threads"]) == (0, "PROVED", "induction", 2)
+    code, found = document("--nesting", "2", "--threads", "2", "--mutant", "no-stun-check", "--class", "userspace")
+    assert (code, found["verdict"], found["method"]) == (10, "REFUTED", "explore")
+
+
 def test_not_proved_by_induction() -> None:
     """Exit code 11: what cannot be proved is not refuted."""
     code, found = document("--threads", "1", "--nesting", "0", "--method", "induction", "--mutant", "no-data-flush")
@@ -147,7 +155,7 @@ def test_mistakes(words: tuple[str, ...], message: str) -> None:
         ("--smtlib", "x"),
         ("--class", "idle,userspace"),
         ("--method", "induction", "--equivalence"),
-        ("--method", "induction", "--nesting", "2"),
+        ("--method", "induction", "--mitigation", "blanket"),
     ],
 )
 def test_usage(words: tuple[str, ...]) -> None:

@@ -208,7 +208,7 @@ class Switches(Observer):
         self._kernel = machine.kernel
         self.restricted = 0
 
-    def mm_switch(self, cpu: int, mm: int) -> None:  # noqa: ARG002 - whichever
+    def mm_switch(self, cpu: int, mm: int) -> None:
         """Count it if the CPU is restricted."""
         self.restricted += self._kernel.cpus[cpu].thread.cpu.cr3 != Space.UNRESTRICTED
 

@@ -65,7 +65,7 @@ def test_no_order_is_easier() -> None:
     assert any(leads_there(reference, reference.start(), own, found, switches=least, last=who) for who in (0, 1))
 
 
-def leads_there(  # noqa: PLR0913 - what a search has to know
+def leads_there(
     reference: Reference, core: Core, left: tuple[Steps, Steps], path: Path, *, switches: int, last: int
 ) -> bool:
     """Whether two threads can take their steps, with so many switches at most, to a path's end and a leak."""

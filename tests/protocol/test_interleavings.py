@@ -63,7 +63,7 @@ def test_two_threads() -> None:
 
 @pytest.mark.slow
 def test_two_threads_with_an_nmi() -> None:
-    """The same, with an NMI on one of them."""
+    """Two siblings, with an NMI on one of them: no untrusted code beside a dirty thread, and no deadlock."""
     explorer = Explorer(Protocol(TWO_THREADS), threads=2, nmis=1)
     graph = explore(explorer)
     assert graph.finding is None

@@ -146,7 +146,7 @@ def test_kunit_invariants_hold_in_the_closure(name: str) -> None:
 
 
 def test_kunit_invariants_hold_in_all_sequences() -> None:
-    """The same by enumeration: all sequences of up to DEPTH of the nine transitions, the illegal ones cut off."""
+    """The invariants hold in all sequences of up to DEPTH of the nine transitions, the illegal ones cut off."""
     protocol = Protocol(CONFIGS["published"])
     guards = [invariant.guard.compiled() for invariant in taint_invariants(protocol.config)]
     memo: dict[tuple[State, str], State | None] = {}

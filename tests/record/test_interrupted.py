@@ -59,7 +59,7 @@ def _start(command: Command, trace: str) -> subprocess.Popen[bytes]:
 
 def _interrupted(command: Command, whole: float, number: signal.Signals) -> Iterator[tuple[Path, int, str]]:
     """Send a signal to one recording after another, each at its moment; give trace, exit code and diagnostics."""
-    moments = random.Random(number)  # noqa: S311  (no secret)
+    moments = random.Random(number)
     for place in range(_MOMENTS):
         # Spread over the whole, more of them early: a late one takes long.
         moment = ((place + moments.random()) / _MOMENTS) ** 2 * whole

@@ -50,7 +50,7 @@ def _found(path: Path) -> tuple[set[str], set[str]]:
 
 
 def _ldd(path: Path) -> tuple[set[str], set[str]]:
-    """The same, as the loader itself says."""
+    """Give the libraries that the loader itself finds, and the names of those that it does not."""
     told = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False).stdout  # noqa: S607
     found = {str(Path(match[1]).resolve()) for match in re.finditer(r"(/\S+) \(0x", told)}
     return found, set(re.findall(r"(\S+) => not found", told))

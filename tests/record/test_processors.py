@@ -42,7 +42,7 @@ def test_unknown_model(tmp_path: Path) -> None:
     command = Command(tmp_path)
     vmlinuz = bzimage(tmp_path / "boot/vmlinuz", "6.1.0-1-amd64")
     ended = command.run("--kernel", str(vmlinuz), "--cpu", "odd", "--", "true")
-    assert (ended.code, len(ended.err.splitlines())) == (1, 1)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert ended.err.startswith("asi: error: --cpu odd: ")
     assert ended.err.endswith("'odd'; what there is: qemu-system-x86_64 -cpu help\n")
     assert command.left() == []

@@ -14,7 +14,7 @@ from tests.record.made_btf import INT, STRUCT, UNION, Writer
 FLAGS = {"PG_locked": 0, "PG_reserved": 12, "PG_head": 16}
 
 
-def types(  # noqa: PLR0913  one each for what has changed
+def types(
     *,
     flags: dict[str, int],
     compound: str = "compound_head",

@@ -16,7 +16,7 @@ from tests.record.guests import Guest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_apt]
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_apt, pytest.mark.slow]
 
 REPLAY = (sys.executable, "-c", "from asikit.cli import main; main()", "replay", "--json")
 WORKLOAD = ("sh", "-c", "for i in 1 2 3; do ls -l /bin | sort > /tmp/$i; done; cat /tmp/? | wc -l")

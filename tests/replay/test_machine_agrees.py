@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from asikit.machine.kernel import Machine, MachineConfig, RoundRobin, User, load_scenario
+from asikit.machine.kernel.core.observer import NOT_MAPPED
 from asikit.machine.mm import PAGE_SIZE
 from asikit.machine.tracing import MachineTrace
+from asikit.machine.x86 import Access
 from asikit.protocol import AsiClass
 from asikit.replay import load_policy, replay, shipped_policies
 from asikit.replay.machine import entry_name, machine_config
-from asikit.trace import Trace
+from asikit.trace import NO_PAGE, Trace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COUNTS = (
@@ -130,6 +132,28 @@ def test_a_trace_of_ephemeral_mappings_is_one_of_the_direct_map(tmp_path: Path) 
     assert ephmap.exits == machine.report().exits < 5
     assert ephmap.ephmap_operations == 64
     assert denylist.exits > 60
+
+
+def test_what_is_not_mapped_has_no_page(tmp_path: Path) -> None:
+    """A touch that no page table entry answers is a place without a page, whatever the last page of memory is."""
+    machine = Machine(MachineConfig())
+    hole = machine.kernel.layout.virt(0) - PAGE_SIZE
+
+    class Touching(MachineTrace):
+        def return_user(self, cpu: int, *, by_iret: bool) -> None:
+            self.touch(cpu, Access.READ, hole, NOT_MAPPED)
+            super().return_user(cpu, by_iret=by_iret)
+
+    @machine.process
+    def program(user: User) -> None:
+        user.getpid()
+
+    with Touching(machine, tmp_path / "run.asitrace"):
+        machine.run()
+    trace = Trace.open(tmp_path / "run.asitrace")
+    trace.verify()
+    places = trace.table("places")
+    assert places.filter(places["vaddr"] == hole)["page"].to_list() == [NO_PAGE]
 
 
 def test_a_trace_and_a_report_call_entries_the_same(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class _Touched(Observer):
     def __init__(self) -> None:
         self.pages: set[int] = set()
 
-    def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:  # noqa: ARG002
+    def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Note the page."""
         if vaddr >> 63:
             self.pages.add(vaddr & -PAGE_SIZE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import asikit
 
 ROOT = Path(__file__).parents[2]
-ROOMS = (".ci", ".github", "LICENSES", "bench", "docs", "examples", "samples", "src", "tests", "tools")
+ROOMS = (".ci", ".github", "LICENSES", "bench", "docs", "examples", "samples", "src", "tests", "tools", "typings")
 """The folders of the checkout. A new one is added here."""
 FILES = (
     ".gitignore",

@@ -26,13 +26,13 @@ def path(tmp_path: Path) -> Path:
     return small_trace().write(tmp_path / "t.asitrace", rows_per_part=10).path
 
 
-def _refusal(path: Path) -> str:
+def _refusal(path: Path, code: int = 1) -> str:
     """Give the message of opening a trace, from the trace's path on."""
     with pytest.raises(TraceError) as caught:
         Trace.open(path)
     message = str(caught.value)
     assert "\n" not in message
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == code
     return message.removeprefix(str(path))
 
 
@@ -71,13 +71,13 @@ def _parquet(frame: pl.DataFrame, path: Path) -> bytes:
 
 def test_nothing_there(tmp_path: Path) -> None:
     """A path that does not exist."""
-    assert _refusal(tmp_path / "no.asitrace") == ": does not exist"
+    assert _refusal(tmp_path / "no.asitrace", code=2) == ": does not exist"
 
 
 def test_a_file(tmp_path: Path) -> None:
     """A file instead of a folder."""
     (tmp_path / "file").touch()
-    assert _refusal(tmp_path / "file") == ": not a folder: a trace is a folder NAME.asitrace"
+    assert _refusal(tmp_path / "file", code=2) == ": not a folder: a trace is a folder NAME.asitrace"
 
 
 def test_any_folder(tmp_path: Path) -> None:

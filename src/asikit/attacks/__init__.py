@@ -10,7 +10,6 @@ from __future__ import annotations
 from asikit.attacks.errors import LeakError
 from asikit.attacks.evidence import Observation
 from asikit.attacks.matrix import NO_VECTOR, cells, cpu_for, matrix
-from asikit.attacks.mitigations import Mitigation, mitigation, mitigation_names
 from asikit.attacks.reading import load_vulnerability, vulnerability_names
 from asikit.attacks.saving import scenario_text
 from asikit.attacks.vectors import Vector
@@ -25,7 +24,6 @@ __all__ = [
     "Divergence",
     "Finding",
     "LeakError",
-    "Mitigation",
     "Observation",
     "Vector",
     "Vulnerability",
@@ -36,8 +34,6 @@ __all__ = [
     "load_vulnerability",
     "machine_config",
     "matrix",
-    "mitigation",
-    "mitigation_names",
     "put_on",
     "scenario_text",
     "vulnerability_names",

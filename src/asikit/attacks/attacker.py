@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.evidence import Observation
-from asikit.attacks.measures import Measure
 from asikit.attacks.places import CALL, CHECKS, ENTRY, FILL, GADGET, PATTERN, RETURN, USER_FUNCTION
 from asikit.attacks.transient import transient_load
 from asikit.attacks.vulnerability import Mechanism, Tag
 from asikit.machine.x86 import Datum, Training
+from asikit.mitigations import Measure
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab

@@ -31,9 +31,8 @@ _GUEST_MEMORY: Final = 1 << 16
 class Pace(NamedTuple):
     """How many points each of the two passes before the other goes on.
 
-    Attributes:
-        victim: 1 lets the attacker see every state of the victim; more is an interrupt that is long in coming to it.
-        attacker: 1, or enough to come back from a stun and look before the victim's next step.
+    :ivar victim: 1 lets the attacker see every state of the victim; more is an interrupt that is long in coming to it.
+    :ivar attacker: 1, or enough to come back from a stun and look before the victim's next step.
     """
 
     victim: int
@@ -62,15 +61,15 @@ class Alternating:
         self.pace = Pace(1)
         self.passed = [0, 0]
 
-    def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike
+    def slice(self, cpu: int) -> int:  # every CPU alike
         """A CPU is never at the end of a slice."""
         return _FOREVER
 
-    def choose(self, cpu: int, others: Sequence[int]) -> int:  # noqa: ARG002 - there is one other
+    def choose(self, cpu: int, others: Sequence[int]) -> int:  # there is one other
         """Return the other CPU."""
         return others[0]
 
-    def at(self, point: str, cpu: int) -> Iterable[Action]:  # noqa: ARG002 - at any point
+    def at(self, point: str, cpu: int) -> Iterable[Action]:  # at any point
         """Hand over, if it is time to."""
         self.passed[cpu] += 1
         points = self.pace.victim if cpu else self.pace.attacker

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from asikit.errors import AsikitError
 
 __all__ = ["LeakError"]
@@ -12,4 +10,4 @@ __all__ = ["LeakError"]
 class LeakError(AsikitError):
     """A vulnerability, vector or mitigation that does not exist, or a file that does not describe one."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code = 2

@@ -22,10 +22,10 @@ from asikit.protocol import Space
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asikit.attacks.measures import Hardening
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.kernel import Machine
     from asikit.machine.x86 import Cpu, CpuModel, Recorder
+    from asikit.mitigations import Hardening
     from asikit.protocol import Effect, ExitReason
 
 __all__ = ["KERNEL", "Lab"]
@@ -108,7 +108,7 @@ class Lab(Observer):
     def recorder(self) -> Recorder:
         """The structures of its core."""
         recorder = self.hw.recorder
-        assert recorder is not None  # noqa: S101 - `_prepare` has turned it on
+        assert recorder is not None  # `_prepare` has turned it on
         return recorder
 
     @property

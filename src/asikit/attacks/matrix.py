@@ -10,11 +10,11 @@ from multiprocessing import get_context
 from os import sched_getaffinity
 from typing import TYPE_CHECKING, Final
 
-from asikit.attacks.mitigations import mitigation
 from asikit.attacks.reading import load_vulnerability, vulnerability_names
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.attacks.verdict import Cell, Finding, attack
 from asikit.machine.x86 import cpu_names, load_cpu
+from asikit.mitigations import mitigation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,8 @@ def cells(
 ) -> list[Cell]:
     """Return the cells of a matrix, row by row: for each vulnerability the vectors from which there is an attack.
 
-    A vector that is named is tried whether there is one or not. Raises LeakError and CpuModelError for wrong names.
+    A vector that is named is tried whether there is one or not. Raises LeakError, MitigationError and
+    CpuModelError for wrong names.
     """
     for name in mitigations:
         mitigation(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.lab import KERNEL
-from asikit.attacks.measures import Measure
 from asikit.attacks.places import CALL, CHECKS, ELSEWHERE, ENTRY, GADGET, GUEST_SECRET, PATTERN, RETURN, USER_FUNCTION
 from asikit.attacks.transient import transient_load
 from asikit.attacks.vulnerability import Branch, Mechanism, Party, Tag
 from asikit.machine.x86 import Datum, Training
+from asikit.mitigations import Measure
 from asikit.protocol import Space
 
 if TYPE_CHECKING:

@@ -199,7 +199,7 @@ class _NmiAfter(Observer):
         self._seen: set[str] = set()
         self.armed = False
 
-    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:  # noqa: ARG002
+    def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """Take note of the place, and come in between there."""
         if self.armed and path not in self._seen:
             self._seen.add(path)

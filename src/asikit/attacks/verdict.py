@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from asikit.attacks.lab import Lab
-from asikit.attacks.mitigations import mitigation
 from asikit.attacks.programs import Play, interleaver, play
 from asikit.attacks.reading import load_vulnerability
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import mitigation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
-    from asikit.attacks.mitigations import Setup
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.mm import AllocationRequest
     from asikit.machine.x86 import CpuModel
+    from asikit.mitigations import Setup
 
 __all__ = ["SECRETS", "AttackVerdict", "Cell", "Divergence", "Finding", "attack", "machine_config", "put_on"]
 
@@ -118,7 +118,8 @@ class Finding:
 def attack(cell: Cell) -> Finding:
     """Attack, twice, and compare what the attacker saw.
 
-    :raises LeakError: A name of the cell is that of nothing. :raises CpuModelError: The same, of the CPU.
+    :raises LeakError: There is no vulnerability, vector or mitigation of a name that the cell has.
+    :raises CpuModelError: There is no CPU model of the name that the cell has.
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
@@ -163,7 +164,7 @@ def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel
     )
 
 
-def _run(  # noqa: PLR0913, PLR0917 - what an attack is made of
+def _run(  # noqa: PLR0917 - what an attack is made of
     vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup, vector: Vector, secret: bytes
 ) -> Lab:
     machine = Machine(_config(setup, vector))
@@ -265,7 +266,7 @@ def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
 
 def _difference(number: int, left: Observation | None, right: Observation | None) -> Divergence:
     seen = left or right
-    assert seen is not None  # noqa: S101 - they differ, so there is one
+    assert seen is not None  # they differ, so there is one
     ours, theirs = (() if each is None else each.value for each in (left, right))
     pair = next((pair for pair in zip_longest(ours, theirs, fillvalue="nothing") if pair[0] != pair[1]), ("", ""))
     return Divergence(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))

@@ -41,7 +41,7 @@ class VictimWork(StrEnum):
     SECRET = "secret"  # noqa: S105 - what it works with
     """It uses the secret in the middle."""
     FAULTS = "faults"
-    """The same between two loads of the attacker's pages that are not there yet: under ASI the first fault exits."""
+    """It uses the secret between two loads of the attacker's pages, not there yet: under ASI the first fault exits."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     :raises SystemExit: Always: 0 fine, 1 failed, 2 usage, 130 interrupted, or what the command said.
     """
     try:
-        from asikit.cli._frame import run  # noqa: PLC0415  (Ctrl-C may come before all is imported)
+        from asikit.cli._frame import run  # Ctrl-C may come before all is imported
 
         run(arguments)
     except KeyboardInterrupt:  # before the command has begun

@@ -45,10 +45,10 @@ def warn(lines: Iterable[str]) -> None:
 def show(report: Report) -> None:
     """Print a report, as wide as the terminal is: 80 columns where there is none, or as many as COLUMNS says."""
     # Only commands that print text pay for rich.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.text import Text
 
-    from asikit.report.view.text import lines  # noqa: PLC0415
+    from asikit.report.view.text import lines
 
     # Colour on a terminal only, and never with NO_COLOR. The lines are set: they are not to be wrapped again.
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -126,7 +126,7 @@ class Above:
 
 
 def _text(status: RecordingStatus, seconds: float) -> str:
-    from asikit.report import size_text  # noqa: PLC0415  (help must not wait for it)
+    from asikit.report import size_text
 
     said = f"asi: {status.stage}, {seconds:.0f} s"
     if status.events:

@@ -50,7 +50,7 @@ def selecting(*, cpu_options: tuple[str, ...]) -> Callable[[_Command], _Command]
     return add
 
 
-def selected(  # noqa: PLR0913  (an option each)
+def selected(
     *,
     tasks: tuple[str, ...],
     pids: tuple[int, ...],
@@ -60,7 +60,7 @@ def selected(  # noqa: PLR0913  (an option each)
     by: str | None,
 ) -> tuple[Selection | None, By | None]:
     """Return what the options say: nothing, if none was given."""
-    from asikit.replay import By, Selection  # noqa: PLC0415  (slow to import)
+    from asikit.replay import By, Selection
 
     chosen = Selection(tasks, pids, on_cpus, phases, between)
     return (None if chosen == Selection() else chosen), (None if by is None else By(by))

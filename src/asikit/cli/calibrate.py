@@ -34,9 +34,9 @@ def command(*, output: Path | None, like: str | None, samples: int, force: bool,
 
     It needs a C compiler, no root, and an idle machine. What cannot be measured is named, with the reason.
     """
-    from datetime import UTC, datetime  # noqa: PLC0415
+    from datetime import UTC, datetime
 
-    from asikit.cost import CalibrationError, base_model, calibrate, model_text, read_identity  # noqa: PLC0415
+    from asikit.cost import CalibrationError, base_model, calibrate, model_text, read_identity
 
     if output is not None and output.suffix != ".toml":
         raise click.BadParameter(f"{output}: a CPU model's name ends in .toml", param_hint="'--output'")
@@ -56,7 +56,7 @@ def command(*, output: Path | None, like: str | None, samples: int, force: bool,
 
 
 def _print(calibration: Calibration, output: Path | None) -> None:
-    from asikit.report import calibration_report  # noqa: PLC0415
+    from asikit.report import calibration_report
 
     show(calibration_report(calibration))
     if output is not None:

@@ -31,7 +31,7 @@ _DEFAULT_TOP = 10
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.compare/1).")
 @click.option("--top", type=click.IntRange(min=0), help=f"Causes to show. [default: {_DEFAULT_TOP}; JSON: all]")
-def command(  # noqa: PLR0913  (an option each)
+def command(
     a: str,
     b: str,
     *,
@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913  (an option each)
     A and B are JSON files that `asi replay --json` or `asi cost --json` printed. For several runs a side, give folders
     of such files, or several with commas between: then there are medians with 95 % intervals, and ~ is no difference.
     """
-    from asikit.cost import compare  # noqa: PLC0415
+    from asikit.cost import compare
 
     names = [name.strip() for item in factors for name in item.split(",")]
     comparison = compare(a, b, factors=names, anyway=anyway)
@@ -61,7 +61,7 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _print(comparison: Comparison, top: int) -> None:
-    from asikit.report import compare_report  # noqa: PLC0415
+    from asikit.report import compare_report
 
     show(compare_report(comparison, top=top))
 

@@ -44,7 +44,7 @@ _DEFAULT_TOP = 5
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.cost/1).")
 @click.option("--top", type=click.IntRange(min=0), default=_DEFAULT_TOP, show_default=True, help="Parameters to show.")
 @click.option("--list-cpus", is_flag=True, help="List the processors that come with asikit, and stop.")
-def command(  # noqa: PLR0913  (an option each)
+def command(
     trace: str | None,
     *,
     cpus: tuple[str, ...],
@@ -77,10 +77,10 @@ def command(  # noqa: PLR0913  (an option each)
     if base_seconds is not None and cpi is not None:
         raise click.UsageError("--base-seconds and --cpi are alternatives", context)
     # Whatever reads a trace is slow to import.
-    from asikit.cost import BaseTime, price  # noqa: PLC0415
-    from asikit.machine.x86 import load_cpu  # noqa: PLC0415
-    from asikit.replay import load_policy  # noqa: PLC0415
-    from asikit.trace import Trace  # noqa: PLC0415
+    from asikit.cost import BaseTime, price
+    from asikit.machine.x86 import load_cpu
+    from asikit.replay import load_policy
+    from asikit.trace import Trace
 
     selection, by = selected(**part)
     result = price(
@@ -106,7 +106,7 @@ def _names(items: tuple[str, ...]) -> list[str]:
 
 
 def _range(text: str) -> Range:
-    from asikit.cost import Range  # noqa: PLC0415
+    from asikit.cost import Range
 
     try:
         figures = [float(part) for part in text.split(":")]
@@ -122,8 +122,8 @@ def _range(text: str) -> Range:
 
 
 def _list_cpus() -> None:
-    from asikit.machine.x86 import cpu_names, load_cpu  # noqa: PLC0415
-    from asikit.report.view import Report, choices  # noqa: PLC0415
+    from asikit.machine.x86 import cpu_names, load_cpu
+    from asikit.report.view import Report, choices
 
     models = {name: load_cpu(name) for name in cpu_names()}
     titles = {name: f"{model.title} ({model.microarchitecture})" for name, model in models.items()}
@@ -137,7 +137,7 @@ def _write_json(result: CostResult) -> None:
 
 
 def _print(result: CostResult, *, top: int, why: bool) -> None:
-    from asikit.report import cost_report, cost_sources  # noqa: PLC0415
+    from asikit.report import cost_report, cost_sources
 
     show(cost_report(result, top=top))
     if why:

@@ -20,14 +20,14 @@ def command(*, as_json: bool) -> None:
 
     The samples come with the package: they were made with `asi record` from a stock Debian kernel (samples/record.sh).
     """
-    from importlib.resources import files  # noqa: PLC0415
-    from pathlib import Path  # noqa: PLC0415
+    from importlib.resources import files
+    from pathlib import Path
 
-    from asikit.cost import price  # noqa: PLC0415
-    from asikit.machine.x86 import load_cpu  # noqa: PLC0415
-    from asikit.replay import load_policy, replay  # noqa: PLC0415
-    from asikit.report import overview  # noqa: PLC0415
-    from asikit.trace import Trace  # noqa: PLC0415
+    from asikit.cost import price
+    from asikit.machine.x86 import load_cpu
+    from asikit.replay import load_policy, replay
+    from asikit.report import overview
+    from asikit.trace import Trace
 
     folder = Path(str(files("asikit.data") / "samples"))
     policies = [load_policy(name) for name in POLICIES]

@@ -24,7 +24,7 @@ def command(*, folder: Path | None, as_json: bool) -> None:
     To save another machine's: mkdir DIR; cp -r /sys/devices/system/cpu/vulnerabilities /sys/devices/system/cpu/smt
     /proc/cpuinfo DIR
     """
-    from asikit.cost import read_host  # noqa: PLC0415
+    from asikit.cost import read_host
 
     host = read_host(folder)
     if as_json:
@@ -36,6 +36,6 @@ def command(*, folder: Path | None, as_json: bool) -> None:
 
 
 def _print(host: Host) -> None:
-    from asikit.report import host_report  # noqa: PLC0415
+    from asikit.report import host_report
 
     show(host_report(host))

@@ -22,7 +22,7 @@ def command(trace: str, *, as_json: bool, verify: bool) -> None:
 
     TRACE is a folder NAME.asitrace that `asi record` wrote.
     """
-    from asikit.trace import Trace, summarize  # noqa: PLC0415  (polars is slow to import)
+    from asikit.trace import Trace, summarize
 
     opened = Trace.open(trace)
     if verify:
@@ -31,13 +31,13 @@ def command(trace: str, *, as_json: bool, verify: bool) -> None:
     if as_json:
         write_json("info", _document(opened, summary, verified=verify))
     else:
-        from asikit.report import info_report  # noqa: PLC0415
+        from asikit.report import info_report
 
         show(info_report(opened, summary, verified=verify))
 
 
 def _document(trace: Trace, summary: TraceSummary, *, verified: bool) -> dict[str, Any]:
-    from asikit.trace import TABLES, VERSION  # noqa: PLC0415
+    from asikit.trace import TABLES, VERSION
 
     shown = ("source", "kernel", "machine", "workload", "clock", "lost", "marks")
     return {

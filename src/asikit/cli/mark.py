@@ -20,7 +20,7 @@ def command(folder: Path | None, *, header: bool) -> None:
     asi_begin("steady") and asi_end("steady"), or runs `asi-mark begin steady` and `asi-mark end steady`; what lies
     between is a phase of its recording (docs/mark.md). Unrecorded, marks do nothing.
     """
-    from asikit.record import MARK_HEADER, mark_command, mark_header  # noqa: PLC0415  (help must not wait for it)
+    from asikit.record import MARK_HEADER, mark_command, mark_header
 
     if header:
         click.echo(mark_header(), nl=False)

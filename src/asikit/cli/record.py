@@ -77,7 +77,7 @@ class _Size(_Integer):
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @click.argument("workload", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(  # noqa: PLR0913  (an option each)
+def command(
     output: Path | None,
     *,
     overwrite: bool,
@@ -109,7 +109,7 @@ def command(  # noqa: PLR0913  (an option each)
     thrown away; its output is passed on. The trace is a folder for `asi info` and `asi replay`.
     """
     inherited = tuple(os.environ.items())  # before polars, which sets a variable when it is imported
-    from asikit.record import Recording  # noqa: PLC0415  (help must not wait for it)
+    from asikit.record import Recording
 
     recording = Recording(
         workload,
@@ -142,8 +142,8 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _record(recording: Recording, trace: Path, *, overwrite: bool, verbose: bool) -> Recorded:
-    from asikit.record import RecordingStatus, Streams, record  # noqa: PLC0415
-    from asikit.trace import TraceExistsError  # noqa: PLC0415
+    from asikit.record import RecordingStatus, Streams, record
+    from asikit.trace import TraceExistsError
 
     status, own = RecordingStatus(), Streams.of_this_process()
     with StatusLine(status, verbose=verbose) as line:
@@ -181,7 +181,7 @@ def _variables(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _report(done: Recorded, trace: Path) -> None:
-    from asikit.report import size_text  # noqa: PLC0415  (help must not wait for it)
+    from asikit.report import size_text
 
     lost = sum(done.lost.values())
     note = f"; {lost:,} were lost (see asi info)" if lost else ""

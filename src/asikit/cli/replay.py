@@ -44,7 +44,7 @@ _DEFAULT_TOP = 10
     help=f"Causes and entries to show, 0 for no tables of them. [default: {_DEFAULT_TOP}; JSON: all]",
 )
 @click.option("--list-policies", is_flag=True, help="List the policies that come with asikit, and stop.")
-def command(  # noqa: PLR0913  (an option each)
+def command(
     trace: str | None,
     *,
     policies: tuple[str, ...],
@@ -65,8 +65,8 @@ def command(  # noqa: PLR0913  (an option each)
     if trace is None:
         raise click.UsageError("missing argument 'TRACE'", click.get_current_context())
     # Whatever reads a trace is slow to import.
-    from asikit.replay import load_policy, replay  # noqa: PLC0415
-    from asikit.trace import Trace  # noqa: PLC0415
+    from asikit.replay import load_policy, replay
+    from asikit.trace import Trace
 
     chosen = _classes(classes)
     names = [name.strip() for item in policies or (_DEFAULT_POLICY,) for name in item.split(",")]
@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913  (an option each)
 
 
 def _classes(text: str) -> frozenset[AsiClass]:
-    from asikit.replay import ALL_CLASSES  # noqa: PLC0415
+    from asikit.replay import ALL_CLASSES
 
     known = {asi_class.name.lower(): asi_class for asi_class in ALL_CLASSES}
     names = [name.strip() for name in text.split(",")]
@@ -103,8 +103,8 @@ def _check_names(names: list[str]) -> None:
 
 
 def _list_policies() -> None:
-    from asikit.replay import load_policy, shipped_policies  # noqa: PLC0415
-    from asikit.report.view import Report, choices  # noqa: PLC0415
+    from asikit.replay import load_policy, shipped_policies
+    from asikit.report.view import Report, choices
 
     show(Report((choices({name: load_policy(name).title for name in shipped_policies()}),)))
 
@@ -125,7 +125,7 @@ def _write_json(results: list[ReplayResult], trace: Trace, top: int | None) -> N
 
 
 def _print(results: list[ReplayResult], top: int) -> None:
-    from asikit.report import compare_replays, replay_report  # noqa: PLC0415
+    from asikit.report import compare_replays, replay_report
 
     if len(results) == 1:
         show(replay_report(results[0], top=top))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--trace", type=click.Path(), metavar="OUT.asitrace", help="Write what the kernel did, for asi replay.")
 @click.option("--explain", type=click.IntRange(min=1), metavar="N", help="Show the N-th round trip step by step.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.run/1).")
-def command(  # noqa: PLR0913  (an option each)
+def command(
     scenario: str,
     *,
     asi: str,
@@ -37,10 +37,10 @@ def command(  # noqa: PLR0913  (an option each)
 
     SCENARIO.py is a Python file with a function scenario(machine) (docs/run.md, examples/).
     """
-    from pathlib import Path  # noqa: PLC0415  (a machine is slow to import)
+    from pathlib import Path
 
-    from asikit.machine.kernel import load_scenario  # noqa: PLC0415
-    from asikit.report.timeline import Timeline  # noqa: PLC0415
+    from asikit.machine.kernel import load_scenario
+    from asikit.report.timeline import Timeline
 
     loaded = load_scenario(Path(scenario))
     watch = _watch(policy)
@@ -61,7 +61,7 @@ def command(  # noqa: PLR0913  (an option each)
     elif timeline is not None:
         show(timeline.report())
     else:
-        from asikit.report.run import run_report  # noqa: PLC0415
+        from asikit.report.run import run_report
 
         show(run_report(loaded.title, machine, report))
 
@@ -69,16 +69,16 @@ def command(  # noqa: PLR0913  (an option each)
 def _watch(policy: str | None) -> PolicyWatch | None:
     if policy is None:
         return None
-    from asikit.replay import load_policy  # noqa: PLC0415
-    from asikit.replay.machine import PolicyWatch  # noqa: PLC0415
+    from asikit.replay import load_policy
+    from asikit.replay.machine import PolicyWatch
 
     return PolicyWatch(load_policy(policy))
 
 
 def _machine(loaded: Scenario, *, asi: bool, watch: PolicyWatch | None, seed: int | None, check: bool) -> Machine:
-    from dataclasses import replace  # noqa: PLC0415
+    from dataclasses import replace
 
-    from asikit.machine.kernel import Machine  # noqa: PLC0415
+    from asikit.machine.kernel import Machine
 
     config = replace(loaded.config, asi=asi and loaded.config.asi, debug=check or loaded.config.debug)
     if seed is not None:
@@ -99,7 +99,7 @@ def _run(machine: Machine, loaded: Scenario, trace: str | None) -> None:
     if trace is None:
         loaded.run(machine)
         return
-    from asikit.machine.tracing import MachineTrace  # noqa: PLC0415
+    from asikit.machine.tracing import MachineTrace
 
     with MachineTrace(machine, trace, command=[loaded.path.name]):
         loaded.run(machine)

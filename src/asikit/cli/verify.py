@@ -56,9 +56,8 @@ _PROGRESS_STEP = 100_000
 @click.option(
     "--method",
     type=click.Choice(["explore", "induction"]),
-    default="explore",
-    show_default=True,
-    help="Visit every state, or prove by induction with an SMT solver.",
+    help="Visit every state, or prove by induction with an SMT solver. [default: explore; where two threads with "
+    "handlers in handlers are too many states for that: induction]",
 )
 @click.option(
     "--smtlib",
@@ -70,7 +69,7 @@ _PROGRESS_STEP = 100_000
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.verify/1).")
 @click.option("--list-mutants", is_flag=True, help="List mutants and alternatives, and stop.")
 @click.pass_context
-def command(  # noqa: PLR0913  (an option each)
+def command(
     context: click.Context,
     *,
     mitigation: str,
@@ -79,7 +78,7 @@ def command(  # noqa: PLR0913  (an option each)
     nesting: int,
     classes: str | None,
     attacker: str,
-    method: str,
+    method: str | None,
     smtlib: str | None,
     equivalence: bool,
     as_json: bool,
@@ -106,7 +105,7 @@ def command(  # noqa: PLR0913  (an option each)
     else:
         if threads is None:
             threads = 1 if mitigation == "blanket" else 2
-        from asikit.proofs import world_for  # noqa: PLC0415
+        from asikit.proofs import world_for
 
         world = world_for(
             mitigation,
@@ -120,12 +119,12 @@ def command(  # noqa: PLR0913  (an option each)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
 
 
-def _verify_one(world: World, mutant: str | None, method: str, smtlib: str | None) -> Verification:
-    from asikit.proofs import mutant as find_mutant  # noqa: PLC0415
-    from asikit.proofs import prove, verify  # noqa: PLC0415
+def _verify_one(world: World, mutant: str | None, method: str | None, smtlib: str | None) -> Verification:
+    from asikit.proofs import method_for, prove, verify
+    from asikit.proofs import mutant as find_mutant
 
     changed = None if mutant is None else find_mutant(mutant)
-    if method == "explore":
+    if (method or method_for(world, changed)) == "explore":
         result = verify(world, changed, costs=True, on_machine=True, progress=_states_progress())
         _end_progress()
         return result
@@ -139,14 +138,14 @@ def _shown(result: Verification, *, as_json: bool) -> Verdict:
     if as_json:
         write_json("verify", result.to_dict())
     else:
-        from asikit.report.verify import verification_report  # noqa: PLC0415
+        from asikit.report.verify import verification_report
 
         show(verification_report(result))
     return result.verdict
 
 
 def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
-    from asikit.proofs import CATALOGUE, Verdict, verify_mutants  # noqa: PLC0415
+    from asikit.proofs import CATALOGUE, Verdict, verify_mutants
 
     rows = []
     for row in verify_mutants(threads=threads, nesting=nesting, on_machine=True):
@@ -168,14 +167,14 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import mutants_report  # noqa: PLC0415
+        from asikit.report.verify import mutants_report
 
         show(mutants_report(rows))
     return verdict
 
 
 def _compare(*, as_json: bool) -> Verdict:
-    from asikit.proofs import compare, equivalence_verdict  # noqa: PLC0415
+    from asikit.proofs import compare, equivalence_verdict
 
     rows = list(compare())
     verdict = equivalence_verdict(rows)
@@ -192,7 +191,7 @@ def _compare(*, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import equivalence_report  # noqa: PLC0415
+        from asikit.report.verify import equivalence_report
 
         show(equivalence_report(rows))
     return verdict
@@ -201,13 +200,13 @@ def _compare(*, as_json: bool) -> Verdict:
 def _classes(text: str | None) -> frozenset[AsiClass] | None:
     if text is None:
         return None
-    from asikit.protocol import AsiClass  # noqa: PLC0415
+    from asikit.protocol import AsiClass
 
     return frozenset(_known("--class", text, {asi_class.name.lower(): asi_class for asi_class in AsiClass}))
 
 
 def _capabilities(text: str) -> Capability:
-    from asikit.proofs import Capability  # noqa: PLC0415
+    from asikit.proofs import Capability
 
     able = Capability(0)
     for one in _known("--attacker", text, {str(one.name).lower(): one for one in Capability}):
@@ -225,8 +224,8 @@ def _known(option: str, text: str, known: dict[str, _Value]) -> list[_Value]:
 
 
 def _list_mutants() -> None:
-    from asikit.proofs import ALTERNATIVES, CATALOGUE  # noqa: PLC0415
-    from asikit.report.verify import mutant_names  # noqa: PLC0415
+    from asikit.proofs import ALTERNATIVES, CATALOGUE
+    from asikit.report.verify import mutant_names
 
     show(mutant_names(CATALOGUE, ALTERNATIVES))
 

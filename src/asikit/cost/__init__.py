@@ -29,8 +29,8 @@ from asikit.cost.compare import COMPARE_SCHEMA, Change, Comparison, Pair, compar
 from asikit.cost.errors import CalibrationError, CompareError, CostError, HostError
 from asikit.cost.expression import Range
 from asikit.cost.host import HOST_SCHEMA, Host, HostVerdict, HostVulnerability, Identity, read_host, read_identity
-from asikit.cost.mitigations import Mitigation, Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
+from asikit.cost.priced import priced_mitigation
 from asikit.cost.pricing import BaseTime, mitigation_names, price
 from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
 from asikit.cost.terms import CostTerm
@@ -60,23 +60,20 @@ __all__ = [
     "Identity",
     "Influence",
     "Measurement",
-    "Mitigation",
     "Pair",
     "Parameter",
     "PartRow",
     "Range",
-    "Source",
     "Unit",
     "base_model",
     "calibrate",
     "compare",
     "cpu_parameters",
     "known_parameters",
-    "load_mitigation",
     "mitigation_names",
     "model_text",
     "price",
+    "priced_mitigation",
     "read_host",
     "read_identity",
-    "shipped_mitigations",
 ]

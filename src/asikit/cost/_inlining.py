@@ -23,13 +23,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from asikit.cost._documents import cause_text
+from asikit.cost._records import cause_text
 from asikit.cost._spelling import ACCESS, ALLOCATION, name_of, spelling_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.cost._documents import Site, Target
+    from asikit.cost._records import Site, Target
     from asikit.cost._spelling import Name, Shortened, Spelling, Stack
 
     _Causes = Mapping[str, float]

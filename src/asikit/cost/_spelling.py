@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from asikit.cost._documents import Site, Target
+    from asikit.cost._records import Site, Target
 
 __all__ = ["ACCESS", "ALLOCATION", "Name", "Shortened", "Spelling", "Stack", "name_of", "spelling_of"]
 

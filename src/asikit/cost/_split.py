@@ -97,7 +97,7 @@ def _take_back(kept: Array, number: int, counts: Array, what: int) -> None:
 
 
 @jit
-def _split(  # noqa: C901, PLR0913, PLR0917  (one loop, compiled)
+def _split(  # noqa: C901, PLR0917  (one loop, compiled)
     cpu: Array,
     kind: Array,
     clock: Array,

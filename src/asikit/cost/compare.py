@@ -6,11 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from asikit.cost._documents import FACETS, RECORDING, Record, read_side
 from asikit.cost._inlining import causes_of_kernels
+from asikit.cost._records import FACETS, RECORDING, Record, read_side
 from asikit.cost._statistics import Difference, Estimate, difference, estimate
 from asikit.cost.errors import CompareError
 from asikit.cost.expression import Monomial, Range, extremes, scaled
+from asikit.errors import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +138,8 @@ def compare(a: str, b: str, *, factors: Sequence[str] = (), anyway: bool = False
     """
     for factor in factors:
         if factor not in FACETS:
-            raise CompareError(f'no factor "{factor}": there are {", ".join(FACETS)}')
+            near = nearest(factor, FACETS)
+            raise CompareError.usage(f'no factor "{factor}"{near} (there are {", ".join(FACETS)})')
     first, second = read_side(a), read_side(b)
     differs = _differences(first, second)
     if not anyway:

@@ -8,16 +8,15 @@ thread can do needs a stun.
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from asikit.cost.errors import HostError
+from asikit.documents import shipped_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,7 +178,9 @@ def read_host(folder: Path | None = None) -> Host:
     """
     root = _ROOT if folder is None else folder
     if not root.is_dir():
-        raise HostError(f"{root}: not a folder: save /sys/devices/system/cpu/vulnerabilities and /proc/cpuinfo in one")
+        raise HostError.usage(
+            f"{root}: not a folder: save /sys/devices/system/cpu/vulnerabilities and /proc/cpuinfo in one"
+        )
     identity = read_identity(folder)
     texts = _texts(root)
     mechanisms = _mechanisms()
@@ -218,14 +219,12 @@ def read_identity(folder: Path | None = None) -> Identity:
 
 def nearest_model(vendor: str, family: int | None, model: int | None) -> str | None:
     """Return the name of the CPU model for a processor, None if there is none."""
-    known = tomllib.loads((files("asikit") / "data" / "cpu-ids.toml").read_text(encoding="utf-8"))
-    name = known.get(f"{vendor}-{family}-{model}")
-    return None if name is None else str(name)
+    known = shipped_text("cpu-ids.toml", dict[str, str], HostError, "table of processors")
+    return known.get(f"{vendor}-{family}-{model}")
 
 
 def _mechanisms() -> Mapping[str, _Mechanism]:
-    text = (files("asikit") / "data" / "host.toml").read_text(encoding="utf-8")
-    return msgspec.convert(tomllib.loads(text), dict[str, _Mechanism])
+    return shipped_text("host.toml", dict[str, _Mechanism], HostError, "table of vulnerabilities")
 
 
 def _texts(root: Path) -> dict[str, str]:

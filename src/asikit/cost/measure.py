@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from asikit.cost.mitigations import Occasion
 from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
+from asikit.mitigations import Occasion
 from asikit.replay import MechanismKind, ReplayPass, ReplayResult, Selection
 from asikit.replay.grouping import Group, Grouping
 from asikit.trace import EventKind, Region

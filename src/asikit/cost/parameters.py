@@ -7,17 +7,17 @@ measured, or an estimate. A CPU model's ``[costs]`` lays over it what is known o
 from __future__ import annotations
 
 import math
-import tomllib
-from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from asikit.cost.errors import CostError
 from asikit.cost.expression import Range
+from asikit.documents import FILLED, KeyPlace, shipped_text, typed
+from asikit.errors import nearest
+from asikit.sources import cited, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,9 @@ class Basis(StrEnum):
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A named cost.
 
+    :ivar source: In words; what it cites is called by its short name.
     :ivar value: Instead of the three: a figure that is known.
+    :ivar cites: Keys of the sources that it cites (:mod:`asikit.sources`).
     """
 
     unit: Unit
@@ -77,6 +79,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     high: float | None = None
     value: float | None = None
     about: str = ""
+    cites: Annotated[tuple[str, ...], FILLED] = ()
 
     @property
     def range(self) -> Range:
@@ -94,8 +97,8 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 @cache
 def _shared() -> Mapping[str, Parameter]:
-    document = tomllib.loads((files("asikit") / "data" / _SHARED).read_text(encoding="utf-8"))
-    return {name: _parameter(name, table, _SHARED) for name, table in document.items()}
+    known = shipped_text(_SHARED, dict[str, Parameter], CostError, "table of costs")
+    return {name: _sound(parameter, _place(_SHARED, name)) for name, parameter in known.items()}
 
 
 def known_parameters() -> Mapping[str, Parameter]:
@@ -114,35 +117,34 @@ def cpu_parameters(model: CpuModel) -> Mapping[str, Parameter]:
         if name == _NOT_MEASURED:
             continue
         if name not in known:
-            near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            hint = f'; the nearest is "{near[0]}"' if near else f" (there are {', '.join(sorted(known))})"
-            raise CostError(f'{model.name}: [costs] has no parameter "{name}"{hint}')
+            hint = nearest(name, known) or f" (there are {', '.join(sorted(known))})"
+            raise CostError.usage(f'{model.name}: [costs] has no parameter "{name}"{hint}')
         own[name] = _own(name, table, model.name, known[name])
     return {name: own.get(name, shared) for name, shared in known.items()}
 
 
 def _own(name: str, table: object, where: str, shared: Parameter) -> Parameter:
     """Check a model's parameter; what it is about and its unit are the shared one's, unless it is given in others."""
+    place = _place(where, f"costs.{name}")
     if not isinstance(table, dict):
-        raise CostError(f"{where}: costs.{name}: must be a table with unit, basis, source, and value or low, mid, high")
-    parameter = _parameter(f"costs.{name}", table, where)
+        raise place.fault("must be a table with unit, basis, source, and value or low, mid, high")
+    parameter = _sound(typed(table, Parameter, place), place)
     times = {Unit.CYCLES, Unit.NANOSECONDS}
     if parameter.unit is not shared.unit and not {parameter.unit, shared.unit} <= times:
-        raise CostError(f"{where}: costs.{name}: unit: must be {shared.unit.value}, not {parameter.unit.value}")
+        raise place.fault(f"unit: must be {shared.unit.value}, not {parameter.unit.value}")
     return msgspec.structs.replace(parameter, about=parameter.about or shared.about)
 
 
-def _parameter(name: str, table: object, where: str) -> Parameter:
-    try:
-        parameter = msgspec.convert(table, Parameter)
-    except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$.")
-        place = f"{name}.{key.rstrip('`')}" if key else name
-        raise CostError(f"{where}: {place}: {what}") from error
+def _place(file: str, key: str) -> KeyPlace:
+    return KeyPlace(file, CostError, "table of costs", key)
+
+
+def _sound(parameter: Parameter, place: KeyPlace) -> Parameter:
     fault = _fault(parameter)
     if fault:
-        raise CostError(f"{where}: {name}: {fault}")
-    return parameter
+        raise place.fault(fault)
+    source = parameter.source
+    return msgspec.structs.replace(parameter, source=spelt_out(source), cites=cited(source))
 
 
 def _fault(parameter: Parameter) -> str:

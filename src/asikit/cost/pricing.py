@@ -11,11 +11,14 @@ import msgspec
 from asikit.cost.errors import CostError
 from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extremes, value_of
 from asikit.cost.measure import measure_portions
-from asikit.cost.mitigations import Source, load_mitigation, shipped_mitigations
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
+from asikit.cost.priced import priced_mitigation
 from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
 from asikit.cost.terms import CostTerm, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
+from asikit.documents import SUFFIX
+from asikit.errors import nearest
 from asikit.machine.x86 import Feature
+from asikit.mitigations import Source, shipped_mitigations
 from asikit.protocol import EffectKind
 from asikit.replay import MechanismKind, PolicyCpu, load_policy
 
@@ -50,7 +53,7 @@ def mitigation_names() -> tuple[str, ...]:
     return (NONE, *sorted({*shipped_mitigations(), BLANKET, ASI}))
 
 
-def price(  # noqa: PLR0913  (what a question consists of)
+def price(
     trace: Trace,
     cpus: Sequence[CpuModel],
     *,
@@ -107,14 +110,18 @@ def price(  # noqa: PLR0913  (what a question consists of)
 def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Sequence[str], *, smt: bool) -> None:
     for policy in policies:
         if policy.mechanism.kind is not MechanismKind.ASI:
-            raise CostError(f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead")
+            raise CostError.usage(
+                f"policy {policy.name} is not ASI's; ask for --mitigation {BLANKET} or {NONE} instead"
+            )
     for cpu in cpus:
         if smt and cpu.threads == 1:
-            raise CostError(f"{cpu.name} has no sibling threads: leave --smt out")
+            raise CostError.usage(f"{cpu.name} has no sibling threads: leave --smt out")
     for name in mitigations:
-        if name not in mitigation_names() and not name.endswith(".toml"):
-            raise CostError(
-                f'no mitigation "{name}": there are {", ".join(mitigation_names())}; a file of yours ends in .toml'
+        if name not in mitigation_names() and not name.endswith(SUFFIX):
+            known = mitigation_names()
+            raise CostError.usage(
+                f'no mitigation "{name}"{nearest(name, known)}'
+                f" (there are {', '.join(known)}; a file of your own ends in {SUFFIX})"
             )
 
 
@@ -146,7 +153,7 @@ class _Pricer:
     parts' costs add up to the whole's.
     """
 
-    def __init__(  # noqa: PLR0913  (what a price depends on)
+    def __init__(
         self,
         cpu: CpuModel,
         portion: Portion,
@@ -204,7 +211,7 @@ class _Pricer:
                     terms = policy_terms(measured, self._base, smt=self._smt)
                     yield _Terms(name, terms, self._with_trace(measured), measured)
             else:
-                mitigation = load_mitigation(name)
+                mitigation = priced_mitigation(name)
                 yield _Terms(mitigation.name, data_terms(mitigation, self._cpu, self._base), self._shared)
 
     def part_rows(self, mitigations: Sequence[str]) -> list[PartRow]:
@@ -280,7 +287,7 @@ class _Pricer:
             },
             break_even=self._break_even(measured, self._blanket_terms, one_exit),
             break_even_linux=self._break_even(
-                measured, data_terms(load_mitigation("linux"), self._cpu, self._base), one_exit
+                measured, data_terms(priced_mitigation("linux"), self._cpu, self._base), one_exit
             ),
             parameters={**row.parameters, **_used(parameters, one_exit)},
             notes=tuple(self._notes(self._wholes[id(measured)])),

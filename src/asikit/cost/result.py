@@ -69,7 +69,7 @@ class CostRow:
     :ivar sensitivity: Which parameter moves the overhead how far, most first.
     :ivar exits: Only of ASI, as all that follows: exits of the run.
     :ivar per_exit: Cycles of an exit by a page fault and the return that enters again.
-    :ivar per_exit_ns: The same in ns.
+    :ivar per_exit_ns: Nanoseconds of an exit by a page fault and the return that enters again.
     :ivar exit_by_source: Its parts, in cycles.
     :ivar per_ephmap_ns: Of one ephemeral mapping, in ns; None if there are none.
     :ivar break_even: Against the blanket mitigation on this processor.
@@ -144,7 +144,7 @@ class PartRow:
     """What a mitigation on a processor adds in a part of the run.
 
     :ivar cycles: Cycles added; those of all parts add up to the run's.
-    :ivar overhead: The same as a share of the whole run's time, not of the part's.
+    :ivar overhead: The time added, as a share of the whole run's time, not of the part's.
     :ivar exits: Only of ASI.
     """
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asikit.cost.expression import Monomial, Range
-from asikit.cost.mitigations import Source
 from asikit.cost.parameters import Basis, Parameter, Unit
+from asikit.mitigations import Source
 from asikit.protocol import PRIMITIVES, EffectKind, FlushSide, Happening
 from asikit.replay import ALL_CLASSES, MechanismKind, Stepper
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from asikit.cost.measure import Base, Measured, Walked
-    from asikit.cost.mitigations import Mitigation
     from asikit.machine.x86 import CpuModel
+    from asikit.mitigations import KernelMitigation
     from asikit.protocol import Effect
     from asikit.replay import Policy
 
@@ -82,14 +82,15 @@ class CostTerm:
         return Monomial(self.count).times(1, *self.price)
 
 
-def data_terms(mitigation: Mitigation, cpu: CpuModel, base: Base) -> list[CostTerm]:
+def data_terms(mitigation: KernelMitigation, cpu: CpuModel, base: Base) -> list[CostTerm]:
     """Return what a mitigation that is data does on a processor."""
     return [
         CostTerm(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {happening.value}", count, product)
         for work in mitigation.on(cpu)
+        if work.counts_as is not None
         for happening in work.at
         if (count := base.happenings[happening])
-        for product in work.does
+        for product in work.costs
     ]
 
 

@@ -14,6 +14,7 @@ import polars as pl
 from asikit import __version__
 from asikit.machine.kernel import Observer
 from asikit.machine.kernel.core.interrupts import VECTOR_NAMES
+from asikit.machine.kernel.core.observer import NOT_MAPPED
 from asikit.machine.mm import Gfp, Symbol
 from asikit.machine.uapi.numbers import Nr
 from asikit.trace import (
@@ -168,8 +169,8 @@ class MachineTrace(Observer):
 
     def touch(self, cpu: int, access: Access, vaddr: int, paddr: int) -> None:
         """Kernel code touches a page, for the first time since the last crossing."""
-        pfn = paddr // PAGE_BYTES
-        if self._kernel.layout.region_of(vaddr) is Region.FIXMAP:
+        pfn = None if paddr == NOT_MAPPED else paddr // PAGE_BYTES
+        if pfn is not None and self._kernel.layout.region_of(vaddr) is Region.FIXMAP:
             # Through an ephemeral mapping; a kernel without ASI would have used the direct map.
             vaddr = self._kernel.layout.virt(paddr)
         place = self._place(vaddr & -PAGE_BYTES, pfn)
@@ -224,12 +225,13 @@ class MachineTrace(Observer):
             stack=columns[:, 4].astype(np.uint32),
         )
 
-    def _place(self, vaddr: int, pfn: int) -> int:
+    def _place(self, vaddr: int, pfn: int | None) -> int:
         row = self._places.find((vaddr, pfn))
         if row is None:
             region = self._kernel.layout.region_of(vaddr)
-            row = self._places.add((vaddr, pfn), vaddr, region, self._page(pfn))
-            self._places_of.setdefault(pfn, set()).add((vaddr, pfn))
+            row = self._places.add((vaddr, pfn), vaddr, region, NO_PAGE if pfn is None else self._page(pfn))
+            if pfn is not None:
+                self._places_of.setdefault(pfn, set()).add((vaddr, pfn))
         return row
 
     def _page(self, pfn: int) -> int:

@@ -6,7 +6,8 @@ PROVED
 
 `model` is the world around the protocol, on the hardware assumptions of `hardware`; `explore` visits all of it, and
 `mutants` is the catalogue of ways to get the protocol wrong, each of which `story` tells the consequence of. `relation`
-is the same model for a solver, and `induction` proves it for schedules of any length by the clauses of `invariant`.
+is what may happen in it, as guarded commands that `interpreter` runs for the exploration and that a solver reads:
+`induction` proves the model for schedules of any length by the clauses of `invariant`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from asikit.proofs.verify import (
     Property,
     Verdict,
     Verification,
+    method_for,
     prove,
     verify,
     world_for,
@@ -64,6 +66,7 @@ __all__ = [
     "compare",
     "equivalence_verdict",
     "has_element",
+    "method_for",
     "mutant",
     "prove",
     "reproduce",

@@ -58,10 +58,9 @@ class Learnt(NamedTuple):
 class Secret:
     """Bytes that somebody must not learn.
 
-    Attributes:
-        owner: whose: KERNEL, a process' name, or GUEST and the name of its process.
-        paddr: where they are in physical memory.
-        addresses: virtual addresses at which page tables may have them.
+    :ivar owner: Whose: KERNEL, a process' name, or GUEST and the name of its process.
+    :ivar paddr: Where they are in physical memory.
+    :ivar addresses: Virtual addresses at which page tables may have them.
     """
 
     owner: str
@@ -91,13 +90,12 @@ def must_not_learn(world: World, who: str, owner: str) -> bool:
 class Eavesdropper:
     """Watches one machine.
 
-    Attributes:
-        world: the model that the machine is of.
-        kernel: the machine's.
-        processes: each mm's process, by name.
-        secrets: what is to stay hidden.
-        learnt: what untrusted code came by.
-        began: whether the machine has come to where the story begins.
+    :ivar world: The model that the machine is of.
+    :ivar kernel: The machine's.
+    :ivar processes: Each mm's process, by name.
+    :ivar secrets: What is to stay hidden.
+    :ivar learnt: What untrusted code came by.
+    :ivar began: Whether the machine has come to where the story begins.
     """
 
     world: World
@@ -221,5 +219,5 @@ def _in_ordinary_code(cpu: CpuContext) -> bool:
 
 def _recorder(cpu: CpuContext) -> Recorder:
     recorder = cpu.hw.recorder
-    assert recorder is not None  # noqa: S101 - only CPUs that are recorded are looked at
+    assert recorder is not None  # only CPUs that are recorded are looked at
     return recorder

@@ -68,11 +68,11 @@ class Director(Observer):
 
     # The interleaver.
 
-    def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike
+    def slice(self, cpu: int) -> int:  # every CPU alike
         """A CPU runs until the story says otherwise."""
         return FOREVER
 
-    def choose(self, cpu: int, others: Sequence[int]) -> int:  # noqa: ARG002 - the story knows
+    def choose(self, cpu: int, others: Sequence[int]) -> int:  # the story knows
         """Return the CPU whose step is next."""
         head = self._head
         return head.thread if head is not None and head.thread in others else others[0]
@@ -177,7 +177,7 @@ class Director(Observer):
 
     # Observer: a CPU is about to wait for its sibling before untrusted code, or to go there.
 
-    def return_user(self, cpu: int, *, by_iret: bool) -> None:  # noqa: ARG002 - the same for all returns
+    def return_user(self, cpu: int, *, by_iret: bool) -> None:  # the same for all returns
         """Disturb a CPU that is stunned here, if that is what comes next."""
         head = self._head
         context = self.kernel.cpus[cpu]
@@ -186,12 +186,12 @@ class Director(Observer):
             self._disturb(context)
 
     def vm_entry(self, cpu: int) -> None:
-        """The same before a guest."""
+        """Disturb a CPU that is stunned before its guest, if that is what comes next."""
         self.return_user(cpu, by_iret=False)
 
     # Where entry code has just begun: what comes before its first micro-operation, comes now.
 
-    def vm_exit(self, cpu: int, code: int) -> None:  # noqa: ARG002 - the same for all VM exits
+    def vm_exit(self, cpu: int, code: int) -> None:  # the same for all VM exits
         """A guest was left."""
         self._settle(self.kernel.cpus[cpu])
 
@@ -251,7 +251,7 @@ class Director(Observer):
         kernel.entry.vm_exit(VMMCALL)
         kernel.interrupts.poll()
 
-    def exit_work(self, task: Task) -> bool:  # noqa: ARG002 - the CPU says it
+    def exit_work(self, task: Task) -> bool:  # the CPU says it
         """What ordinary kernel code does, until it is to return to user mode: the kernel calls it before it does."""
         kernel = self.kernel
         cpu = kernel.cpu

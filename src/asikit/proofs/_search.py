@@ -38,12 +38,11 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: Fibonacci h
 class Shape(NamedTuple):
     """What is the same for a whole exploration.
 
-    Attributes:
-        threads: hardware threads.
-        bits: the width of the structures' contents.
-        id_bits: the width of a thread's number.
-        other: the mask of `Party.OTHER` in all structures.
-        symmetric: states that differ only in which thread is the first are one.
+    :ivar threads: Hardware threads.
+    :ivar bits: The width of the structures' contents.
+    :ivar id_bits: The width of a thread's number.
+    :ivar other: The mask of `Party.OTHER` in all structures.
+    :ivar symmetric: States that differ only in which thread is the first are one.
     """
 
     threads: int
@@ -56,13 +55,12 @@ class Shape(NamedTuple):
 class Arrays(NamedTuple):
     """The tables and the states.
 
-    Attributes:
-        row_of: by thread number and shared bits: the row, -1 if there is none, -2 if it was asked for.
-        rows: what may happen to a thread, and what it means for the structures.
-        moves: the moves of all rows.
-        states: the states, in the order in which they were found.
-        parents: the state from which each was found first.
-        slots: hash table of the states' numbers, -1 where empty.
+    :ivar row_of: By thread number and shared bits: the row, -1 if there is none, -2 if it was asked for.
+    :ivar rows: What may happen to a thread, and what it means for the structures.
+    :ivar moves: The moves of all rows.
+    :ivar states: The states, in the order in which they were found.
+    :ivar parents: The state from which each was found first.
+    :ivar slots: Hash table of the states' numbers, -1 where empty.
     """
 
     row_of: Array
@@ -156,7 +154,7 @@ def _ask(key: int, arrays: Arrays, shape: Shape, wanted: Array, asked: int) -> i
 
 
 @jit
-def expand(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
+def expand(  # noqa: PLR0917  (one loop, compiled as one function)
     todo: Array, arrays: Arrays, counters: Array, wanted: Array, put_off: Array, shape: Shape
 ) -> tuple[int, int, int]:
     """Visit the states of `todo` and enter what they lead to.

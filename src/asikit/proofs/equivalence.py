@@ -26,11 +26,11 @@ ALL_BUGS = frozenset({CpuBug.L1TF, CpuBug.MDS, CpuBug.DIV0, CpuBug.BHI})
 class Situation:
     """Something under which both mitigations are explored.
 
-    Attributes:
-        name: short.
-        says: one line.
-        change: what it does to a model.
-        outside: it breaks an assumption that ASI is built on, so that it says what ASI gives up, not whether it holds.
+    :ivar name: Short.
+    :ivar says: One line.
+    :ivar change: What it does to a model.
+    :ivar outside: It breaks an assumption that ASI is built on, so that it says what ASI gives up, not whether it
+        holds.
     """
 
     name: str

@@ -49,11 +49,10 @@ class Happened(NamedTuple):
 class Path:
     """The shortest way to a state.
 
-    Attributes:
-        steps: from the start.
-        threads: what the threads are at its end.
-        shared: the shared bits at its end, as the first thread sees them.
-        contents: what the core's structures hold at its end.
+    :ivar steps: From the start.
+    :ivar threads: What the threads are at its end.
+    :ivar shared: The shared bits at its end, as the first thread sees them.
+    :ivar contents: What the core's structures hold at its end.
     """
 
     steps: tuple[Happened, ...]
@@ -66,14 +65,13 @@ class Path:
 class Explored:
     """The result of an exploration.
 
-    Attributes:
-        states: different states that were reached.
-        transitions: steps from one to another that were followed.
-        complete: nothing reachable was left out; false when it stopped at a leak.
-        leak: the shortest way to a state in which the attacker learns a secret, if there is one.
-        broken: the shortest way to a state in which a rule of the API is broken or a fault's retry faults again.
-        stuck: the shortest way to a state from which a waiting thread waits for ever.
-        places: different states of a thread alone.
+    :ivar states: Different states that were reached.
+    :ivar transitions: Steps from one to another that were followed.
+    :ivar complete: Nothing reachable was left out; false when it stopped at a leak.
+    :ivar leak: The shortest way to a state in which the attacker learns a secret, if there is one.
+    :ivar broken: The shortest way to a state in which a rule of the API is broken or a fault's retry faults again.
+    :ivar stuck: The shortest way to a state from which a waiting thread waits for ever.
+    :ivar places: Different states of a thread alone.
     """
 
     states: int

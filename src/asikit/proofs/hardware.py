@@ -73,10 +73,9 @@ ALL_CAPABILITIES = Capability.TRAIN | Capability.SAMPLE | Capability.DEFERRED
 class Channel:
     """One microarchitectural structure of the core.
 
-    Attributes:
-        name: as it is printed.
-        holds: `data` of victims, or `training` by attackers.
-        cleared_by: the primitive that empties it (H2).
+    :ivar name: As it is printed.
+    :ivar holds: `data` of victims, or `training` by attackers.
+    :ivar cleared_by: The primitive that empties it (H2).
     """
 
     name: str
@@ -99,8 +98,7 @@ FIELD_BITS = 4
 class ContentsLayout:
     """The structures that one CPU leaks through, and their place in the packed contents: a field of `Party` each.
 
-    Attributes:
-        structures: those that the configuration's flushes clear; others leak nothing, or cannot be helped.
+    :ivar structures: Those that the configuration's flushes clear; others leak nothing, or cannot be helped.
     """
 
     structures: tuple[Channel, ...]

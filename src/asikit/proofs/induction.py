@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.errors import VerifyError
 from asikit.proofs.hardware import Party
 from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
+    ANYWHERE,
     FAULTS_AGAIN,
     GUEST,
+    HANDLER,
     KERNEL,
     NO_HANDLER,
     OWN_BEHIND,
     RESTING,
     SIBLING_BEHIND,
+    STALE,
     USER,
+    USER_HALF,
     Command,
     Place,
 )
@@ -32,15 +37,16 @@ from asikit.proofs.threads import OWN_BEHIND as BEHIND_BIT
 from asikit.proofs.threads import Mode, Thread, core_of
 from asikit.protocol import AsiClass, Space
 from asikit.protocol.expressions import Field, Scope
-from asikit.protocol.vocabulary import CR3, FIELDS
+from asikit.protocol.vocabulary import CR3, FIELDS, USER_CR3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from asikit.proofs.model import World
     from asikit.proofs.relation import Relation
     from asikit.proofs.threads import View
-    from asikit.protocol.expressions import Guard
+
+_Expr = TypeVar("_Expr", bound=z3.ExprRef)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,10 @@ class Failure:
 class Induced:
     """The result of an induction.
 
-    Attributes:
-        clauses: the invariant: name and sentence of each clause.
-        obligations: questions that were put to the solver.
-        failures: those that it did not answer as hoped.
-        commands: commands of the relation.
+    :ivar clauses: The invariant: name and sentence of each clause.
+    :ivar obligations: Questions that were put to the solver.
+    :ivar failures: Those that it did not answer as hoped.
+    :ivar commands: Commands of the relation.
     """
 
     clauses: tuple[tuple[str, str], ...]
@@ -73,15 +78,14 @@ class Induced:
 class Obligation:
     """A question to the solver: whether what is given can be true and one of the wanted clauses false.
 
-    Attributes:
-        name: where it comes from.
-        given: formulas, besides the invariant.
-        wanted: clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
-        assumes: the invariant is given.
+    :ivar name: Where it comes from.
+    :ivar given: Formulas, besides the invariant.
+    :ivar wanted: Clauses, which must follow. None: what is given must be possible (the invariant is not vacuous).
+    :ivar assumes: The invariant is given.
     """
 
     name: str
-    given: tuple[Any, ...]
+    given: tuple[z3.BoolRef, ...]
     wanted: tuple[Clause, ...] | None
     assumes: bool = True
 
@@ -93,35 +97,46 @@ class Induction:
         _check(relation.world)
         self.relation, self.world = relation, relation.world
         self.invariant = InductiveInvariant(relation)
-        written = {assign.field for command in relation.commands for assign in command.sets}
-        self.state = self._variables({one.name for one in written})
+        self.levels = max(self.world.nesting, 1)
+        self.written = {assign.field.name for command in relation.commands for assign in command.sets}
+        self.state = self._variables()
         self.clauses = self.invariant.clauses(self.state)
 
-    def _variables(self, written: set[str]) -> Symbolic:
+    def _initial(self) -> dict[str, int]:
+        """Return the fields of a thread that has just booted."""
         thread, _ = self.world.start()
-        initial = {**thread.state.cpu._asdict(), **thread.state.task._asdict()}
+        halves = dict.fromkeys(map(_half, range(1, self.levels + 1)), 0)
+        return {**thread.state.cpu._asdict(), **thread.state.task._asdict(), STALE.name: 0, **halves}
 
-        def variable(name: str, value: int) -> Any:  # noqa: ANN401
+    def _variables(self) -> Symbolic:
+        initial = self._initial()
+
+        def variable(name: str, value: int) -> z3.BitVecRef:
             plain = name.partition(".")[2]
-            return z3.BitVec(name, WIDTH) if plain in written else z3.BitVecVal(value, WIDTH)
+            field = USER_HALF.name if plain.startswith(USER_HALF.name) else plain
+            return z3.BitVec(name, WIDTH) if field in self.written else z3.BitVecVal(value, WIDTH)
 
         threads = range(self.world.threads)
+        levels = ["base", "handler", *(f"handler{depth}" for depth in range(2, self.levels + 1))]
         _, shared = self.world.start()
         core, _ = core_of(shared)
         boxes = [{**box._asdict(), "behind": 0} for box in core]
         return Symbolic(
             tuple({name: variable(f"t{who}.{name}", value) for name, value in initial.items()} for who in threads),
             tuple({name: variable(f"t{who}.{name}", value) for name, value in boxes[who].items()} for who in (0, 1)),
-            tuple((z3.BitVec(f"t{who}.base", 16), z3.BitVec(f"t{who}.handler", 16)) for who in threads),
+            tuple(tuple(z3.BitVec(f"t{who}.{level}", 16) for level in levels) for who in threads),
             z3.BitVec("contents", self.world.layout.bits),
         )
 
     # The relation.
 
-    def env(self, who: int) -> Mapping[Field, Any]:
-        """Return the environment of a thread's expressions."""
+    def env(self, who: int, level: int) -> Mapping[Field, z3.BitVecRef]:
+        """Return the environment of a thread's expressions, on a level."""
         own, sibling = self.state.boxes[who], self.state.boxes[1 - who]
-        values: dict[Field, Any] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
+        values: dict[Field, z3.BitVecRef] = {OWN_BEHIND: own["behind"], SIBLING_BEHIND: sibling["behind"]}
+        values[STALE] = self.state.fields[who][STALE.name]
+        if level:
+            values[USER_HALF] = self.state.fields[who][_half(level)]
         for one in FIELDS:
             if one.scope in {Scope.CPU, Scope.TASK}:
                 values[one] = self.state.fields[who][one.name]
@@ -129,76 +144,95 @@ class Induction:
                 values[one] = (own if one.scope is Scope.OWN else sibling)[one.name]
         return values
 
-    def possible(self, command: Command, who: int) -> Any:  # noqa: ANN401
-        """Return when a command may happen to a thread."""
-        base, handler = self.state.places[who]
-        here = (base, handler)[command.at.level] == self.invariant.regions.number(command.at)
-        calm = handler == self.invariant.regions.number(NO_HANDLER)
-        if command.at == NO_HANDLER:
-            untrusted = z3.Or(
-                [base == self.invariant.regions.number(p) for p in (USER, GUEST) if p in self.relation.places]
-            )
-            here = z3.And(calm, z3.Not(untrusted))
-        elif command.at.level == 0:
-            here = z3.And(here, calm)
-        return z3.And(here, truth(command.guard, self.env(who)))
+    def levels_of(self, command: Command) -> range:
+        """Return the levels on which a command may run; of one that opens a handler, the handler's."""
+        if command.at.level:
+            return range(1, self.levels + 1)
+        return range(1, 2) if command.opens else range(1)
 
-    def _waits(self, waiting: tuple[Place, Guard], who: int) -> Any:  # noqa: ANN401
-        place, guard = waiting
-        return self.possible(Command("waits", "", place, place, guard), who)
+    def possible(self, command: Command, who: int, level: int) -> z3.BoolRef:
+        """Return when a command may happen to a thread, on a level."""
+        places = self.state.places[who]
+        guard = truth(command.guard, self.env(who, level))
+        if command.at == ANYWHERE:
+            return guard
+        runs = level - 1 if command.opens else level
+        calm = [self._is(place, NO_HANDLER) for place in places[runs + 1 : runs + 2]]
+        if command.at != NO_HANDLER:
+            here = self._is(places[runs], command.at)
+        elif runs:
+            here = z3.Not(self._is(places[runs], NO_HANDLER))
+        else:
+            untrusted = [place for place in (USER, GUEST) if place in self.relation.places]
+            here = z3.Not(z3.Or([self._is(places[0], place) for place in untrusted]))
+        return z3.And(here, *calm, guard)
 
-    def after(self, command: Command, who: int) -> Symbolic:
-        """Return the state after a command of a thread."""
-        state, env = self.state, self.env(who)
+    def _is(self, variable: z3.BitVecRef, place: Place) -> z3.BoolRef:
+        return variable == self.invariant.regions.number(place)
+
+    def _waits(self, who: int) -> z3.BoolRef:
+        """Return when a thread waits for its sibling."""
+        commands = [Command("waits", "", place, place, guard) for place, guard in self.relation.waiting]
+        return z3.Or([self.possible(each, who, level) for each in commands for level in self.levels_of(each)])
+
+    def after(self, command: Command, who: int, level: int) -> Symbolic:
+        """Return the state after a command of a thread, on a level."""
+        state, env = self.state, self.env(who, level)
         fields = [dict(one) for one in state.fields]
         boxes = [dict(one) for one in state.boxes]
         for assign in command.sets:
             value = number(assign.value, env)
             scope, name = assign.field.scope, assign.field.name
-            if scope in {Scope.CPU, Scope.TASK}:
+            if assign.field == USER_HALF:
+                fields[who][_half(level)] = value
+            elif scope in {Scope.CPU, Scope.TASK}:
                 fields[who][name] = value
             else:
                 boxes[who if scope is Scope.OWN else 1 - who][name] = value
-        places = list(state.places)
-        number_ = z3.BitVecVal(self.invariant.regions.number(command.goes), 16)
-        places[who] = (number_, places[who][1]) if command.goes.level == 0 else (places[who][0], number_)
+        places = [list(one) for one in state.places]
+        if command.goes != ANYWHERE:
+            places[who][level] = z3.BitVecVal(self.invariant.regions.number(command.goes), 16)
         size = self.world.layout.bits
         contents = state.contents & ~z3.BitVecVal(command.clears, size)
         if self.world.threads > 1:
             contents |= self._adds(state, 1 - who)
         if command.folds:
             contents = self._folded(contents)
-        moved = Symbolic(tuple(fields), tuple(boxes), tuple(places), contents)
+        moved = Symbolic(tuple(fields), tuple(boxes), tuple(map(tuple, places)), contents)
         return moved._replace(contents=contents | self._adds(moved, who))
 
-    def _folded(self, contents: Any) -> Any:  # noqa: ANN401
+    def _folded(self, contents: z3.BitVecRef) -> z3.BitVecRef:
         other, size = self.world.layout.other, self.world.layout.bits
         stays = contents & ~z3.BitVecVal(other * 6, size)
         return stays | ((z3.LShR(contents, 1) | z3.LShR(contents, 2)) & z3.BitVecVal(other, size))
 
-    def _adds(self, state: Symbolic, who: int) -> Any:  # noqa: ANN401
+    def _adds(self, state: Symbolic, who: int) -> z3.BitVecRef:
         return self._viewed(state, who, lambda view: z3.BitVecVal(view.adds, self.world.layout.bits))
 
-    def _viewed(self, state: Symbolic, who: int, value: Any) -> Any:  # noqa: ANN401
-        """Return a value of the model's `view`, asked for each mode, space and whether the thread is behind."""
-        base, _ = state.places[who]
-        found = None
+    def _viewed(self, state: Symbolic, who: int, value: Callable[[View], _Expr]) -> _Expr:
+        """Return a value of the model's `view`, asked for each mode and all else that it depends on."""
+        fields = {**state.fields[who], **state.boxes[who]}
+        asked = {name: (0, 1) if name in self.written else (0,) for name in ("behind", USER_CR3.name, STALE.name)}
+        cases: list[tuple[list[z3.BoolRef], _Expr]] = []
         for mode, place in ((Mode.KERNEL, KERNEL), (Mode.USER, USER), (Mode.GUEST, GUEST)):
             if mode is not Mode.KERNEL and place not in self.relation.places:
                 continue
-            for space in Space:
-                for behind in (0, 1) if self.world.threads > 1 else (0,):
-                    this = value(self._view(mode, space, behind))
-                    here = [state.fields[who]["cr3"] == int(space), state.boxes[who]["behind"] == behind]
-                    if mode is not Mode.KERNEL:
-                        here.append(base == self.invariant.regions.number(place))
-                    found = this if found is None else z3.If(z3.And(here), this, found)
+            for space, *bits in product(Space, *asked.values()):
+                these = dict(zip(asked, bits, strict=True))
+                here = [fields[name] == bit for name, bit in {CR3.name: int(space), **these}.items()]
+                if mode is not Mode.KERNEL:
+                    here.append(self._is(state.places[who][0], place))
+                cases.append((here, value(self._view(mode, Space(space), these))))
+        (_, found), *others = cases
+        for here, this in others:
+            found = z3.If(z3.And(here), this, found)
         return found
 
-    def _view(self, mode: Mode, space: Space, behind: int) -> View:
+    def _view(self, mode: Mode, space: Space, bits: Mapping[str, int]) -> View:
         thread, shared = self.world.start()
-        cpu = thread.state.cpu._replace(cr3=int(space))
-        return self.world.view(Thread(thread.state._replace(cpu=cpu), mode), shared | BEHIND_BIT * behind)
+        cpu = thread.state.cpu._replace(cr3=int(space), user_cr3=bits[USER_CR3.name])
+        there = Thread(thread.state._replace(cpu=cpu), mode, stale=bool(bits[STALE.name]))
+        return self.world.view(there, shared | BEHIND_BIT * bits["behind"])
 
     # The obligations.
 
@@ -207,21 +241,22 @@ class Induction:
         thread, shared = self.world.start()
         core, _ = core_of(shared)
 
-        def constants(values: Mapping[str, int]) -> dict[str, Any]:
+        def constants(values: Mapping[str, int]) -> dict[str, z3.BitVecRef]:
             return {name: z3.BitVecVal(value, WIDTH) for name, value in values.items()}
 
-        fields = constants({**thread.state.cpu._asdict(), **thread.state.task._asdict()})
-        places = tuple(z3.BitVecVal(self.invariant.regions.number(place), 16) for place in (KERNEL, NO_HANDLER))
+        fields = constants(self._initial())
+        resting = [KERNEL, *[NO_HANDLER] * self.levels]
+        places = tuple(z3.BitVecVal(self.invariant.regions.number(place), 16) for place in resting)
         threads = self.world.threads
         contents = self.world.view(thread, shared).adds
         return Symbolic(
             (fields,) * threads,
             tuple(constants({**box._asdict(), "behind": 0}) for box in core),
-            ((places[0], places[1]),) * threads,
+            (places,) * threads,
             z3.BitVecVal(contents, self.world.layout.bits),
         )
 
-    def leaks(self) -> Any:  # noqa: ANN401
+    def leaks(self) -> z3.BoolRef:
         """Return the formula that some thread leaks."""
         size = self.world.layout.bits
         found = []
@@ -238,17 +273,19 @@ class Induction:
         )
         yield Obligation("the invariant implies T1", (), (Clause("T1", "nothing leaks", z3.Not(self.leaks())),))
         if self.relation.waiting:
-            one, other = (z3.Or([self._waits(each, who) for each in self.relation.waiting]) for who in (0, 1))
+            one, other = map(self._waits, (0, 1))
             yield Obligation("one thread waits", (one,), (Clause("no deadlock", "the other does not", z3.Not(other)),))
         for name, formula in self._interesting():
             yield Obligation(f"the invariant allows {name}", (formula,), None)
         for command in self.relation.commands:
-            given = (self.possible(command, 0),)
-            yield Obligation(f"{command} at {_text(command.at)}", given, tuple(self._wanted(command)))
+            for level in self.levels_of(command):
+                given = (self.possible(command, 0, level),)
+                deep = f", {level} deep" if level > 1 else ""
+                yield Obligation(f"{command} at {_text(command.at)}{deep}", given, tuple(self._wanted(command, level)))
 
-    def _wanted(self, command: Command) -> Iterator[Clause]:
+    def _wanted(self, command: Command, level: int) -> Iterator[Clause]:
         """Yield the clauses after a command that are not the same as before it, and what it must not break."""
-        after = self.after(command, 0)
+        after = self.after(command, 0, level)
         changed = [(old, new) for old, new in zip(_terms(self.state), _terms(after), strict=True) if not old.eq(new)]
         for clause in self.clauses:
             formula = z3.substitute(clause.formula, *changed)
@@ -258,16 +295,17 @@ class Induction:
             again = truth(FAULTS_AGAIN, {CR3: after.fields[0]["cr3"]})
             yield Clause("retry", "an access that faulted does not fault again", z3.Not(again))
         for requirement in command.requires:
-            yield Clause("rule", str(requirement.guard), truth(requirement.guard, self.env(0)))
+            yield Clause("rule", str(requirement.guard), truth(requirement.guard, self.env(0, level)))
 
-    def _interesting(self) -> Iterator[tuple[str, Any]]:
+    def _interesting(self) -> Iterator[tuple[str, z3.BoolRef]]:
         """Yield states that must be possible, else the invariant says nothing."""
-        base, handler = self.state.places[0]
+        base, *handlers = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
-        calm = handler == self.invariant.regions.number(NO_HANDLER)
-        yield "untrusted code", z3.And(calm, base == self.invariant.regions.number(USER))
+        yield "untrusted code", z3.And(self._is(handlers[0], NO_HANDLER), self._is(base, USER))
         secrets = self.state.contents & z3.BitVecVal(secret, self.world.layout.bits) == secret
-        yield "secrets in all structures", z3.And(base == self.invariant.regions.number(KERNEL), secrets)
+        yield "secrets in all structures", z3.And(self._is(base, KERNEL), secrets)
+        if self.world.nesting > 1:
+            yield "as many handlers as there may be", z3.And([self._is(each, HANDLER) for each in handlers])
 
     def run(self) -> Induced:
         """Ask everything."""
@@ -297,13 +335,13 @@ class Induction:
         question = self._question(obligation).sexpr()
         yield f"; {obligation.name}\n(push 1)\n(assert {question})\n(set-info :status {hoped})\n(check-sat)\n(pop 1)\n"
 
-    def _question(self, obligation: Obligation) -> Any:  # noqa: ANN401
+    def _question(self, obligation: Obligation) -> z3.BoolRef:
         wanted = obligation.wanted
         hoped = [] if wanted is None else [z3.Not(z3.And([clause.formula for clause in wanted]))]
         return z3.And([*obligation.given, *hoped])
 
     @cached_property
-    def _assuming(self) -> Any:  # noqa: ANN401
+    def _assuming(self) -> z3.Solver:
         """A solver that has the invariant: it is worked into it once."""
         solver = z3.Solver()
         solver.add([clause.formula for clause in self.clauses])
@@ -317,7 +355,7 @@ class Induction:
         solver.pop()
         return failure
 
-    def _answer(self, obligation: Obligation, solver: Any) -> Failure | None:  # noqa: ANN401
+    def _answer(self, obligation: Obligation, solver: z3.Solver) -> Failure | None:
         answer = solver.check()
         if obligation.wanted is None:
             return None if answer == z3.sat else Failure(obligation.name, "not vacuous", str(answer))
@@ -331,15 +369,16 @@ class Induction:
         ]
         return Failure(obligation.name, ", ".join(dict.fromkeys(broken)), self._example(model))
 
-    def _example(self, model: Any) -> str:  # noqa: ANN401
+    def _example(self, model: z3.ModelRef) -> str:
         """Return a state of the model's as text."""
 
-        def value(variable: Any) -> int:  # noqa: ANN401
+        def value(variable: z3.BitVecRef) -> int:
             return int(model.eval(variable, model_completion=True).as_long())
 
         words = []
         for who, places in enumerate(self.state.places):
-            for level, place in zip(self.invariant.regions.levels, places, strict=True):
+            for depth, place in enumerate(places):
+                level = self.invariant.regions.levels[min(depth, 1)]
                 at = level[value(place) % len(level)]
                 words.append(f"{_text(at)} ({self.invariant.regions.path(at)})" if at not in RESTING else _text(at))
             named = {**self.state.fields[who], **self.state.boxes[who]}
@@ -348,15 +387,19 @@ class Induction:
 
 
 def _check(world: World) -> None:
-    """Refuse what is not covered."""
-    config = world.config
-    if not config.asi or config.pti or config.noflush or world.nesting > 1 or AsiClass.IDLE in config.classes:
-        raise VerifyError("induction is for ASI with handlers one deep, without PTI, NOFLUSH and idle domains")
-    if not world.shootdown:
-        raise VerifyError("induction takes the shootdown for granted (K2): explore what happens without it")
+    """Refuse what is not covered, each for a reason."""
+    if not world.config.asi:
+        raise VerifyError("induction is for ASI: its invariant is about what ASI records; explore the others")
+    if AsiClass.IDLE in world.config.classes:
+        raise VerifyError("induction has no idle domains: its invariant has each switch of mm exit; explore them")
 
 
-def _terms(state: Symbolic) -> list[Any]:
+def _half(level: int) -> str:
+    """Return the name of a handler's own USER_HALF."""
+    return f"{USER_HALF.name}{level}"
+
+
+def _terms(state: Symbolic) -> list[z3.BitVecRef]:
     fields = [value for thread in state.fields for value in thread.values()]
     boxes = [value for box in state.boxes for value in box.values()]
     return [*fields, *boxes, *(place for thread in state.places for place in thread), state.contents]
@@ -368,4 +411,4 @@ def _assertions(script: str) -> str:
 
 
 def _text(place: Place) -> str:
-    return place.program if place in RESTING else f"{place.program}+{place.pc}"
+    return place.program if place in {*RESTING, ANYWHERE} else f"{place.program}+{place.pc}"

@@ -5,9 +5,11 @@ Each place's commands are turned into functions once; what is asked for by the t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from asikit.proofs.relation import (
+    ANYWHERE,
     FAULTS_AGAIN,
     GUEST,
     HANDLER,
@@ -124,7 +126,7 @@ class Interpreter:
         here = _Here(
             tuple(map(_compiled, relation.commands_at(place))),
             tuple(map(_compiled, relation.interrupts_at(place))) if place not in {USER, GUEST} else (),
-            tuple(map(_compiled, relation.turns_sensitive_at(place))),
+            tuple(_compiled(replace(each, at=place, goes=place)) for each in relation.commands_at(ANYWHERE)),
             None if waits is None else waits.compiled(),
         )
         self._places[place] = here

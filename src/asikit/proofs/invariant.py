@@ -1,25 +1,26 @@
 """The invariant of the induction: what holds in every state, whatever the schedule; each clause with its sentence.
 
-Written over one hardware thread `h` and its sibling `k`; it holds for both ways round. A thread has two places, `base`
-and `handler`; which micro-operations a name stands for is taken from the programs, by role.
+Written over one hardware thread `h` and its sibling `k`; it holds for both ways round. A thread has a place on each
+level: level 0 is what it does, above it is a level for each handler that may be open. Which micro-operations a name
+stands for is taken from the programs, by role.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
-from asikit.proofs.relation import GUEST, NO_HANDLER, USER, Place, Relation
+from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
 from asikit.protocol import Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
-from asikit.protocol.vocabulary import FIELDS
+from asikit.protocol.vocabulary import FIELDS, USER_CR3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 H = Happening
 SECRET = int(Taint.KERNEL_DATA | Taint.OTHER_MM_DATA)
 CONTROL = int(Taint.USER_CONTROL | Taint.GUEST_CONTROL | Taint.OTHER_MM_CONTROL)
+BITS = (USER_CR3.name, STALE.name, USER_HALF.name)
+"""Fields of a thread, or of its handlers, that are one bit."""
 USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
 
 
@@ -36,15 +39,19 @@ USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
 class Clause:
     """One conjunct.
 
-    Attributes:
-        name: short.
-        says: one line.
-        formula: for each thread, or once.
+    :ivar name: Short.
+    :ivar says: One line.
+    :ivar formula: For each thread, or once.
     """
 
     name: str
     says: str
-    formula: Any
+    formula: z3.BoolRef
+
+
+def any_of(formulas: list[z3.BoolRef]) -> z3.BoolRef:
+    """Return the disjunction of some formulas, at least one: of one it is that one, as SMT-LIB wants it."""
+    return z3.Or(formulas) if len(formulas) > 1 else formulas[0]
 
 
 class Side:
@@ -55,55 +62,77 @@ class Side:
         self.invariant, self.who = invariant, who
         self.curr, self.cr3, self.target = fields["curr_asi"], fields["cr3"], fields["target"]
         self.taints, self.depth = fields["taints"], fields["intr_nest_depth"]
-        self.base, self.handler = state.places[who]
+        self.stale = fields[STALE.name]
+        self.bits = [value for name, value in fields.items() if name.startswith(BITS)]
+        self.places = state.places[who]
+        self.levels = range(len(self.places))
         self.contents = state.contents
         self.policy = self._policies(self.target)
-        self.interrupted = self.handler != invariant.regions.number(NO_HANDLER)
+        self.interrupted = self.interrupted_on(0)
         self.tense = self.target != 0
         self.restricted = self.cr3 != 0
         self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in([USER, GUEST]))
         self.dirty = self.taints & SECRET != 0
         self.behind = self.box["behind"] != 0
 
-    def _policies(self, space: Any) -> dict[str, Any]:  # noqa: ANN401  (z3 has no types)
+    def _policies(self, space: z3.BitVecRef) -> dict[str, z3.BitVecRef]:
         config = self.invariant.world.config
         env = dict.fromkeys(FIELDS, space)
         return {name: number(policy_table(config, name), env) for name in ("protect_data", "prevent_control", "set")}
 
     @cached_property
-    def settled(self) -> Any:  # noqa: ANN401
+    def settled(self) -> z3.BoolRef:
         """CR3 is that of curr_asi, whose policy is content with the taints, and whose own taints are set."""
         policy = self._policies(self.curr)
         content = z3.And(self.lacks(policy["protect_data"]), self.lacks(policy["prevent_control"]))
         return z3.And(self.cr3 == self.curr, content, policy["set"] & ~self.taints == 0)
 
-    def lacks(self, mask: Any) -> Any:  # noqa: ANN401  (z3 has no types)
+    def lacks(self, mask: z3.BitVecRef | int) -> z3.BoolRef:
         """No taint of a mask is set."""
         return self.taints & mask == 0
 
-    def base_in(self, places: list[Place]) -> Any:  # noqa: ANN401
-        """The base place is one of some."""
-        return self.invariant.one_of(self.base, places, 0)
+    def interrupted_on(self, level: int) -> z3.BoolRef:
+        """What runs on a level was interrupted by a handler, which is open."""
+        if level == self.levels[-1]:
+            return z3.BoolVal(val=False)
+        return self.places[level + 1] != self.invariant.regions.number(NO_HANDLER)
 
-    def handler_in(self, places: list[Place]) -> Any:  # noqa: ANN401
-        """The handler's place is one of some."""
-        return self.invariant.one_of(self.handler, places, 1)
+    def on(self, level: int, places: list[Place]) -> z3.BoolRef:
+        """The place on a level is one of some."""
+        return self.invariant.one_of(self.places[level], places, min(level, 1))
 
-    def either_in(self, places: list[Place]) -> Any:  # noqa: ANN401
-        """One of the two places is one of some."""
-        return z3.Or(self.handler_in(places), self.base_in(places))
+    def base_in(self, places: list[Place]) -> z3.BoolRef:
+        """The place on level 0 is one of some."""
+        return self.on(0, places)
 
-    @cached_property
-    def untouched(self) -> Any:  # noqa: ANN401
-        """The base place still finds what it left: its handler, if any, has not exited, and is not about to."""
-        switching = self.handler_in(self.invariant.regions.exiting + self.invariant.regions.entering)
-        return z3.Or(z3.Not(self.interrupted), z3.And(z3.Not(switching), self.curr == self.target))
+    def handler_in(self, places: list[Place]) -> z3.BoolRef:
+        """The place of a handler is one of some."""
+        return any_of([self.on(level, places) for level in self.levels[1:]])
 
-    def finds(self, places: list[Place]) -> Any:  # noqa: ANN401
-        """The thread is at one of some places, or will be when its handler returns, which has changed nothing."""
-        return z3.Or(self.handler_in(places), z3.And(self.untouched, self.base_in(places)))
+    def either_in(self, places: list[Place]) -> z3.BoolRef:
+        """The place on some level is one of some."""
+        return z3.Or([self.on(level, places) for level in self.levels])
 
-    def holds(self, structure: int, *parties: Party) -> Any:  # noqa: ANN401
+    def untouched(self, level: int) -> z3.BoolRef:
+        """What runs on a level still finds what it left: no handler above it has exited, or is about to."""
+        switching = self.invariant.regions.exiting + self.invariant.regions.entering
+        calm = [z3.Not(self.on(above, switching)) for above in self.levels[level + 1 :]]
+        return z3.Or(z3.Not(self.interrupted_on(level)), z3.And(*calm, self.curr == self.target))
+
+    def finds(self, places: list[Place]) -> z3.BoolRef:
+        """The thread is at one of some places, or will be when its handlers return, which have changed nothing."""
+        *lower, last = self.levels
+        found = [z3.And(self.untouched(level), self.on(level, places)) for level in lower]
+        return z3.Or(self.on(last, places), *found)
+
+    def depth_upto(self, last: int) -> z3.BitVecRef:
+        """How many handlers are counted on a level and those below it, if the thread is tense."""
+        return sum(
+            (self.invariant.counted(self.places[level], min(level, 1)) for level in range(last + 1)),
+            z3.BitVecVal(0, WIDTH),
+        )
+
+    def holds(self, structure: int, *parties: Party) -> z3.BoolRef:
         """A structure holds something of some parties."""
         mask = sum(int(party) for party in parties) << 4 * structure
         return self.contents & z3.BitVecVal(mask, self.contents.size()) != 0
@@ -121,13 +150,14 @@ class InductiveInvariant:
             self.regions.before(Role.CLEAN, within=(Routine.FLUSH_CONTROL_FOR_EXIT,), optional=True)
         )
 
-    def one_of(self, variable: Any, places: list[Place], level: int) -> Any:  # noqa: ANN401
+    def one_of(self, variable: z3.BitVecRef, places: list[Place], level: int) -> z3.BoolRef:
         """Return the formula that a place variable is one of some places."""
         ranges = self.regions.ranges(places, level)
         within = [z3.And(variable >= first, variable <= last) for first, last in ranges]
         return z3.Or(within) if within else z3.BoolVal(val=False)  # an empty disjunction is no SMT-LIB
 
-    def _depth(self, variable: Any, level: int) -> Any:  # noqa: ANN401
+    def counted(self, variable: z3.BitVecRef, level: int) -> z3.BitVecRef:
+        """Return how many handlers are counted at a place, if the thread is tense."""
         total = z3.BitVecVal(0, WIDTH)
         for count in range(1, 4):
             places = [place for place in self.regions.levels[level] if self.regions.opened(place) == count]
@@ -151,12 +181,12 @@ class InductiveInvariant:
     def _types(self, h: Side) -> Iterator[Clause]:
         spaces = (0, *(int(space) for space in restricted_spaces(self.world.config)))
 
-        def is_space(variable: Any) -> Any:  # noqa: ANN401
+        def is_space(variable: z3.BitVecRef) -> z3.BoolRef:
             return z3.Or([variable == space for space in spaces])
 
-        bits = [z3.ULE(h.box[name], 1) for name in h.box]
-        levels = zip((h.base, h.handler), self.regions.levels, strict=True)
-        places = [z3.And(place >= 0, place < len(level)) for place, level in levels]
+        bits = [z3.ULE(bit, 1) for bit in (*h.box.values(), *h.bits)]
+        levels = [self.regions.levels[min(level, 1)] for level in h.levels]
+        places = [z3.And(place >= 0, place < len(level)) for place, level in zip(h.places, levels, strict=True)]
         yield Clause(
             "types",
             "spaces are those that exist, and places are places",
@@ -164,13 +194,16 @@ class InductiveInvariant:
         )
         yield Clause(
             "handlers-interrupt-the-kernel",
-            "what runs on the handler's level has interrupted the kernel",
-            z3.Implies(h.interrupted, z3.Not(h.base_in([USER, GUEST]))),
+            "a handler has interrupted the kernel, or a handler",
+            z3.And(
+                z3.Implies(h.interrupted, z3.Not(h.base_in([USER, GUEST]))),
+                *(z3.Implies(h.interrupted_on(level), h.interrupted_on(level - 1)) for level in h.levels[1:-1]),
+            ),
         )
         yield Clause(
             "depth",
             "the depth is the number of handlers that are open inside the critical section; 0 when relaxed",
-            h.depth == z3.If(h.tense, self._depth(h.base, 0) + self._depth(h.handler, 1), z3.BitVecVal(0, WIDTH)),
+            h.depth == z3.If(h.tense, h.depth_upto(h.levels[-1]), z3.BitVecVal(0, WIDTH)),
         )
         guests = self.regions.programs(H.VM_EXIT, H.VM_ENTRY, "guest")
         others = self.regions.programs(STOP_WAITING)
@@ -183,6 +216,13 @@ class InductiveInvariant:
                 z3.Implies(z3.And(h.tense, h.base_in(processes)), h.target == USER_SPACE),
             ),
         )
+
+        if not self.world.shootdown:
+            yield Clause(
+                "no-stale-translations",
+                "no TLB maps, in a restricted address space, a page that has become sensitive",
+                h.stale == 0,
+            )
 
     def _places(self, h: Side) -> Iterator[Clause]:
         entry = [
@@ -207,10 +247,7 @@ class InductiveInvariant:
         yield Clause(
             "enter-outside-handlers",
             "__asi_enter runs where no handler is open",
-            z3.And(
-                z3.Implies(h.base_in(entering), self._depth(h.base, 0) == 0),
-                z3.Implies(h.handler_in(entering), h.depth == 0),
-            ),
+            z3.And([z3.Implies(h.on(level, entering), h.depth_upto(level) == 0) for level in h.levels]),
         )
         yield Clause(
             "relaxed",
@@ -220,18 +257,13 @@ class InductiveInvariant:
                 h.target == 0,
             ),
         )
-        setting = self.regions.before(Role.SET_CURR_ASI)
         inside = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]
         yield Clause(
             "interrupted-enter",
-            "an __asi_enter that is interrupted finds its target, or the handler has exited and enters again",
+            "in __asi_enter, curr_asi and after CR3 was written CR3 are the target's, or a handler has exited",
             z3.And(
-                z3.Implies(h.handler_in(setting), h.curr != h.target),
-                z3.Implies(h.base_in(inside), z3.Or(h.curr == 0, h.curr == h.target)),
-                z3.Implies(
-                    z3.And(h.base_in(inside), h.handler_in([*setting, *self.regions.enter_before_cr3])),
-                    z3.Not(h.restricted),
-                ),
+                z3.Implies(h.either_in(inside), z3.Or(h.curr == 0, h.curr == h.target)),
+                z3.Implies(h.either_in(self.regions.enter_after_cr3), z3.Or(z3.Not(h.restricted), h.cr3 == h.target)),
             ),
         )
         yield Clause(
@@ -243,7 +275,7 @@ class InductiveInvariant:
             "no-feared-training",
             "before and after __asi_enter writes CR3, no training that the target fears is left",
             z3.Implies(
-                h.finds([*self.regions.before(Role.LOAD_ON_ENTER), *self.regions.enter_after_cr3]),
+                h.finds([*self.regions.loading_on_enter, *self.regions.enter_after_cr3]),
                 h.lacks(h.policy["prevent_control"]),
             ),
         )
@@ -274,6 +306,14 @@ class InductiveInvariant:
         yield Clause(
             "ready", "what resumes or runs untrusted code is in its own domain", z3.Implies(ready, h.curr == h.target)
         )
+        ending = self.regions.to_user_half
+        if ending:
+            ended = [z3.And(h.on(level, ending), z3.Not(h.interrupted_on(level))) for level in h.levels[1:]]
+            yield Clause(
+                "returned",
+                "a handler that goes back to the page tables' user half has entered again, if it was to",
+                z3.Implies(z3.And(any_of(ended), h.tense, h.depth == 0), h.curr == h.target),
+            )
         switching = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3, *self.regions.exiting]
         yield Clause(
             "settled",
@@ -288,20 +328,20 @@ class InductiveInvariant:
             "while CR3 is unrestricted, KERNEL_DATA is set, and no control taint",
             z3.Implies(z3.Not(h.restricted), z3.And(h.taints & int(Taint.KERNEL_DATA) != 0, h.lacks(CONTROL))),
         )
-        about = self.regions.before(Role.TAINT_KERNEL_DATA, Role.LOAD_ON_EXIT)
+        about = [*self.regions.before(Role.TAINT_KERNEL_DATA), *self.regions.loading_on_exit]
         yield Clause(
             "exit-flushed",
             "in asi_exit, after the control flush, no control taint is set; and before CR3, KERNEL_DATA is",
             z3.And(
                 z3.Implies(h.either_in(about), h.lacks(CONTROL)),
-                z3.Implies(h.either_in(self.regions.before(Role.LOAD_ON_EXIT)), h.taints & int(Taint.KERNEL_DATA) != 0),
+                z3.Implies(h.either_in(self.regions.loading_on_exit), h.taints & int(Taint.KERNEL_DATA) != 0),
             ),
         )
-        outside = [*self.regions.inside(Routine.HANDLE_SWITCH_MM), *self.regions.after_fault]
+        outside = [*self.regions.squashing, *self.regions.after_fault, *self.regions.exit_after_cr3]
         yield Clause(
             "exited",
             "a switch of mm squashes, an exit forgets curr_asi, and a fault is tried again, while CR3 is unrestricted",
-            z3.Implies(h.either_in([*outside, *self.regions.before(Role.CLEAR_CURR_ASI)]), z3.Not(h.restricted)),
+            z3.Implies(h.either_in(outside), z3.Not(h.restricted)),
         )
         yield Clause("no-others-training", "other mm's training is never left", h.lacks(int(Taint.OTHER_MM_CONTROL)))
         in_user_space = h.cr3 == USER_SPACE
@@ -340,7 +380,7 @@ class InductiveInvariant:
                     ),
                 )
 
-    def _own_taints(self, h: Side, secured: Any) -> Iterator[Clause]:  # noqa: ANN401
+    def _own_taints(self, h: Side, secured: z3.BoolRef) -> Iterator[Clause]:
         """Yield why a thread's own taints say what its sibling trains: both run the same class."""
         yield Clause(
             "own-taints-set",
@@ -355,7 +395,7 @@ class InductiveInvariant:
             z3.Not(h.either_in(never)),
         )
 
-    def _training(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         empty = z3.Not(h.holds(place, Party.USER, Party.GUEST, Party.OTHER))
         flushes = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_ENTER)
         return (
@@ -368,9 +408,9 @@ class InductiveInvariant:
             ),
         )
 
-    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, Any]:
+    def _training_of_siblings(self, h: Side, place: int) -> tuple[str, z3.BoolRef]:
         flushed = self.regions.flushed(place, (Routine.FLUSH_CONTROL_FOR_EXIT,))
-        about = self.regions.before(Role.TAINT_KERNEL_DATA, Role.LOAD_ON_EXIT)
+        about = [*self.regions.before(Role.TAINT_KERNEL_DATA), *self.regions.loading_on_exit]
         return (
             "after asi_exit's flush, and while CR3 is unrestricted, there is no training; other mm's never",
             z3.And(
@@ -415,7 +455,8 @@ class InductiveInvariant:
         entry = [place for place in leaving if place.level == 0 and place.program in self.regions.from_untrusted]
         own = h.box["untrusted"] != 0
         nested = [place for place in leaving if place.level == 1 and place.pc == 0]
-        says = z3.And(h.base_in(entry), z3.Or(z3.Not(h.interrupted), h.handler_in(nested)))
+        fresh = [z3.Or(z3.Not(h.interrupted_on(level - 1)), h.on(level, nested)) for level in h.levels[1:]]
+        says = z3.And(h.base_in(entry), *fresh)
         yield Clause(
             "untrusted",
             "who runs untrusted code says so, and who says so runs it, or has just entered the kernel",

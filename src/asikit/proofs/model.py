@@ -67,21 +67,20 @@ USER_ENTRIES = (H.SYSCALL_ENTRY, H.INTERRUPT_ENTRY, H.EXCEPTION_ENTRY, H.NMI_ENT
 class World:
     """The model: a protocol, and what is around it.
 
-    Attributes:
-        protocol: the mechanism, or a mutant of it.
-        threads: hardware threads of the core, 1 or 2.
-        nesting: handlers that may be open inside one another, on each thread.
-        capabilities: what the attacker can do.
-        gadgets_anywhere: the kernel's entry and exit code can be made to load secrets too, not only its ordinary code
-            and its handlers; ASI needs no such trust, the blanket mitigation does.
-        kernel_work: what ordinary kernel code may do.
-        faults: handlers that ordinary kernel code may cause.
-        unmapped: the restricted address spaces lack sensitive memory.
-        shootdown: memory that turns sensitive is flushed from all TLBs before secrets come into it.
-        boot_tainted: what booting left in the structures is recorded as KERNEL_DATA.
-        core_scheduling: siblings run untrusted code only of the same mm.
-        trusting: a process and its own guest need no protection from one another. ASI keeps them apart by taints, which
-            are each thread's own, so with two threads it cannot.
+    :ivar protocol: The mechanism, or a mutant of it.
+    :ivar threads: Hardware threads of the core, 1 or 2.
+    :ivar nesting: Handlers that may be open inside one another, on each thread.
+    :ivar capabilities: What the attacker can do.
+    :ivar gadgets_anywhere: The kernel's entry and exit code can be made to load secrets too, not only its ordinary code
+        and its handlers; ASI needs no such trust, the blanket mitigation does.
+    :ivar kernel_work: What ordinary kernel code may do.
+    :ivar faults: Handlers that ordinary kernel code may cause.
+    :ivar unmapped: The restricted address spaces lack sensitive memory.
+    :ivar shootdown: Memory that turns sensitive is flushed from all TLBs before secrets come into it.
+    :ivar boot_tainted: What booting left in the structures is recorded as KERNEL_DATA.
+    :ivar core_scheduling: Siblings run untrusted code only of the same mm.
+    :ivar trusting: A process and its own guest need no protection from one another. ASI keeps them apart by taints,
+        which are each thread's own, so with two threads it cannot.
     """
 
     protocol: Protocol

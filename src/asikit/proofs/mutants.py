@@ -44,13 +44,12 @@ _CONTROL_FLUSHES = (Routine.FLUSH_CONTROL_FOR_EXIT, Routine.FLUSH_CONTROL_FOR_EN
 class Mutant:
     """A way to get ASI wrong.
 
-    Attributes:
-        name: for the command line.
-        says: what is changed, one line.
-        family: `stun`, `order`, `flush`, `taint`, `interrupt`, `kernel` (what the rest of the kernel owes),
-            `published` (bugs of the public patches), or `alternative`.
-        edit: makes the mutant of a model; a model that has no such element stays as it is.
-        variant: the name of the alternative of which it is a mutant, empty for ASI as it is.
+    :ivar name: For the command line.
+    :ivar says: What is changed, one line.
+    :ivar family: `stun`, `order`, `flush`, `taint`, `interrupt`, `kernel` (what the rest of the kernel owes),
+        `published` (bugs of the public patches), or `alternative`.
+    :ivar edit: Makes the mutant of a model; a model that has no such element stays as it is.
+    :ivar variant: The name of the alternative of which it is a mutant, empty for ASI as it is.
     """
 
     name: str

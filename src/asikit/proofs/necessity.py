@@ -25,16 +25,15 @@ _AT_ONCE = 2
 class MutantRow:
     """What became of a mutant.
 
-    Attributes:
-        mutant: its name.
-        variant: as `Mutant.variant`.
-        says: what is changed, one line.
-        family: as `Mutant.family`.
-        verdict: REFUTED if any of the two is.
-        without_smt: with one thread to a core; None if that was not asked for.
-        with_smt: with two; None if that was not needed.
-        refuted: the verification that refuted it.
-        states: states that were reached, in all.
+    :ivar mutant: Its name.
+    :ivar variant: As `Mutant.variant`.
+    :ivar says: What is changed, one line.
+    :ivar family: As `Mutant.family`.
+    :ivar verdict: REFUTED if any of the two is.
+    :ivar without_smt: With one thread to a core; None if that was not asked for.
+    :ivar with_smt: With two; None if that was not needed.
+    :ivar refuted: The verification that refuted it.
+    :ivar states: States that were reached, in all.
     """
 
     mutant: str

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Place, Relation
 from asikit.protocol import Happening, Protocol, Role, Routine
-from asikit.protocol.entries import STOP_WAITING
+from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
 
 if TYPE_CHECKING:
     from asikit.protocol.operations import ProgramOp
 
 H = Happening
+_LOADING = (Role.PREPARE_LOAD, Role.NOTE_TLB_GEN, Role.LOAD_KEEPING)
+"""On the way to a write of CR3 that may keep TLB entries; the other write's roles say of what it is."""
 
 
 class Regions:
@@ -84,12 +86,42 @@ class Regions:
     @cached_property
     def enter_before_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, curr_asi set, CR3 not."""
-        return [*self.inside(Routine.FLUSH_CONTROL_FOR_ENTER), *self.before(Role.LOAD_ON_ENTER)]
+        return [*self.inside(Routine.FLUSH_CONTROL_FOR_ENTER), *self.loading_on_enter]
 
     @cached_property
     def enter_after_cr3(self) -> list[Place]:
         """Inside `__asi_enter`, CR3 written."""
-        return [*self.inside(Routine.FLUSH_DATA), *self.enter_after_flush]
+        loaded = self._of(Routine.ENTER, Role.RECORD_TLB_GEN, Role.LOADED)
+        return [*loaded, *self.inside(Routine.FLUSH_DATA), *self.enter_after_flush]
+
+    @cached_property
+    def loading_on_enter(self) -> list[Place]:
+        """Inside `__asi_enter`, about to write CR3."""
+        return [*self._of(Routine.ENTER, *_LOADING), *self.before(Role.LOAD_ON_ENTER)]
+
+    @cached_property
+    def loading_on_exit(self) -> list[Place]:
+        """Inside `asi_exit`, about to write CR3."""
+        return [*self._of(Routine.EXIT, *_LOADING), *self.before(Role.LOAD_ON_EXIT)]
+
+    @cached_property
+    def exit_after_cr3(self) -> list[Place]:
+        """Inside `asi_exit`, CR3 written."""
+        return [*self._of(Routine.EXIT, Role.RECORD_TLB_GEN, Role.LOADED), *self.before(Role.CLEAR_CURR_ASI)]
+
+    @cached_property
+    def squashing(self) -> list[Place]:
+        """In a switch of mm, after the exit."""
+        return [*self.inside(Routine.HANDLE_SWITCH_MM), *self._of(H.MM_SWITCH, Role.OUTDATE_TLB)]
+
+    def _of(self, transition: str, *roles: Role) -> list[Place]:
+        """Return the places before micro-operations of a transition that only some configurations have."""
+        return self.before(*roles, within=(transition,), optional=True)
+
+    @cached_property
+    def to_user_half(self) -> list[Place]:
+        """At the end of a handler that interrupted code on the page tables' user half."""
+        return self._of(NESTED_RETURN_TO_USER_HALF, Role.ENTER_USER_HALF) if self.relation.world.config.pti else []
 
     @cached_property
     def enter_after_flush(self) -> list[Place]:
@@ -111,7 +143,8 @@ class Regions:
     @cached_property
     def resuming(self) -> list[Place]:
         """Before untrusted code, entered."""
-        return self.before(Role.RESUME, Role.REFRESH_HOST_CR3, optional=True)
+        half = self._of(H.RETURN_USER, Role.ENTER_USER_HALF)
+        return [*half, *self.before(Role.RESUME, Role.REFRESH_HOST_CR3, optional=True)]
 
     @cached_property
     def after_fault(self) -> list[Place]:

@@ -55,6 +55,8 @@ class Place(NamedTuple):
 KERNEL, USER, GUEST = (Place(0, name) for name in ("kernel", "user", "guest"))
 NO_HANDLER, HANDLER = (Place(1, name) for name in ("no handler", "handler"))
 RESTING = (KERNEL, USER, GUEST, NO_HANDLER, HANDLER)
+ANYWHERE = Place(0, "anywhere")
+"""Whatever a thread is doing, untrusted code too: commands there leave all places as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class Relation:
     @cached_property
     def commands(self) -> tuple[Command, ...]:
         """All commands."""
-        return tuple(command for place in self.places for command in self.commands_at(place))
+        placed = (command for place in self.places for command in self.commands_at(place))
+        return (*placed, *self.commands_at(ANYWHERE))
 
     @cached_property
     def waiting(self) -> tuple[tuple[Place, Guard], ...]:
@@ -129,7 +132,7 @@ class Relation:
 
     def op(self, place: Place) -> ProgramOp | None:
         """Return the micro-operation at a place, None at a resting place."""
-        return None if place in RESTING else self.world.protocol.programs[place.program].ops[place.pc]
+        return None if place in {*RESTING, ANYWHERE} else self.world.protocol.programs[place.program].ops[place.pc]
 
     def waits_at(self, place: Place) -> Guard | None:
         """Return when a thread at a place waits for its sibling, None if it never does."""
@@ -139,7 +142,7 @@ class Relation:
         return And((op.when, *(requirement.guard for requirement in op.requires), ~op.waits))
 
     def commands_at(self, place: Place) -> Iterator[Command]:
-        """Yield what may happen at a place, but for what may happen anywhere: that are the commands at NO_HANDLER."""
+        """Yield what may happen at a place; at NO_HANDLER are the interrupts, and ANYWHERE is not each place."""
         world = self.world
         if place == KERNEL:
             yield from self._from_ordinary_code()
@@ -150,6 +153,8 @@ class Relation:
         elif place == NO_HANDLER:
             for happening in world.nested_happenings if world.nesting else ():
                 yield from self._interrupted(NO_HANDLER, happening)
+        elif place == ANYWHERE:
+            yield from () if world.shootdown else self._turns_sensitive()
         elif place == HANDLER:
             yield from self._leaves()
             yield from self._begins(HANDLER, H.UNMAPPED_TOUCH)
@@ -167,12 +172,12 @@ class Relation:
         for command in self.commands_at(NO_HANDLER):
             yield replace(command, owed=owed)
 
-    def turns_sensitive_at(self, place: Place) -> Iterator[Command]:
+    @staticmethod
+    def _turns_sensitive() -> Iterator[Command]:
         """Yield that memory turns sensitive whose translation the TLB has, where nobody sees to the TLBs."""
-        if not self.world.shootdown:
-            guard = And((STALE.equals(0), FAULTS_AGAIN))
-            what = "a page whose translation this thread's TLB has"
-            yield Command("turns sensitive", what, place, place, guard, (Assign(STALE, Const(1)),))
+        guard = And((STALE.equals(0), CR3.differs(int(Space.UNRESTRICTED))))
+        what = "a page whose translation this thread's TLB has"
+        yield Command("turns sensitive", what, ANYWHERE, ANYWHERE, guard, (Assign(STALE, Const(1)),))
 
     def _from_user(self) -> Iterator[Command]:
         for entry in self.world.entries_from_user:
@@ -220,7 +225,7 @@ class Relation:
 
     def _steps(self, place: Place) -> Iterator[Command]:
         op = self.op(place)
-        assert op is not None  # noqa: S101  (a resting place has none)
+        assert op is not None  # a resting place has none
         end = len(self.world.protocol.programs[place.program].ops)
         runs = self._runs(place, op)
         yield from self._ends(runs) if op.goto == end else (runs,)

@@ -45,12 +45,11 @@ _CHANGED = b"!"
 class Reproduction:
     """What became of a counterexample on the machine.
 
-    Attributes:
-        leaks: whether the machine with the mutant goes wrong and the machine without it does not; None if the unchanged
-            protocol goes wrong there too.
-        kind: `leak`, `deadlock` or `broken rule`, as in a counterexample; empty if nothing went wrong.
-        says: what went wrong, or that nothing did.
-        missed: steps of the story that the machine could not follow.
+    :ivar leaks: Whether the machine with the mutant goes wrong and the machine without it does not; None if the
+        unchanged protocol goes wrong there too.
+    :ivar kind: `leak`, `deadlock` or `broken rule`, as in a counterexample; empty if nothing went wrong.
+    :ivar says: What went wrong, or that nothing did.
+    :ivar missed: Steps of the story that the machine could not follow.
     """
 
     leaks: bool | None
@@ -111,7 +110,7 @@ def _difference(world: World, owner: str, one: tuple[Learnt, ...], other: tuple[
         there = theirs[place] if place < len(theirs) else None
         if here != there:
             shown = here or there
-            assert shown is not None  # noqa: S101 - one of them is longer
+            assert shown is not None  # one of them is longer
             return f"{shown.who} learns data of {owner}: {shown.how}"
     return ""
 
@@ -187,7 +186,7 @@ class _Stage:
                 vaddr = mm.mmap(_PAGE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
                 mm.handle_mm_fault(vaddr, write=True)
                 found = mm.translate(vaddr)
-                assert found is not None  # noqa: S101 - it was just mapped
+                assert found is not None  # it was just mapped
                 paddr = found[0] * _PAGE
                 kernel.physical.write(paddr, content[owner])
                 yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))

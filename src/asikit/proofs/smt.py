@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import z3  # type: ignore[import-untyped]  # ships none
+import z3
 
 from asikit.protocol import expressions as e
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    Environment = Mapping[e.Field, Any]
+    Environment = Mapping[e.Field, z3.BitVecRef]
 
 WIDTH = 8
 """Bits of a field: more than the largest value has."""
 
 
-def number(term: e.Term, env: Environment) -> Any:  # noqa: ANN401, PLR0911  (z3 has no types; one case a class)
+def number(term: e.Term, env: Environment) -> z3.BitVecRef:  # noqa: PLR0911  (one case a class)
     """Return a term as a bit vector."""
     match term:
         case e.Field():
@@ -42,7 +42,7 @@ def number(term: e.Term, env: Environment) -> Any:  # noqa: ANN401, PLR0911  (z3
     raise TypeError(f"no case for {type(term).__name__}")
 
 
-def truth(guard: e.Guard, env: Environment) -> Any:  # noqa: ANN401, PLR0911
+def truth(guard: e.Guard, env: Environment) -> z3.BoolRef:  # noqa: PLR0911  (one case a class)
     """Return a guard as a truth value."""
     match guard:
         case e.Always():
@@ -67,14 +67,13 @@ def truth(guard: e.Guard, env: Environment) -> Any:  # noqa: ANN401, PLR0911
 class Symbolic(NamedTuple):
     """A symbolic state of a core.
 
-    Attributes:
-        fields: by thread: each CPU and task field.
-        boxes: by thread: each word of the mailbox, and whether it is behind.
-        places: by thread: the place on each level, as a number.
-        contents: what the structures hold, packed.
+    :ivar fields: By thread: each CPU and task field, and of each handler whether it interrupted the user half.
+    :ivar boxes: By thread: each word of the mailbox, and whether it is behind.
+    :ivar places: By thread: the place on each level, as a number; level 0, then each handler's.
+    :ivar contents: What the structures hold, packed.
     """
 
-    fields: tuple[dict[str, Any], ...]
-    boxes: tuple[dict[str, Any], ...]
-    places: tuple[tuple[Any, Any], ...]
-    contents: Any
+    fields: tuple[dict[str, z3.BitVecRef], ...]
+    boxes: tuple[dict[str, z3.BitVecRef], ...]
+    places: tuple[tuple[z3.BitVecRef, ...], ...]
+    contents: z3.BitVecRef

@@ -45,14 +45,13 @@ _WORDS: dict[str, str] = {
 class StoryStep:
     """One step that a scheduler follows.
 
-    Attributes:
-        thread: who, 0 or 1.
-        verb: `begins`, `interrupted by` (a transition); `runs`, `skips` (a micro-operation); `leaves`,
-            `stops waiting`, `turns sensitive`, `breaks a rule in`.
-        name: the transition, or the path of the micro-operation.
-        effect: what it asks of the hardware, empty if nothing.
-        loads: the state of the task that a switch of tasks, ending here, goes to: `target` (a `Space`), and
-            `intr_nest_depth`.
+    :ivar thread: Who, 0 or 1.
+    :ivar verb: `begins`, `interrupted by` (a transition); `runs`, `skips` (a micro-operation); `leaves`, `stops
+        waiting`, `turns sensitive`, `breaks a rule in`.
+    :ivar name: The transition, or the path of the micro-operation.
+    :ivar effect: What it asks of the hardware, empty if nothing.
+    :ivar loads: The state of the task that a switch of tasks, ending here, goes to: `target` (a `Space`), and
+        `intr_nest_depth`.
     """
 
     thread: int
@@ -76,11 +75,10 @@ class StoryStep:
 class Counterexample:
     """The shortest way to break a property.
 
-    Attributes:
-        kind: `leak`, `deadlock`, or `broken rule`.
-        steps: every single step.
-        story: the same in lines to read.
-        conclusion: what is wrong at the end.
+    :ivar kind: `leak`, `deadlock`, or `broken rule`.
+    :ivar steps: Every single step.
+    :ivar story: The steps in lines to read.
+    :ivar conclusion: What is wrong at the end.
     """
 
     kind: str

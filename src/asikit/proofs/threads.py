@@ -67,11 +67,10 @@ class Mode(IntEnum):
 class Thread(NamedTuple):
     """One hardware thread.
 
-    Attributes:
-        state: the protocol's part: per-CPU and per-task state, transitions in progress.
-        mode: what it runs.
-        stale: its TLB maps, in the restricted address space, a page that has become sensitive since.
-        broken: why it cannot go on: a rule of the API was broken, or a page fault's retry faults again.
+    :ivar state: The protocol's part: per-CPU and per-task state, transitions in progress.
+    :ivar mode: What it runs.
+    :ivar stale: Its TLB maps, in the restricted address space, a page that has become sensitive since.
+    :ivar broken: Why it cannot go on: a rule of the API was broken, or a page fault's retry faults again.
     """
 
     state: ThreadState
@@ -83,17 +82,16 @@ class Thread(NamedTuple):
 class Move(NamedTuple):
     """Something that may happen next to a thread.
 
-    Attributes:
-        verb: `begins`, `runs`, `interrupted by`, `leaves`, `stops waiting`, `skips` or `turns sensitive`.
-        name: the transition, or the path of the micro-operation.
-        after: the thread after it.
-        shared: the shared bits after it.
-        effect: what it asks of the hardware.
-        clears: the mask of what it empties.
-        folds: another mm is loaded: what was the own user's is another's now.
-        owed: it happens sooner or later, if nothing else does.
-        changes: a micro-operation that changed the state, rather than only looked at it.
-        loads: the task that a switch, ending here, goes to.
+    :ivar verb: `begins`, `runs`, `interrupted by`, `leaves`, `stops waiting`, `skips` or `turns sensitive`.
+    :ivar name: The transition, or the path of the micro-operation.
+    :ivar after: The thread after it.
+    :ivar shared: The shared bits after it.
+    :ivar effect: What it asks of the hardware.
+    :ivar clears: The mask of what it empties.
+    :ivar folds: Another mm is loaded: what was the own user's is another's now.
+    :ivar owed: It happens sooner or later, if nothing else does.
+    :ivar changes: A micro-operation that changed the state, rather than only looked at it.
+    :ivar loads: The task that a switch, ending here, goes to.
     """
 
     verb: str
@@ -111,10 +109,9 @@ class Move(NamedTuple):
 class View(NamedTuple):
     """What a thread means for the core's structures, in the state it is in.
 
-    Attributes:
-        adds: what it brings into them.
-        forbids: what must not be in them: it would be sampled, or would steer code that has a secret in reach.
-        leak: a leak that needs no structure, empty if none.
+    :ivar adds: What it brings into them.
+    :ivar forbids: What must not be in them: it would be sampled, or would steer code that has a secret in reach.
+    :ivar leak: A leak that needs no structure, empty if none.
     """
 
     adds: int = 0

@@ -45,6 +45,8 @@ ASSUMED_OF_THE_KERNEL: tuple[str, ...] = (
 )
 T1 = "untrusted code never observes what depends on a secret"
 NO_DEADLOCK = "no thread waits for its sibling for ever"
+EXPLORE, INDUCTION = "explore", "induction"
+"""The methods."""
 NO_MUTUAL_WAIT = "two threads never wait for one another, and who is waited for has been interrupted"
 RETRY_ENDS = "no rule of the API is broken, and an access that faulted does not fault again"
 T3 = "no more flushes than the blanket mitigation's, but for exits inside nested handlers"
@@ -72,27 +74,26 @@ class Property:
 class Verification:
     """A verdict, and what it rests on.
 
-    Attributes:
-        mitigation: `asi` or `blanket`.
-        mutant: what was changed, None if nothing.
-        variant: what was changed besides, before: the alternative of which it is a mutant.
-        threads: hardware threads.
-        nesting: handlers inside one another, on each thread.
-        classes: the classes of untrusted domains.
-        attacker: what the attacker can do.
-        method: `explore` or `induction`.
-        verdict: whether all properties hold.
-        states: states that were reached.
-        transitions: steps between them.
-        seconds: how long it took.
-        properties: each property's own verdict.
-        counterexample: the shortest way to break one.
-        machine: what became of the counterexample on the machine; None if there is none, or that was not asked for.
-        reason: why a verdict is UNKNOWN.
-        assumptions: what was taken for granted.
-        not_proved: what the verdict does not say.
-        obligations: of an induction: questions that were put to the solver.
-        invariant: of an induction: name and sentence of each clause.
+    :ivar mitigation: `asi` or `blanket`.
+    :ivar mutant: What was changed, None if nothing.
+    :ivar variant: What was changed besides, before: the alternative of which it is a mutant.
+    :ivar threads: Hardware threads.
+    :ivar nesting: Handlers inside one another, on each thread.
+    :ivar classes: The classes of untrusted domains.
+    :ivar attacker: What the attacker can do.
+    :ivar method: `explore` or `induction`.
+    :ivar verdict: Whether all properties hold.
+    :ivar states: States that were reached.
+    :ivar transitions: Steps between them.
+    :ivar seconds: How long it took.
+    :ivar properties: Each property's own verdict.
+    :ivar counterexample: The shortest way to break one.
+    :ivar machine: What became of the counterexample on the machine; None if there is none, or that was not asked for.
+    :ivar reason: Why a verdict is UNKNOWN.
+    :ivar assumptions: What was taken for granted.
+    :ivar not_proved: What the verdict does not say.
+    :ivar obligations: Of an induction: questions that were put to the solver.
+    :ivar invariant: Of an induction: name and sentence of each clause.
     """
 
     mitigation: str
@@ -202,7 +203,7 @@ def verify(
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
 
     changed = world if mutant is None else mutant.edit(mutant.base(world))
-    blank = _blank(changed, mutant, "explore")
+    blank = _blank(changed, mutant, EXPLORE)
     began = time.perf_counter()
     try:
         explored = explore(changed, progress=progress)
@@ -225,6 +226,15 @@ def verify(
     )
 
 
+def method_for(world: World, mutant: Mutant | None = None) -> str:
+    """Return the method that a model is fit for: exploration, but where there are more states than can be explored.
+
+    A mutant's shortest way to a leak is found long before that.
+    """
+    too_large = world.threads > 1 and world.nesting > 1
+    return INDUCTION if too_large and mutant is None else EXPLORE
+
+
 def _costs_hold(world: World) -> bool | None:
     """Return whether T3 holds; None with deeper nesting, where the account makes too many states."""
     from asikit.proofs.explore import explore  # noqa: PLC0415  (numba is slow to import)
@@ -233,7 +243,7 @@ def _costs_hold(world: World) -> bool | None:
 
 
 def prove(world: World, mutant: Mutant | None = None, *, smtlib: TextIO | None = None) -> Verification:
-    """Prove a model, or a mutant of it, by induction: for schedules of any length, with handlers one deep.
+    """Prove a model, or a mutant of it, by induction: for schedules of any length.
 
     What cannot be proved so is UNKNOWN, not refuted: the invariant may be too weak for it.
 
@@ -252,7 +262,7 @@ def prove(world: World, mutant: Mutant | None = None, *, smtlib: TextIO | None =
     proved = None if failed is not None else True
     reason = "" if failed is None else f"{failed.obligation} does not keep `{failed.clause}`: {failed.example}"
     return replace(
-        _blank(changed, mutant, "induction"),
+        _blank(changed, mutant, INDUCTION),
         verdict=Verdict.PROVED if proved else Verdict.UNKNOWN,
         seconds=time.perf_counter() - began,
         properties=(

@@ -18,26 +18,25 @@ VULNERABLE = frozenset({CpuBug.L1TF, CpuBug.MDS})
 class ProtocolConfig:
     """Everything that the transitions depend on; every field has the published behaviour as default, or says not.
 
-    Attributes:
-        asi: ASI on. Off, a transition asks for nothing (`asi=off`), but for what `blanket` or `pti` ask.
-        blanket: the blanket mitigation instead of ASI: predictors flushed at each entry from untrusted code, data at
-            each return; needs `smt=False`, and is complete only with `pti=True`.
-        classes: the classes of untrusted domains that ASI handles.
-        policies: taint policies by class; a class without one here gets `default_policy()`.
-        features: CPU features.
-        bugs: CPU vulnerabilities. The default is a generic vulnerable CPU, so that data flushes exist to be counted.
-        rsb_fill: a control flush also fills the return stack buffer.
-        smt: two hyperthreads run on the core, so the sibling is stunned while this one is unrestricted.
-        pti: user mode runs on page tables of its own. With ASI this is not published (the RFCs turn PTI off).
-        noflush: TLB entries survive transitions, kept right by generation counters (RFC of 2022); the RFCs since
-            discard them at each CR3 write.
-        exit_on_context_switch: every context switch exits (RFC v2); else only one that changes the mm.
-        exit_on_tlb_flush: the TLB flushes that exit first. The published code exits in `native_flush_tlb_local()`, in
-            a full flush of user addresses. Not asked with `noflush`.
-        kvm_protects_user_data: the guest may not sample its own VMM process (`USER_DATA` in KVM's policy).
-        kvm_exit_on_user_return: the prototype's `asi_exit` at the end of the KVM_RUN ioctl.
-        flush_data_on_exit: experiment, one more data flush on the way to unrestricted, against injection of values.
-        max_nest_depth: nested entries beyond this raise; real stacks end long before.
+    :ivar asi: ASI on. Off, a transition asks for nothing (`asi=off`), but for what `blanket` or `pti` ask.
+    :ivar blanket: The blanket mitigation instead of ASI: predictors flushed at each entry from untrusted code, data at
+        each return; needs `smt=False`, and is complete only with `pti=True`.
+    :ivar classes: The classes of untrusted domains that ASI handles.
+    :ivar policies: Taint policies by class; a class without one here gets `default_policy()`.
+    :ivar features: CPU features.
+    :ivar bugs: CPU vulnerabilities. The default is a generic vulnerable CPU, so that data flushes exist to be counted.
+    :ivar rsb_fill: A control flush also fills the return stack buffer.
+    :ivar smt: Two hyperthreads run on the core, so the sibling is stunned while this one is unrestricted.
+    :ivar pti: User mode runs on page tables of its own. With ASI this is not published (the RFCs turn PTI off).
+    :ivar noflush: TLB entries survive transitions, kept right by generation counters (RFC of 2022); the RFCs since
+        discard them at each CR3 write.
+    :ivar exit_on_context_switch: Every context switch exits (RFC v2); else only one that changes the mm.
+    :ivar exit_on_tlb_flush: The TLB flushes that exit first. The published code exits in `native_flush_tlb_local()`, in
+        a full flush of user addresses. Not asked with `noflush`.
+    :ivar kvm_protects_user_data: The guest may not sample its own VMM process (`USER_DATA` in KVM's policy).
+    :ivar kvm_exit_on_user_return: The prototype's `asi_exit` at the end of the KVM_RUN ioctl.
+    :ivar flush_data_on_exit: Experiment, one more data flush on the way to unrestricted, against injection of values.
+    :ivar max_nest_depth: Nested entries beyond this raise; real stacks end long before.
     """
 
     asi: bool = True

@@ -76,15 +76,14 @@ class Primitive:
 
     Without `feature`, `option` and `bugs` it is always a part of its flush; each that is given is a condition.
 
-    Attributes:
-        kind: the effect.
-        side: the flush that it is a part of.
-        words: what a report calls many of them.
-        channel: what it empties, as the proofs see it: one structure.
-        empties: the structures of a CPU model that those are, by name, and what each is called in a sentence.
-        feature: the CPU feature that it takes.
-        option: the field of `ProtocolConfig` that turns it off.
-        bugs: the vulnerabilities that call for it, any of them.
+    :ivar kind: The effect.
+    :ivar side: The flush that it is a part of.
+    :ivar words: What a report calls many of them.
+    :ivar channel: What it empties, as the proofs see it: one structure.
+    :ivar empties: The structures of a CPU model that those are, by name, and what each is called in a sentence.
+    :ivar feature: The CPU feature that it takes.
+    :ivar option: The field of `ProtocolConfig` that turns it off.
+    :ivar bugs: The vulnerabilities that call for it, any of them.
     """
 
     kind: EffectKind

@@ -64,6 +64,7 @@ LEAVE_USER_HALF = MicroOp(
 )
 ENTER_USER_HALF = MicroOp(
     name="enter_user_half",
+    role=Role.ENTER_USER_HALF,
     why="PTI: the same address space, its user half",
     sets=(Assign(USER_CR3, Const(1)),),
     asks=Request(EffectKind.WRITE_CR3, CR3, noflush=True, user_half=True),
@@ -87,7 +88,7 @@ _FLUSHES_OF_THE_KERNEL = (
     (Happening.TLB_FLUSH_USER_RANGE, "INVLPG in the PCID of CR3; other PCIDs are flushed whenever they are loaded."),
     (
         Happening.TLB_FLUSH_KERNEL_RANGE,
-        "The same; with no page global, the ASIDs of other mms are marked, to be flushed when they are loaded.",
+        "INVLPG for each page; no page is global, so ASIDs of other mms are marked, to be flushed when loaded.",
     ),
 )
 """The flushes of a kernel whose CR3 writes keep no entries, and what makes each of them right."""

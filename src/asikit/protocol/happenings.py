@@ -98,10 +98,9 @@ TLB_FLUSHES = (
 class Outcome:
     """What a happening leads to.
 
-    Attributes:
-        state: the state after it.
-        effects: everything asked of the hardware, in order.
-        exit_reason: why the restricted address space was left, None if it was not.
+    :ivar state: The state after it.
+    :ivar effects: Everything asked of the hardware, in order.
+    :ivar exit_reason: Why the restricted address space was left, None if it was not.
     """
 
     state: State

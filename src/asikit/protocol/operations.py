@@ -65,19 +65,18 @@ class Requirement:
 class MicroOp:
     """One indivisible step of a transition.
 
-    Attributes:
-        name: unique in its transition.
-        why: one line for readers.
-        role: what it is for, if code asks for it.
-        when: guard; if false the step does nothing.
-        requires: rules of the API; broken ones raise.
-        waits: guard; until it is true the thread stays here, with interrupts on.
-        sets: assignments to the state.
-        asks: the hardware effect.
-        jump: the name of a later step of the same transition (or END) to go on with, when `when` is true.
-        call: the name of a transition to run here; then only `when` and `reason` count besides.
-        reason: of a call of `asi_exit`: the reason to account it to.
-        leaves: the step that leaves the restricted address space: exits are counted here.
+    :ivar name: Unique in its transition.
+    :ivar why: One line for readers.
+    :ivar role: What it is for, if code asks for it.
+    :ivar when: Guard; if false the step does nothing.
+    :ivar requires: Rules of the API; broken ones raise.
+    :ivar waits: Guard; until it is true the thread stays here, with interrupts on.
+    :ivar sets: Assignments to the state.
+    :ivar asks: The hardware effect.
+    :ivar jump: The name of a later step of the same transition (or END) to go on with, when `when` is true.
+    :ivar call: The name of a transition to run here; then only `when` and `reason` count besides.
+    :ivar reason: Of a call of `asi_exit`: the reason to account it to.
+    :ivar leaves: The step that leaves the restricted address space: exits are counted here.
     """
 
     name: str

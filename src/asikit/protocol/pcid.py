@@ -26,9 +26,8 @@ DYNAMIC_ASIDS = 6
 class PcidLayout:
     """Where the bits of a PCID go.
 
-    Attributes:
-        pti: bit 11 is the user half's, `X86_CR3_PTI_PCID_USER_BIT`.
-        class_bits: bits for the class, `X86_CR3_ASI_PCID_BITS`; directly below PTI's bit, or at the top without it.
+    :ivar pti: Bit 11 is the user half's, `X86_CR3_PTI_PCID_USER_BIT`.
+    :ivar class_bits: Bits for the class, `X86_CR3_ASI_PCID_BITS`; directly below PTI's bit, or at the top without it.
     """
 
     pti: bool = False

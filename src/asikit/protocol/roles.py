@@ -64,6 +64,12 @@ class Role(Enum):
     SQUASH_DATA = "what the old mm left becomes what another mm left: data"
     WALK = "a page fault looks whether the access is possible now"
 
+    ENTER_USER_HALF = "goes to the page tables' user half"
+
+    PREPARE_LOAD = "finds out whether a write of CR3 may keep TLB entries"
+    LOAD_KEEPING = "writes CR3, and keeps TLB entries"
+    LOADED = "a write of CR3 that kept no TLB entries is over"
+    OUTDATE_TLB = "counts a generation of address spaces"
     NOTE_TLB_GEN = "reads the generation that the coming flush is for"
     RECORD_TLB_GEN = "notes the generation as seen"
     FLUSH_DOMAIN = "flushes the domain's TLB entries"

@@ -14,16 +14,15 @@ from asikit.protocol.taints import NO_TAINT, Taint
 class CpuState(NamedTuple):
     """Per-CPU state: stays with the hardware thread when tasks come and go.
 
-    Attributes:
-        curr_asi: the domain (a `Space`) whose restricted address space this CPU is in, or about to be in; 0 is none.
-        taints: what may linger in the microarchitecture (a `Taint`), `asi_taints`.
-        cr3: the address space (a `Space`) that CR3 selects.
-        user_cr3: CR3 selects the user half of it (PTI).
-        tlb_stale: bit n set when the TLB may hold outdated entries of `Space` n of the loaded mm: the generation last
-            seen by this CPU is not the current one. Whoever increments a generation sets it, on every CPU.
-        tlb_read: bit n set while the generation of `Space` n that this CPU has read, and is flushing for, is still the
-            current one. Whoever increments a generation clears it, on every CPU.
-        preemptible: preemption is on. Set by the kernel around its calls; entry code runs with 0.
+    :ivar curr_asi: The domain (a `Space`) whose restricted address space this CPU is in, or about to be in; 0 is none.
+    :ivar taints: What may linger in the microarchitecture (a `Taint`), `asi_taints`.
+    :ivar cr3: The address space (a `Space`) that CR3 selects.
+    :ivar user_cr3: CR3 selects the user half of it (PTI).
+    :ivar tlb_stale: Bit n set when the TLB may hold outdated entries of `Space` n of the loaded mm: the generation last
+        seen by this CPU is not the current one. Whoever increments a generation sets it, on every CPU.
+    :ivar tlb_read: Bit n set while the generation of `Space` n that this CPU has read, and is flushing for, is still
+        the current one. Whoever increments a generation clears it, on every CPU.
+    :ivar preemptible: Preemption is on. Set by the kernel around its calls; entry code runs with 0.
     """
 
     curr_asi: int = int(NO_DOMAIN)
@@ -38,9 +37,8 @@ class CpuState(NamedTuple):
 class TaskState(NamedTuple):
     """Per-task state, `thread.asi_state`: goes with the task.
 
-    Attributes:
-        target: the domain (a `Space`) to be restored before the task's untrusted code goes on; 0 when relaxed.
-        intr_nest_depth: handlers open inside the critical section.
+    :ivar target: The domain (a `Space`) to be restored before the task's untrusted code goes on; 0 when relaxed.
+    :ivar intr_nest_depth: Handlers open inside the critical section.
     """
 
     target: int = int(NO_DOMAIN)
@@ -50,10 +48,9 @@ class TaskState(NamedTuple):
 class Mailbox(NamedTuple):
     """A hardware thread's words that its sibling reads or writes.
 
-    Attributes:
-        stunned: written by the sibling: no untrusted code may run here.
-        untrusted: untrusted code runs here, or the last check before it is passed.
-        stun_ipi: the sibling's interrupt is on its way.
+    :ivar stunned: Written by the sibling: no untrusted code may run here.
+    :ivar untrusted: Untrusted code runs here, or the last check before it is passed.
+    :ivar stun_ipi: The sibling's interrupt is on its way.
     """
 
     stunned: int = 0

@@ -259,11 +259,13 @@ def _write_cr3(
     return (
         MicroOp(
             name="barrier",
+            role=Role.PREPARE_LOAD,
             why="curr_asi is seen by others before generations are read here: a flusher either sees us or is seen",
             asks=Request(EffectKind.BARRIER),
         ),
         MicroOp(
             name="read_tlb_gen",
+            role=Role.PREPARE_LOAD,
             why="no flush if this CPU has seen the current generation of that address space",
             when=~TLB_STALE.has(Bit(space)),
             jump="write_cr3_noflush",
@@ -271,9 +273,10 @@ def _write_cr3(
         note_tlb_gen(space),
         write,
         record_tlb_gen(space),
-        MicroOp(name="written", jump=then),
+        MicroOp(name="written", role=Role.LOADED, jump=then),
         MicroOp(
             name="write_cr3_noflush",
+            role=Role.LOAD_KEEPING,
             why="the address space changes here, and its TLB entries stay",
             sets=load,
             asks=Request(EffectKind.WRITE_CR3, space, noflush=True),
@@ -309,6 +312,7 @@ def outdate_tlb(spaces: Const, why: str) -> MicroOp:
     """Return the step that counts a generation of address spaces (bits)."""
     return MicroOp(
         name="outdate",
+        role=Role.OUTDATE_TLB,
         why=why,
         sets=(Assign(TLB_STALE, TLB_STALE | spaces), Assign(TLB_READ, TLB_READ.clear(spaces))),
     )

@@ -43,10 +43,9 @@ OWN_MM_MASK = Taint.USER_DATA | Taint.GUEST_DATA | Taint.USER_CONTROL | Taint.GU
 class TaintPolicy:
     """What a class fears and what it leaves behind, `struct asi_taint_policy`.
 
-    Attributes:
-        prevent_control: entering with any of these flushes the branch predictors first.
-        protect_data: entering with any of these flushes the data side channels afterwards.
-        set: the taints that running the domain's untrusted code leaves.
+    :ivar prevent_control: Entering with any of these flushes the branch predictors first.
+    :ivar protect_data: Entering with any of these flushes the data side channels afterwards.
+    :ivar set: The taints that running the domain's untrusted code leaves.
     """
 
     prevent_control: Taint

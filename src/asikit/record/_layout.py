@@ -81,7 +81,7 @@ class KernelLayout:
     :ivar percpu: For each CPU the range of virtual addresses of its part of the first per-CPU chunk.
     :ivar gfp_flags: Names and bit masks of the allocation flags.
     :ivar syscalls: What the kernel calls the functions that serve each number.
-    :ivar vectors: The same of interrupt and exception vectors.
+    :ivar vectors: What the kernel calls the functions that serve each interrupt and exception vector.
     :ivar root_is_tmpfs: Whether the initramfs was unpacked into tmpfs; else it is ramfs.
     :ivar forms: In which form the kernel has what has had several, for people.
     :ivar missing: What the kernel does not have, and what is lost by that.

@@ -139,7 +139,7 @@ class RecordingStatus:
             self.told(stage)
 
 
-def record(  # noqa: PLR0913  (each named at the call)
+def record(
     recording: Recording,
     trace: Path,
     *,
@@ -212,7 +212,7 @@ def run_unrecorded(recording: Recording, *, say: Callable[[str], None], streams:
             raise RecordError(f"the guest's kernel panicked: {guest.panic()}")
 
 
-def _guest(  # noqa: PLR0913  (each named at the call)
+def _guest(
     recording: Recording,
     stack: ExitStack,
     streams: Streams,
@@ -318,7 +318,9 @@ def _outcome(guest: RunningGuest, recording: Recording, *, ended: bool) -> int:
         raise RecordError(f"the guest's kernel panicked: {panic}{advice}")
     status = guest.handed_over("status")
     if qemu_status and recording.cpu is not None and not guest.console:
-        raise RecordError(f"--cpu {recording.cpu}: {guest.qemu_error()}; what there is: qemu-system-x86_64 -cpu help")
+        raise RecordError.usage(
+            f"--cpu {recording.cpu}: {guest.qemu_error()}; what there is: qemu-system-x86_64 -cpu help"
+        )
     if status is None or not ended:
         cause = f"QEMU: {guest.qemu_error()}" if qemu_status else "it was powered off or reset from inside"
         raise RecordError(f"the guest ended before the workload did; {cause}")

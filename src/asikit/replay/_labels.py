@@ -18,7 +18,7 @@ _TASK_SWITCH, _MM_SWITCH = int(EventKind.TASK_SWITCH), int(EventKind.MM_SWITCH)
 
 
 @jit
-def label_events(  # noqa: PLR0913, PLR0917  (one loop, compiled as one function)
+def label_events(  # noqa: PLR0917  (one loop, compiled as one function)
     first: int,
     cpu: Array,
     kind: Array,

@@ -143,7 +143,7 @@ class Exits(NamedTuple):
 
 
 @jit
-def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0913, PLR0915, PLR0917 - one loop, compiled as one function
+def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0915, PLR0917 - one loop, compiled as one function
     start: int,
     events: Events,
     answers: Answers,

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from asikit.errors import nearest
-from asikit.protocol import CpuBug, CpuFeature, Mapped
-from asikit.replay._policy_schema import INHERITED, check
+from asikit.documents import INHERITED, SUFFIX, Document, Shelf
 from asikit.replay.errors import PolicyError
-from asikit.replay.policy import (
-    DEFAULT_REGIONS,
-    ExitOn,
-    MechanismKind,
-    Policy,
-    PolicyCpu,
-    PolicyEphmap,
-    PolicyMechanism,
-    PolicyMemory,
-    Rules,
-    Sensitivity,
-    TouchKind,
-)
-from asikit.trace import Region, TlbFlush
+from asikit.replay.policy import DEFAULT_REGIONS, Policy
+from asikit.trace import Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from importlib.resources.abc import Traversable
+    from pathlib import Path
+
+    from asikit.protocol import Mapped
+    from asikit.replay.policy import TouchKind
 
 __all__ = ["load_policy", "shipped_policies"]
 
-_SUFFIX = ".toml"
+_SHELF = Shelf("policies", Policy, PolicyError, "policy", inherits=True)
 
 
 def shipped_policies() -> tuple[str, ...]:
     """Return the names of the policies that come with the package, sorted."""
-    return tuple(sorted(item.name.removesuffix(_SUFFIX) for item in _folder().iterdir() if item.name.endswith(_SUFFIX)))
+    return _SHELF.names()
 
 
 def load_policy(name_or_file: str | Path) -> Policy:
@@ -49,72 +35,46 @@ def load_policy(name_or_file: str | Path) -> Policy:
     :raises PolicyError: No such policy, a file that is not TOML, a key that no policy has, a value that its key
         cannot have, or files that inherit from each other.
     """
-    text = str(name_or_file)
-    source: Traversable = Path(text) if text.endswith(_SUFFIX) else _shipped(text)
+    document = _SHELF.read(name_or_file)
     given: set[tuple[str, str]] = set()
-    policy = _build(source, _inherited(source, given, seen=()))
-    return replace(policy, shipped_names=frozenset(policy.names()) - given)
+    table = _inherited(document, given, seen=())
+    policy = _SHELF.made(document, table)
+    return replace(policy, regions=_regions(policy.regions), shipped_names=frozenset(policy.names()) - given)
 
 
-def _folder() -> Traversable:
-    return files("asikit") / "data" / "policies"
-
-
-def _shipped(name: str) -> Traversable:
-    known = shipped_policies()
-    if name not in known:
-        near = nearest(name, known)
-        raise PolicyError(
-            f'no policy "{name}"{near} (shipped: {", ".join(known)}; a file of your own ends in {_SUFFIX})'
-        )
-    return _folder() / f"{name}{_SUFFIX}"
-
-
-def _read(source: Traversable) -> dict[str, Any]:
-    shown = _shown(source)
-    try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"{shown}: not a TOML file: {error}") from error
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{shown}: not a TOML file: it is not UTF-8 text") from error
-    except OSError as error:
-        raise PolicyError(f"{shown}: cannot read the policy: {error.strerror}") from error
-    return check(document, shown)
-
-
-def _is_shipped(source: Traversable) -> bool:
-    return str(source).startswith(str(_folder()))
-
-
-def _shown(source: Traversable) -> str:
-    return source.name if _is_shipped(source) else str(source)
-
-
-def _inherited(source: Traversable, given: set[tuple[str, str]], *, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Read a file and lay it over the file that it inherits from.
+def _inherited(document: Document, given: set[tuple[str, str]], *, seen: tuple[str, ...]) -> Mapping[str, Any]:
+    """Lay a file over the one that it inherits from.
 
     :param given: Gets what the user's own files have in lists: key and name.
     """
-    identity = str(source.resolve()) if isinstance(source, Path) else str(source)
-    if identity in seen:
-        raise PolicyError(f"{_shown(source)}: inherits: the files inherit from each other; break the circle")
-    document = _read(source)
-    if not _is_shipped(source):
-        given.update(_listed(document))
-    parent_name = document.pop("inherits", None)
-    if parent_name is None:
-        return _merge({}, document)
-    if parent_name.endswith(_SUFFIX):
-        parent: Traversable = (source.parent if isinstance(source, Path) else Path()) / parent_name
-        if not parent.is_file():
-            raise PolicyError(f"{_shown(source)}: inherits: there is no file {parent}")
-    else:
+    if document.folder is not None:
+        given.update(_listed(document.table))
+    parent = document.table.get("inherits")
+    below = {} if parent is None else _inherited(_parent(document, parent, seen), given, seen=_with(document, seen))
+    return _merge(below, document.table)
+
+
+def _with(document: Document, seen: tuple[str, ...]) -> tuple[str, ...]:
+    return (*seen, document.identity)
+
+
+def _parent(document: Document, name: str, seen: tuple[str, ...]) -> Document:
+    """Read the file that a document inherits from."""
+    place = document.place.inside("inherits")
+    where: str | Path = name
+    if name.endswith(SUFFIX):
+        where = name if document.folder is None else document.folder / name
+        if document.folder is None or not (document.folder / name).is_file():
+            raise place.fault(f"there is no file {where}")
+    elif name not in _SHELF.names():
         try:
-            parent = _shipped(parent_name)
+            return _SHELF.read(name)
         except PolicyError as error:
-            raise PolicyError(f"{_shown(source)}: inherits: {error}") from error
-    return _merge(_inherited(parent, given, seen=(*seen, identity)), document)
+            raise place.fault(str(error)) from error
+    parent = _SHELF.read(where)
+    if parent.identity in _with(document, seen):
+        raise place.fault("the files inherit from each other; break the circle")
+    return parent
 
 
 def _listed(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -141,59 +101,13 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _build(source: Traversable, document: Mapping[str, Any]) -> Policy:
-    memory = document.get("memory", {})
-    ephmap = document.get("ephmap", {})
-    return Policy(
-        name=source.name.removesuffix(_SUFFIX),
-        file=_shown(source),
-        title=document.get("title", ""),
-        mechanism=_mechanism(document.get("mechanism", {})),
-        cpu=_cpu(document.get("cpu", {})),
-        memory=PolicyMemory(
-            default=Sensitivity(memory.get("default", Sensitivity.NONSENSITIVE)),
-            sensitive=_rules(memory.get("sensitive", {})),
-            nonsensitive=_rules(memory.get("nonsensitive", {})),
-        ),
-        regions=_regions(document.get("regions", {})),
-        ephmap=PolicyEphmap(
-            kinds=tuple(ephmap.get("kinds", ())),
-            access=tuple(TouchKind(item) for item in ephmap.get("access", PolicyEphmap().access)),
-            functions=tuple(ephmap.get("functions", ())),
-        ),
-    )
-
-
-def _mechanism(table: Mapping[str, Any]) -> PolicyMechanism:
-    named: dict[str, Any] = {
-        "kind": MechanismKind,
-        "exit_on": ExitOn,
-        "exit_on_tlb_flush": lambda words: tuple(TlbFlush[word.upper()] for word in words),
-    }
-    return PolicyMechanism(**{key: named[key](value) if key in named else value for key, value in table.items()})
-
-
-def _cpu(table: Mapping[str, Any]) -> PolicyCpu:
-    base = PolicyCpu()
-    return PolicyCpu(
-        features=tuple(CpuFeature(name) for name in table.get("features", base.features)),
-        bugs=tuple(CpuBug(name) for name in table.get("bugs", base.bugs)),
-        rsb_fill=table.get("rsb_fill", base.rsb_fill),
-    )
-
-
-def _rules(table: Mapping[str, list[str]]) -> Rules:
-    return Rules(**{key: tuple(names) for key, names in table.items()})
-
-
-def _regions(table: Mapping[str, Mapping[str, str]]) -> Mapping[Region, Mapping[TouchKind, Mapped]]:
+def _regions(given: Mapping[Region, Mapping[TouchKind, Mapped]]) -> Mapping[Region, Mapping[TouchKind, Mapped]]:
+    """Return every region, spelled out for each access."""
     # BPF programs are text in the modules' part of the address space; a policy about that is about them too.
-    table = {Region.BPF: table.get(Region.MODULES, {}), **table}
+    given = {Region.BPF: given.get(Region.MODULES, {}), **given}
     return MappingProxyType(
         {
-            region: MappingProxyType(
-                {access: Mapped(table.get(region, {}).get(access, default)) for access, default in defaults.items()}
-            )
+            region: MappingProxyType({**defaults, **given.get(region, {})})
             for region, defaults in DEFAULT_REGIONS.items()
         }
     )

@@ -86,7 +86,7 @@ class SiteTable:
 
 
 @jit
-def _identify(  # noqa: PLR0913, PLR0917  (columns)
+def _identify(  # noqa: PLR0917  (columns)
     kind: Bytes, arg: Words, stack: Words, groups: Words, events: Rows, transitions: Rows
 ) -> tuple[Numbers, Numbers]:
     """Return where and how of exits. Apart from the counting, so that the processor can fetch many rows at once."""

@@ -1,17 +1,22 @@
-"""A sensitivity policy: which memory the restricted address space lacks, and which mechanism guards it."""
+"""A sensitivity policy: which memory the restricted address space lacks, and which mechanism guards it.
+
+The fields of these classes are the keys of a policy file (``docs/policies.md``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from asikit.documents import FILLED, Short
 from asikit.protocol import CpuBug, CpuFeature, Mapped
-from asikit.trace import Region, TlbFlush
+from asikit.trace import PageKind, Region, TlbFlush
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 __all__ = [
     "ACCESSES",
@@ -74,9 +79,9 @@ class Rules:
 
     gfp: tuple[str, ...] = ()
     """Names of gfp flags: an allocation matches if it has all bits of one of them."""
-    unrecorded_kinds: tuple[str, ...] = ()
+    unrecorded_kinds: tuple[PageKind, ...] = ()
     """Kinds of pages allocated before the recording began, whose gfp flags nobody knows."""
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[PageKind, ...] = ()
     allocated_by: tuple[str, ...] = ()
     """Globs over the function that allocated the page (as in the causes of the output)."""
     caches: tuple[str, ...] = ()
@@ -96,7 +101,7 @@ class PolicyMemory:
 class PolicyEphmap:
     """Pages reached through an ephemeral per-CPU mapping, instead of an exit."""
 
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[PageKind, ...] = ()
     access: tuple[TouchKind, ...] = (TouchKind.READ,)
     functions: tuple[str, ...] = ()
     """Globs over the accessing function; empty for all functions."""
@@ -113,13 +118,21 @@ class PolicyCpu:
     """A predictor flush also fills the return stack buffer."""
 
 
+_PUBLISHED_FLUSHES = (TlbFlush.USER,)
+
+
+def _flushes(exits: bool) -> list[str]:  # noqa: FBT001 - a value of a file
+    """Return the list that ``true``, for what the published code does, or ``false`` stands for."""
+    return [flush.word for flush in _PUBLISHED_FLUSHES] if exits else []
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyMechanism:
     """Which mechanism guards the kernel, in which variant."""
 
     kind: MechanismKind = MechanismKind.ASI
     exit_on: ExitOn = ExitOn.CONTEXT_SWITCH
-    exit_on_tlb_flush: tuple[TlbFlush, ...] = (TlbFlush.USER,)
+    exit_on_tlb_flush: Annotated[tuple[TlbFlush, ...], Short(bool, _flushes)] = _PUBLISHED_FLUSHES
     """The kernel's TLB flushes that exit first: published is a full one of user addresses (``native_flush_tlb_local``).
     """
     kvm_protects_user_data: bool = True
@@ -132,6 +145,14 @@ class PolicyMechanism:
     """CR3 writes keep the TLB entries of an up-to-date address space (bit 63 of the CR3 operand)."""
     smt: bool = False
     """The core has a sibling thread, which an exit must stun."""
+
+
+def _every_access(mapped: str) -> dict[str, str]:
+    """Return the table that one word stands for."""
+    return dict.fromkeys(ACCESSES, mapped)
+
+
+_ByAccess = Annotated[Mapping[TouchKind, Mapped], Short(Mapped, _every_access)]
 
 
 DEFAULT_REGIONS: Mapping[Region, Mapping[TouchKind, Mapped]] = MappingProxyType(
@@ -152,17 +173,19 @@ DEFAULT_REGIONS: Mapping[Region, Mapping[TouchKind, Mapped]] = MappingProxyType(
 class Policy:
     """A sensitivity policy."""
 
-    name: str
+    name: Annotated[str, FILLED]
     title: str = ""
     """One line for tables and lists."""
-    file: str = field(default="", compare=False)
+    inherits: str = field(default="", compare=False)
+    """The policy that the file is laid over: a name, or a file."""
+    file: Annotated[str, FILLED] = field(default="", compare=False)
     """Where it was read, for messages."""
     mechanism: PolicyMechanism = field(default_factory=PolicyMechanism)
     cpu: PolicyCpu = field(default_factory=PolicyCpu)
     memory: PolicyMemory = field(default_factory=PolicyMemory)
-    regions: Mapping[Region, Mapping[TouchKind, Mapped]] = field(default_factory=lambda: DEFAULT_REGIONS)
+    regions: Mapping[Region, _ByAccess] = field(default_factory=lambda: DEFAULT_REGIONS)
     ephmap: PolicyEphmap = field(default_factory=PolicyEphmap)
-    shipped_names: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
+    shipped_names: Annotated[frozenset[tuple[str, str]], FILLED] = field(default=frozenset(), compare=False)
     """Of :meth:`names`, those that a policy of ours gives: they are about all kernels and workloads, so that nobody is
     warned of one that a recording lacks."""
 

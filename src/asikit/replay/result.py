@@ -102,7 +102,7 @@ class ReplayResult:
     :ivar events: Events in the recording.
     :ivar round_trips: Entries from a protected-from domain to the CPU's next return to an untrusted domain.
     :ivar round_trips_without_exit: Those that ran in the restricted address space to their end.
-    :ivar unprotected_round_trips: The same from domains of other classes: ASI does nothing for them.
+    :ivar unprotected_round_trips: Round trips from domains of other classes: ASI does nothing for them.
     :ivar exits: Changes from the restricted to the unrestricted address space.
     :ivar exits_by_reason: Their number by reason; every reason has a key.
     :ivar flushes: Predictor and data flushes by kind; the kinds that the policy's processor needs have a key.

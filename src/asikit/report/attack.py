@@ -12,12 +12,12 @@ from asikit.attacks import (
     AttackVerdict,
     Vector,
     load_vulnerability,
-    mitigation,
-    mitigation_names,
     vulnerability_names,
 )
 from asikit.machine.x86 import load_cpu
+from asikit.mitigations import mitigation, mitigation_names
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
+from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,10 +70,12 @@ def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Span]:
 def attack_reason(finding: Finding) -> Report:
     """Return one cell's verdict and, step by step, how it came about."""
     cell = finding.cell
-    parts: list[Note | Section] = [
-        Note(load_vulnerability(cell.vulnerability).title),
-        Note(f"{cell.mitigation}: {mitigation(cell.mitigation).says}"),
-    ]
+    vulnerability = load_vulnerability(cell.vulnerability)
+    parts: list[Note | Section] = [Note(vulnerability.title)]
+    if vulnerability.source:
+        parts.append(Note(spelt_out(vulnerability.source), "source: "))
+        parts += [Note(known_sources()[key].line, "  ") for key in cited(vulnerability.source)]
+    parts.append(Note(f"{cell.mitigation}: {mitigation(cell.mitigation).says}"))
     if finding.way:
         parts.append(Note(f"mechanism: {finding.way}"))
     if finding.story:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from asikit.report.parts import PART_WORDS, rest_label
 from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
+from asikit.sources import known_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,11 @@ def _processor(result: CostResult, cpu: str, top: int) -> Section:
 
 def cost_sources(result: CostResult) -> Report:
     """Return every term of every row, and the source of every figure."""
-    return Report(tuple(_sources(row) for row in result.rows if row.terms))
+    keys = dict.fromkeys(key for row in result.rows for one in row.parameters.values() for key in one.cites)
+    known = known_sources()
+    used = tuple(Note(f"{known[key].short}: {known[key].line}", "  ") for key in keys)
+    terms = tuple(_sources(row) for row in result.rows if row.terms)
+    return Report((*terms, Section(used, "What was used")) if used else terms)
 
 
 def _sources(row: CostRow) -> Section:

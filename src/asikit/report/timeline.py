@@ -89,7 +89,7 @@ class Timeline(Observer):
         self._end(cpu, f"{'IRET' if by_iret else 'SYSRET'} to user mode")
 
     def vm_entry(self, cpu: int) -> None:
-        """The same, into a guest."""
+        """The round trip is over: the CPU goes into a guest."""
         self._end(cpu, "VM entry")
 
     def nested_entry(self, cpu: int, kind: str, number: int) -> None:

@@ -22,6 +22,11 @@ class TraceError(AsikitError):
         return cls(f"{name if name.isprintable() else ascii(name)}: {fault}")
 
     @classmethod
+    def no_trace(cls, folder: Path, fault: str) -> Self:
+        """Say that what was named as a trace is none: wrong usage."""
+        return cls.usage(str(cls.at(folder, fault)))
+
+    @classmethod
     def from_os_error(cls, file: Path | str, doing: str, error: OSError) -> Self:
         """Say which file could not be read or written, and the system's reason."""
         return cls.at(file, f"cannot be {doing}: {error.strerror or error}")

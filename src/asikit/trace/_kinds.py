@@ -79,7 +79,7 @@ class TlbFlush(IntEnum):
     USER = 0  # all user addresses of the loaded mm, by writing CR3
     KERNEL = 1  # all kernel addresses, or everything, by CR4 or INVPCID
     USER_RANGE = 2  # some pages at user addresses, each by INVLPG
-    KERNEL_RANGE = 3  # the same at kernel addresses
+    KERNEL_RANGE = 3  # some pages at kernel addresses, each by INVLPG
 
     @property
     def word(self) -> str:

@@ -53,9 +53,9 @@ class Trace:
         """
         folder = Path(path)
         if not folder.exists():
-            raise TraceError.at(folder, "does not exist")
+            raise TraceError.no_trace(folder, "does not exist")
         if not folder.is_dir():
-            raise TraceError.at(folder, "not a folder: a trace is a folder NAME.asitrace")
+            raise TraceError.no_trace(folder, "not a folder: a trace is a folder NAME.asitrace")
         try:
             trace = cls(folder, _meta.read(folder / _meta.META_FILE))
             trace._check_files()

@@ -182,7 +182,7 @@ def test_a_fault_removes_the_entry() -> None:
 
 
 def test_a_fault_of_two_pages_removes_the_entry() -> None:
-    """The same for a store that crosses pages, where the check comes first."""
+    """A store that crosses pages removes the entry too; the check comes first there."""
     on = cpu(size=4 << 30)
     mapped = tables(on)
     mapped.map(HERE, OLD)

@@ -109,7 +109,7 @@ def compare(unicorn: UnicornMmu, memory: PhysicalMemory, what: Case) -> Seen:
 @pytest.mark.parametrize(("levels", "cases"), [(4, CASES_4), (5, CASES_5)])
 def test_agrees(levels: int, cases: int) -> None:
     """Physical address, fault, faulting address, accessed and dirty flags agree on random tables and accesses."""
-    random = Random(levels)  # noqa: S311 - not for secrets
+    random = Random(levels)
     unicorn = UnicornMmu(la57=levels == 5)
     memory = PhysicalMemory(MEMORY_BYTES)
     reached = faults = 0

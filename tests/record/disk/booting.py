@@ -65,7 +65,7 @@ class _Guest(RunningGuest):
         return [*command, "-drive", self.server.drive, "-serial", f"file:{self.text}"]
 
 
-def boot(  # noqa: PLR0913  (each named at the call)
+def boot(
     kernel: Path,
     disk: HostDisk,
     folder: Path,

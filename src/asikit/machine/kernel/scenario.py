@@ -67,7 +67,7 @@ def load_scenario(path: Path) -> Scenario:
     try:
         source = path.read_bytes()
     except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ScenarioError.usage(f"{path}: cannot be read: {error.strerror}") from error
     try:
         code = compile(source, str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:

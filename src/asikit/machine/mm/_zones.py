@@ -82,7 +82,7 @@ class Zones:
             zone.watermark_low = zone.watermark_min + gap
             zone.watermark_high = zone.watermark_low + gap
 
-    def watermark_ok(  # noqa: PLR0913, PLR0917 - the kernel's own signature
+    def watermark_ok(  # noqa: PLR0917 - the kernel's own signature
         self, index: int, order: int, freetype: int, mark: int, highest: int, flags: int
     ) -> bool:
         """Whether a zone may give a block and keep its reserves: `__zone_watermark_ok()`."""

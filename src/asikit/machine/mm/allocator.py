@@ -68,7 +68,7 @@ class PageAllocator:
     :param dma32_end: The first frame of the NORMAL zone.
     """
 
-    def __init__(  # noqa: PLR0913 - the machine's parts and the configuration's choices
+    def __init__(
         self,
         access: KernelMemory,
         direct_map: DirectMap,
@@ -445,7 +445,7 @@ class PageAllocator:
                 zone.free_one_page(pfn, order)
 
     def drain_all_pages(self) -> None:
-        """The same for all CPUs, `drain_all_pages()`: their lists' locks are enough since 6.2, no CPU is asked."""
+        """Give what is on all CPUs' lists back to the zones: since 6.2 the lists' locks are enough, no CPU is asked."""
         for cpu in range(self.cpus):
             self.drain_pages(cpu)
 

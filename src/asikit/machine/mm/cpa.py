@@ -34,7 +34,7 @@ class ChangePageAttr:
     :param mapped: Whether a page frame is to be in the restricted address space (if it is in the other at all).
     """
 
-    def __init__(  # noqa: PLR0913 - a CPA's parts
+    def __init__(
         self,
         tables: PageTables,
         pgd: int,

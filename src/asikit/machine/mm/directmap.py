@@ -45,7 +45,7 @@ class DirectMap(SetMemory):
     :param pageblock_order: Below 9, the restricted map consists of 4 KiB pages.
     """
 
-    def __init__(  # noqa: PLR0913 - the machine's parts and the configuration's choices
+    def __init__(
         self,
         access: KernelMemory,
         layout: Layout,

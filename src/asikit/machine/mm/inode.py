@@ -22,7 +22,7 @@ class FileSystem:
 
     :ivar read_iter: Functions from `vfs_read` down to, not including, what loops over pages: the first is
         `f_op->read_iter`.
-    :ivar write_iter: The same of `f_op->write_iter` down to `generic_perform_write`.
+    :ivar write_iter: Functions from `f_op->write_iter` down to `generic_perform_write`.
     :ivar write_begin: `a_ops->write_begin`: finds or makes the page.
     :ivar gfp: `mapping_gfp_mask()` of its inodes.
     """

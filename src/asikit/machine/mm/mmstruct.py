@@ -180,7 +180,7 @@ class MmStruct:
     # System calls
 
     @kernel_function("do_mmap")
-    def mmap(  # noqa: PLR0913 - mmap(2) has six parameters
+    def mmap(
         self,
         length: int,
         prot: Prot,
@@ -324,7 +324,7 @@ class MmStruct:
         if page_align(length) > DEFAULT_MAP_WINDOW:
             raise OutOfMemoryError(f"no address space for {length:#x} bytes")
 
-    def _new_area(  # noqa: PLR0913, PLR0917 - the parameters of mmap(2)
+    def _new_area(  # noqa: PLR0917 - the parameters of mmap(2)
         self, address: int, length: int, prot: Prot, flags: MapFlags, file: Inode | None, offset: int
     ) -> Vma:
         vm_flags = VmFlags(int(prot)) & VmFlags.ACCESS

@@ -119,7 +119,7 @@ class PageCache:
                     raise UserCopyError(uaddr)
             return done
 
-    def _read_page(  # noqa: PLR0913, PLR0917 - what copy_page_to_iter needs, and the file
+    def _read_page(  # noqa: PLR0917 - what copy_page_to_iter needs, and the file
         self, inode: Inode, index: int, offset: int, size: int, uaddr: int, copy_to_user: CopyToUser
     ) -> int:
         pfn = inode.pages.get(index)

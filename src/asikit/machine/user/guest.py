@@ -116,7 +116,7 @@ class GuestThread:
 
     def ask(self, request: GuestRequest) -> Answer:
         """Have a request carried out; called by the program's `Guest`."""
-        assert self._host is not None  # noqa: S101 - the host has switched here
+        assert self._host is not None  # the host has switched here
         answer: Answer = self._host.switch(request)
         return answer
 

@@ -186,7 +186,7 @@ class User:
 
     # Memory.
 
-    def mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six parameters
+    def mmap(  # noqa: PLR0917 - mmap(2) has six parameters
         self,
         size: int,
         prot: int = _READ_WRITE,

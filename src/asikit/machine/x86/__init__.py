@@ -13,7 +13,17 @@ from asikit.machine.x86.core import Core, Processor, Uncore
 from asikit.machine.x86.cpu import Cpu, Invpcid
 from asikit.machine.x86.errors import BusError, CpuModelError, UnsupportedError
 from asikit.machine.x86.memory import FRAME_BYTES, PhysicalMemory
-from asikit.machine.x86.model import Bug, CpuModel, Feature, Paging, Sharing, StructureModel, cpu_names, load_cpu
+from asikit.machine.x86.model import (
+    Bug,
+    CpuModel,
+    Feature,
+    Paging,
+    Sharing,
+    StructureModel,
+    StructureName,
+    cpu_names,
+    load_cpu,
+)
 from asikit.machine.x86.paging import (
     Access,
     Entry,
@@ -91,6 +101,7 @@ __all__ = [
     "StoreBuffer",
     "Structure",
     "StructureModel",
+    "StructureName",
     "Tlb",
     "TlbEntry",
     "Training",

@@ -36,10 +36,9 @@ class LocalApic:
     A vector that is requested twice before it is taken comes once (one IRR bit each). An interrupt is taken if its
     priority class, bits 7:4 of the vector, is above that of every one in service (11.8.3.1); TPR stays 0.
 
-    Attributes:
-        number: number of the CPU.
-        nmi_blocked: an NMI's handler runs: further ones wait, at most one, until its IRET (6.7.1).
-        now: the timer's clock, in units of the logical clock.
+    :ivar number: Number of the CPU.
+    :ivar nmi_blocked: An NMI's handler runs: further ones wait, at most one, until its IRET (6.7.1).
+    :ivar now: The timer's clock, in units of the logical clock.
     """
 
     __slots__ = ("_bus", "_in_service", "_nmi", "_requested", "_timer", "nmi_blocked", "now", "number")

@@ -30,14 +30,13 @@ class Uncore:
 class Core:
     """A core with one or two hardware threads.
 
-    Attributes:
-        number: number of the core in the machine.
-        threads: its logical processors.
-        done: how often each primitive was done, by name.
-        recorder: what its structures hold, None unless `record` is on.
+    :ivar number: Number of the core in the machine.
+    :ivar threads: Its logical processors.
+    :ivar done: How often each primitive was done, by name.
+    :ivar recorder: What its structures hold, None unless `record` is on.
     """
 
-    def __init__(  # noqa: PLR0913 - a core is what it is made of
+    def __init__(
         self,
         number: int,
         model: CpuModel,
@@ -66,7 +65,7 @@ class Core:
         self.done: Counter[str] = Counter()
         self.recorder: Recorder | None = None
         first = number * threads if first_cpu is None else first_cpu
-        seeds = Random(seed)  # noqa: S311 - not for secrets
+        seeds = Random(seed)
         self.threads = tuple(
             Cpu(first + thread, self, thread, levels=levels, seed=seeds.getrandbits(32)) for thread in range(threads)
         )
@@ -102,12 +101,11 @@ class Core:
 class Processor:
     """A package of equal cores.
 
-    Attributes:
-        cores: the cores.
-        cpus: the logical processors of all cores, by number: the threads of core 0, then those of core 1...
+    :ivar cores: The cores.
+    :ivar cpus: The logical processors of all cores, by number: the threads of core 0, then those of core 1...
     """
 
-    def __init__(  # noqa: PLR0913 - a processor is what it is made of
+    def __init__(
         self,
         model: CpuModel,
         memory: PhysicalMemory,
@@ -119,7 +117,7 @@ class Processor:
     ) -> None:
         """Make a processor of `cores` cores with `threads` hardware threads each; the rest as for a Core."""
         self.uncore = Uncore(model)
-        seeds = Random(seed)  # noqa: S311 - not for secrets
+        seeds = Random(seed)
         self.cores = tuple(
             Core(number, model, memory, threads=threads, levels=levels, seed=seeds.getrandbits(32), uncore=self.uncore)
             for number in range(cores)

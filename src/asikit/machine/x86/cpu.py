@@ -37,14 +37,13 @@ class Cpu(Mmu):
     It starts as a boot loader leaves it: paging on, CPL 0, interrupts off, CR3 zero, and of the protections (WP, SMEP,
     SMAP, NXE) none.
 
-    Attributes:
-        number: number of the logical processor in the machine.
-        core: the core that it is a thread of.
-        apic: its local APIC.
-        interrupts_enabled: RFLAGS.IF.
-        cs_l: CS.L, a 64-bit code segment; False (compatibility mode) only to leave IA-32e mode.
-        cr3_writes: MOVs to CR3 so far.
-        cr3_noflush_writes: those of them that kept the PCID's TLB entries.
+    :ivar number: Number of the logical processor in the machine.
+    :ivar core: The core that it is a thread of.
+    :ivar apic: Its local APIC.
+    :ivar interrupts_enabled: RFLAGS.IF.
+    :ivar cs_l: CS.L, a 64-bit code segment; False (compatibility mode) only to leave IA-32e mode.
+    :ivar cr3_writes: MOVs to CR3 so far.
+    :ivar cr3_noflush_writes: Those of them that kept the PCID's TLB entries.
     """
 
     __slots__ = (

@@ -35,13 +35,12 @@ Rights = tuple[tuple[bool, ...], ...]
 class Mmu:
     """A logical processor's way to memory, with paging on, root 0, PCID 0, CPL 0 and AC clear to begin with.
 
-    Attributes:
-        memory: the physical memory.
-        tlb: translations in use, possibly stale.
-        thread: 0 or 1, the place in its core.
-        owner: whose code runs, as a tag for the microarchitectural recording.
-        recorder: who is told of loads and stores, None if nobody.
-        cr2: linear address of the last page fault that `load`, `store` or `fetch` raised.
+    :ivar memory: The physical memory.
+    :ivar tlb: Translations in use, possibly stale.
+    :ivar thread: 0 or 1, the place in its core.
+    :ivar owner: Whose code runs, as a tag for the microarchitectural recording.
+    :ivar recorder: Who is told of loads and stores, None if nobody.
+    :ivar cr2: Linear address of the last page fault that `load`, `store` or `fetch` raised.
     """
 
     __slots__ = (

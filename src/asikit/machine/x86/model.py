@@ -5,24 +5,30 @@ A model file says nothing about prices but may have a table `[costs]`, which is 
 
 from __future__ import annotations
 
-import tomllib
 from enum import StrEnum
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from asikit.errors import nearest
+from asikit.documents import FILLED, Shelf
 from asikit.machine.x86.errors import CpuModelError
 from asikit.protocol import PRIMITIVES, CpuBug, CpuFeature
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from pathlib import Path
 
-__all__ = ["CLEARING", "Bug", "CpuModel", "Feature", "Paging", "Sharing", "StructureModel", "cpu_names", "load_cpu"]
-
-_SUFFIX = ".toml"
+__all__ = [
+    "CLEARING",
+    "Bug",
+    "CpuModel",
+    "Feature",
+    "Paging",
+    "Sharing",
+    "StructureModel",
+    "StructureName",
+    "cpu_names",
+    "load_cpu",
+]
 
 
 class Sharing(StrEnum):
@@ -104,19 +110,21 @@ _PROTOCOL_BUGS = {Bug.MMIO if bug is CpuBug.MMIO_STALE_DATA else Bug(bug.value):
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of a model file."""
+    """A table of a model file: its fields are the table's keys."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Paging(_Table, frozen=True, kw_only=True):
     """What decides about address translation.
 
-    Attributes:
-        maxphyaddr: physical address bits, CPUID.80000008H:EAX[7:0].
-        tlb_entries: entries of the last-level TLB.
+    :ivar maxphyaddr: Physical address bits, CPUID.80000008H:EAX[7:0].
+    :ivar tlb_entries: Entries of the last-level TLB.
     """
 
-    maxphyaddr: int
-    tlb_entries: int
+    maxphyaddr: Annotated[int, msgspec.Meta(ge=32, le=52)]
+    tlb_entries: _Count
     la57: bool
     gib_pages: bool
     pcid: bool
@@ -128,13 +136,12 @@ class Paging(_Table, frozen=True, kw_only=True):
 class StructureModel(_Table, frozen=True, kw_only=True):
     """A microarchitectural structure.
 
-    Attributes:
-        entries: how many values or trainings it holds (for each thread, if `sharing` is `thread`).
-        sharing: who shares it.
-        cleared_by: primitives each of which clears it; none is one that nothing clears.
+    :ivar entries: How many values or trainings it holds (for each thread, if `sharing` is `thread`).
+    :ivar sharing: Who shares it.
+    :ivar cleared_by: Primitives each of which clears it; none is one that nothing clears.
     """
 
-    entries: int
+    entries: _Count
     sharing: Sharing
     cleared_by: tuple[Clearing, ...]
 
@@ -155,23 +162,28 @@ class Structures(_Table, frozen=True, kw_only=True):
     staging_buffer: StructureModel
 
 
+StructureName = StrEnum(  # type: ignore[misc]  # the members are the model's, so that there is one list
+    "StructureName", [(name.upper(), name) for name in Structures.__struct_fields__]
+)
+"""The structures of a CPU model."""
+
+
 class CpuModel(_Table, frozen=True, kw_only=True):
     """A CPU model.
 
-    Attributes:
-        name: the name that `load_cpu` knows it by.
-        title: what it is called in public.
-        threads: hardware threads of a core, 1 or 2.
-        features: what it has against transient execution.
-        bugs: what it is vulnerable to.
-        costs: the file's table `[costs]`, as it stands there.
+    :ivar name: The name that `load_cpu` knows it by.
+    :ivar title: What it is called in public.
+    :ivar threads: Hardware threads of a core, 1 or 2.
+    :ivar features: What it has against transient execution.
+    :ivar bugs: What it is vulnerable to.
+    :ivar costs: The file's table `[costs]`, as it stands there.
     """
 
-    name: str = ""
+    name: Annotated[str, FILLED] = ""
     title: str
     vendor: str
     microarchitecture: str
-    threads: int
+    threads: Annotated[int, msgspec.Meta(ge=1, le=2)]
     features: frozenset[Feature]
     bugs: frozenset[Bug]
     paging: Paging
@@ -189,9 +201,12 @@ class CpuModel(_Table, frozen=True, kw_only=True):
         return frozenset(_PROTOCOL_BUGS[bug] for bug in self.bugs if bug in _PROTOCOL_BUGS)
 
 
+_SHELF = Shelf("cpus", CpuModel, CpuModelError, "CPU model")
+
+
 def cpu_names() -> tuple[str, ...]:
     """Return the names of the models that come with the package, sorted."""
-    return tuple(sorted(item.name.removesuffix(_SUFFIX) for item in _folder().iterdir() if item.name.endswith(_SUFFIX)))
+    return _SHELF.names()
 
 
 def load_cpu(name_or_file: str | Path) -> CpuModel:
@@ -202,83 +217,4 @@ def load_cpu(name_or_file: str | Path) -> CpuModel:
     :raises CpuModelError: No such model, a file that is not TOML, a key that is missing or that no model has, or a
         value that its key cannot have.
     """
-    text = str(name_or_file)
-    if text.endswith(_SUFFIX):
-        source: Traversable = Path(text)
-    else:
-        known = cpu_names()
-        if text not in known:
-            raise CpuModelError(
-                f'no CPU model "{text}"{nearest(text, known)}'
-                f" (shipped: {', '.join(known)}; a file of your own ends in {_SUFFIX})"
-            )
-        source = _folder() / f"{text}{_SUFFIX}"
-    return _checked(_read(source), str(source) if isinstance(source, Path) else source.name)
-
-
-def _folder() -> Traversable:
-    return files("asikit") / "data" / "cpus"
-
-
-def _read(source: Traversable) -> dict[str, Any]:
-    shown = str(source)
-    try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise CpuModelError(f"{shown}: not a TOML file: {error}") from error
-    except UnicodeDecodeError as error:
-        raise CpuModelError(f"{shown}: not a TOML file: it is not UTF-8 text") from error
-    except OSError as error:
-        raise CpuModelError(f"{shown}: cannot read the CPU model: {error.strerror}") from error
-
-
-def _checked(document: dict[str, Any], shown: str) -> CpuModel:
-    _check_words(document, CpuModel, shown, "")
-    if "name" in document:
-        raise CpuModelError(f"{shown}: name: a model's name is its file's; remove the key")
-    try:
-        model = msgspec.convert({**document, "name": Path(shown).name.removesuffix(_SUFFIX)}, CpuModel)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`")
-        raise CpuModelError(f"{shown}: {key}: {what}" if key else f"{shown}: {what}") from error
-    _check_numbers(model, shown)
-    return model
-
-
-def _check_words(value: object, kind: Any, shown: str, place: str) -> None:  # noqa: ANN401 - a type, of any form
-    """Refuse misspelt keys and names with the nearest right one; msgspec does the rest."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-        for key, item in value.items():
-            if key not in fields:
-                keys = [name for name in fields if name != "name"]
-                near = nearest(key, keys) or f" (its keys: {', '.join(sorted(keys))})"
-                where = f"[{place}]" if place else "a CPU model"
-                raise CpuModelError(f'{shown}: {where} has no key "{key}"{near}')
-            _check_words(item, fields[key], shown, f"{place}.{key}" if place else key)
-    elif isinstance(kind, type) and issubclass(kind, StrEnum) and isinstance(value, str):
-        known = [word.value for word in kind]
-        if value not in known:
-            raise CpuModelError(
-                f'{shown}: {place}: "{value}" is not one of {", ".join(sorted(known))}{nearest(value, known)}'
-            )
-    elif get_origin(kind) in {tuple, frozenset} and isinstance(value, list):
-        for item in value:
-            _check_words(item, get_args(kind)[0], shown, place)
-
-
-def _check_numbers(model: CpuModel, shown: str) -> None:
-    ranges = {
-        "threads": (model.threads, 1, 2),
-        "paging.maxphyaddr": (model.paging.maxphyaddr, 32, 52),
-        "paging.tlb_entries": (model.paging.tlb_entries, 1, None),
-        **{
-            f"structures.{name}.entries": (getattr(model.structures, name).entries, 1, None)
-            for name in model.structures.__struct_fields__
-        },
-    }
-    for key, (value, low, high) in ranges.items():
-        if value < low or (high is not None and value > high):
-            wanted = f"at least {low}" if high is None else f"{low} to {high}"
-            raise CpuModelError(f"{shown}: {key}: must be {wanted}, not {value}")
+    return _SHELF.load(name_or_file)

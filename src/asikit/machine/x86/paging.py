@@ -142,15 +142,14 @@ class Entry(NamedTuple):
 class Translation:
     """A translation: what a TLB entry is made of (SDM 3A 4.10.2.2).
 
-    Attributes:
-        paddr: physical address of `vaddr`.
-        page_bytes: 4 KiB, 2 MiB or 1 GiB.
-        writable: R/W of every entry.
-        user: U/S of every entry: a user-mode address.
-        nx: XD of any entry.
-        global_: G of the entry that maps the page, with CR4.PGE.
-        dirty: D of the entry that maps the page, after the access.
-        entry_paddr: physical address of the entry that maps the page.
+    :ivar paddr: Physical address of `vaddr`.
+    :ivar page_bytes: 4 KiB, 2 MiB or 1 GiB.
+    :ivar writable: R/W of every entry.
+    :ivar user: U/S of every entry: a user-mode address.
+    :ivar nx: XD of any entry.
+    :ivar global_: G of the entry that maps the page, with CR4.PGE.
+    :ivar dirty: D of the entry that maps the page, after the access.
+    :ivar entry_paddr: Physical address of the entry that maps the page.
     """
 
     paddr: int
@@ -199,7 +198,7 @@ def _error_code(access: int, mode: PagingMode, cause: int) -> int:
     return code
 
 
-def walk(  # noqa: PLR0913 - what a translation depends on
+def walk(
     memory: PhysicalMemory, root: int, vaddr: int, access: Access, mode: PagingMode, *, mark: bool = True
 ) -> Translation:
     """Translate an address as the processor does, with every check; sets accessed and dirty flags.

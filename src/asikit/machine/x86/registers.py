@@ -72,18 +72,17 @@ class Rflags(IntFlag):
 class PagingMode(NamedTuple):
     """What decides about a translation besides the tables (SDM 3A 4.1.3) and who asks (4.6).
 
-    Attributes:
-        la57: 5-level paging, CR4.LA57.
-        maxphyaddr: width of a physical address in bits; address bits at or above it are reserved (4.1.4).
-        wp: supervisor-mode writes need R/W too, CR0.WP.
-        smep: no supervisor-mode fetches from user-mode addresses, CR4.SMEP.
-        smap: no supervisor-mode data accesses to user-mode addresses, CR4.SMAP, unless `ac` allows an explicit one.
-        nxe: bit 63 of an entry forbids fetches, EFER.NXE; else it is reserved.
-        pge: G makes a translation global, CR4.PGE.
-        user: the access is made at CPL 3.
-        ac: EFLAGS.AC.
-        implicit: an access to a system structure (descriptor table, TSS), supervisor-mode at any CPL (4.6.1).
-        gib_pages: 1 GiB pages exist (CPUID.80000001H:EDX.Page1GB); else PS of a PDPTE is reserved.
+    :ivar la57: 5-level paging, CR4.LA57.
+    :ivar maxphyaddr: Width of a physical address in bits; address bits at or above it are reserved (4.1.4).
+    :ivar wp: Supervisor-mode writes need R/W too, CR0.WP.
+    :ivar smep: No supervisor-mode fetches from user-mode addresses, CR4.SMEP.
+    :ivar smap: No supervisor-mode data accesses to user-mode addresses, CR4.SMAP, unless `ac` allows an explicit one.
+    :ivar nxe: Bit 63 of an entry forbids fetches, EFER.NXE; else it is reserved.
+    :ivar pge: G makes a translation global, CR4.PGE.
+    :ivar user: The access is made at CPL 3.
+    :ivar ac: EFLAGS.AC.
+    :ivar implicit: An access to a system structure (descriptor table, TSS), supervisor-mode at any CPL (4.6.1).
+    :ivar gib_pages: 1 GiB pages exist (CPUID.80000001H:EDX.Page1GB); else PS of a PDPTE is reserved.
     """
 
     la57: bool = False

@@ -36,11 +36,10 @@ __all__ = [
 class Datum(NamedTuple):
     """A value that stayed behind.
 
-    Attributes:
-        owner: whose code moved it (`Cpu.owner`).
-        value: the bytes.
-        paddr: physical address of the first byte; None for a value that is not memory's.
-        thread: hardware thread that moved it, numbered within the core.
+    :ivar owner: Whose code moved it (`Cpu.owner`).
+    :ivar value: The bytes.
+    :ivar paddr: Physical address of the first byte; None for a value that is not memory's.
+    :ivar thread: Hardware thread that moved it, numbered within the core.
     """
 
     owner: str
@@ -52,11 +51,10 @@ class Datum(NamedTuple):
 class Training(NamedTuple):
     """Something learnt by a predictor.
 
-    Attributes:
-        owner: whose code taught it.
-        source: linear address of the branch.
-        target: where it went; for a direction predictor, 1 (taken) or 0.
-        thread: hardware thread on which it was taught.
+    :ivar owner: Whose code taught it.
+    :ivar source: Linear address of the branch.
+    :ivar target: Where it went; for a direction predictor, 1 (taken) or 0.
+    :ivar thread: Hardware thread on which it was taught.
     """
 
     owner: str
@@ -94,7 +92,7 @@ class Structure(Generic[E]):
         """Return everything, of all threads."""
         return tuple(entry for part in self._parts for entry in part)
 
-    def clear(self, thread: int) -> None:
+    def clear(self, thread: int) -> None:  # all of it for every thread
         """Empty what the thread uses: its own part, or all of what is shared."""
         self._part(thread).clear()
 
@@ -176,7 +174,7 @@ class L1d(_Data):
 
     fill = add
 
-    def visible(self, thread: int) -> tuple[Datum, ...]:  # noqa: ARG002 - all of it to every thread
+    def visible(self, thread: int) -> tuple[Datum, ...]:  # all of it to every thread
         """Return all lines, newest first."""
         return tuple(reversed(self._lines.values()))
 
@@ -184,7 +182,7 @@ class L1d(_Data):
         """Return all lines."""
         return tuple(self._lines.values())
 
-    def clear(self, thread: int) -> None:  # noqa: ARG002 - all of it for every thread
+    def clear(self, thread: int) -> None:
         """Empty it."""
         self._lines.clear()
 

@@ -25,13 +25,12 @@ _SIZE_CODE: Final = dict(_SIZES)
 class TlbEntry:
     """A cached translation of one page.
 
-    Attributes:
-        page: linear address of the page's first byte.
-        paddr: physical address of its first byte.
-        page_bytes: 4 KiB, 2 MiB or 1 GiB.
-        rights: index into tables of rights: bit 0 NX, bit 1 R/W, bit 2 U/S, of all entries together.
-        dirty: D was set: a write needs no walk.
-        tag: the PCID, or -1 for a global entry.
+    :ivar page: Linear address of the page's first byte.
+    :ivar paddr: Physical address of its first byte.
+    :ivar page_bytes: 4 KiB, 2 MiB or 1 GiB.
+    :ivar rights: Index into tables of rights: bit 0 NX, bit 1 R/W, bit 2 U/S, of all entries together.
+    :ivar dirty: D was set: a write needs no walk.
+    :ivar tag: The PCID, or -1 for a global entry.
     """
 
     __slots__ = ("_seen", "_slot", "dirty", "paddr", "page", "page_bytes", "rights", "tag")
@@ -83,12 +82,11 @@ class TlbView:
 class Tlb:
     """A TLB of `capacity` entries for all page sizes and PCIDs; a full one evicts at random, from `seed`.
 
-    Attributes:
-        hits: accesses served by an entry.
-        misses: walks, whatever came of them.
-        flushes: invalidations, of whatever extent, that software asked for.
-        flushed: entries that they removed.
-        evictions: entries removed for want of room.
+    :ivar hits: Accesses served by an entry.
+    :ivar misses: Walks, whatever came of them.
+    :ivar flushes: Invalidations, of whatever extent, that software asked for.
+    :ivar flushed: Entries that they removed.
+    :ivar evictions: Entries removed for want of room.
     """
 
     __slots__ = (
@@ -109,7 +107,7 @@ class Tlb:
             raise ValueError(f"a TLB has at least 1 entry, not {capacity}")
         self.capacity = capacity
         self.hits = self.misses = self.flushes = self.flushed = self.evictions = 0
-        self._random = Random(seed)  # noqa: S311 - not for secrets
+        self._random = Random(seed)
         self._spaces: dict[int, dict[int, TlbEntry]] = {_GLOBAL: {}}
         self._order: list[TlbEntry] = []
         self._views: dict[int, dict[int, TlbView]] = {}
@@ -144,7 +142,7 @@ class Tlb:
         elif len(self._order) >= self.capacity:
             self.evict()
         entry = TlbEntry(page, tag, translation)
-        entry._slot = len(self._order)  # noqa: SLF001 - an entry's place is the TLB's own business
+        entry._slot = len(self._order)
         self._order.append(entry)
         self._spaces.setdefault(tag, {})[key] = entry
         return entry
@@ -208,7 +206,7 @@ class Tlb:
 
     def note(self, entry: TlbEntry, page: int) -> None:
         """Say that page number `page` of an entry now stands in a view."""
-        entry._seen.add(page)  # noqa: SLF001 - an entry's index is the TLB's own business
+        entry._seen.add(page)
 
     def clear_views(self) -> None:
         """Empty every view; the entries stay."""
@@ -218,7 +216,7 @@ class Tlb:
                 view.write.clear()
                 view.fetch.clear()
         for entry in self._order:
-            entry._seen.clear()  # noqa: SLF001 - as above
+            entry._seen.clear()
 
     def _covering(self, vaddr: int, tag: int) -> list[TlbEntry]:
         space = self._spaces.get(tag)
@@ -231,9 +229,9 @@ class Tlb:
         del self._spaces[entry.tag][entry.page | _SIZE_CODE[entry.page_bytes]]
         last = self._order.pop()
         if last is not entry:
-            self._order[entry._slot] = last  # noqa: SLF001 - an entry's place is the TLB's own business
-            last._slot = entry._slot  # noqa: SLF001 - the same
-        if entry._seen:  # noqa: SLF001 - the same
+            self._order[entry._slot] = last
+            last._slot = entry._slot
+        if entry._seen:
             for modes in self._views.values() if entry.is_global else (self._views.get(entry.tag, {}),):
                 for view in modes.values():
-                    view.forget(entry._seen)  # noqa: SLF001 - the same
+                    view.forget(entry._seen)

@@ -45,7 +45,7 @@ class HostDisk(GuestDisk):
     mount_options = "inode_readahead_blks=0,no_prefetch_block_bitmaps"
     """What is made up when it is read is not read ahead."""
 
-    def __init__(  # noqa: PLR0913  (each named at the call)
+    def __init__(
         self,
         root: Path,
         *,
@@ -173,7 +173,7 @@ class _Reserved:
         self._inodes = inodes
         self._journal = journal
 
-    def read(self, first: int, count: int) -> bytes:  # noqa: ARG002  (a run of one block)
+    def read(self, first: int, count: int) -> bytes:  # a run of one block
         """Give the block."""
         block = bytearray(BLOCK_BYTES)
         for number, made in ((ROOT_INODE, self._inodes.root()), (JOURNAL_INODE, self._journal)):

@@ -29,9 +29,7 @@ class Room:
     not see the meaning; and it does read what nothing refers to, since it reads ahead.
     """
 
-    def __init__(  # noqa: PLR0913  (each named at the call)
-        self, *, what: str, groups: range, group_blocks: int, offset: int, length: int, gap: int
-    ) -> None:
+    def __init__(self, *, what: str, groups: range, group_blocks: int, offset: int, length: int, gap: int) -> None:
         """Begin with all blocks free.
 
         :param what: What the room is for, as an error says it.

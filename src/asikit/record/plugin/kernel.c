@@ -84,8 +84,9 @@ static uint32_t task_row(uint64_t task)
     if (fresh || memcmp(rows[*id].comm, comm, sizeof comm) || rows[*id].mm != mm) {
         memcpy(rows[*id].comm, comm, sizeof comm);
         rows[*id].mm = mm;
-        emit((struct record){ .type = ROW_TASK, .arg = *id, .x = pid, .stack = read32(at + layout.task_tgid),
-                              .clock = comm[0], .addr = comm[1] });
+        struct record row = { .type = ROW_TASK, .arg = *id, .x = pid, .tgid = read32(at + layout.task_tgid) };
+        memcpy(row.name, comm, sizeof row.name);
+        emit(row);
         emit((struct record){ .type = ROW_TASK_MM, .arg = *id, .x = mm });
     }
     return *id;

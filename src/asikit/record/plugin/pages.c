@@ -49,8 +49,7 @@ static void name_cache(uint64_t cache)
         memcpy(text, name, strnlen((const char *)name, sizeof text));
     for (int part = 0; part < 2; part++) {
         struct record r = { .type = ROW_NAME, .aux = part, .arg = cache, .x = cache >> 32 };
-        memcpy(&r.clock, text + 16 * part, 8);
-        memcpy(&r.addr, text + 16 * part + 8, 8);
+        memcpy(r.name, text + 16 * part, sizeof r.name);
         emit(r);
     }
 }

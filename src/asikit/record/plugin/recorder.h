@@ -26,11 +26,11 @@ enum record_type {
     ROW_PLACE,         /* arg id, x page id, addr virtual address, stack area id */
     ROW_PAGE,          /* arg id, x frame, aux kind, stack allocation id, addr slab cache or file_system_type; a later row replaces an earlier one */
     ROW_ALLOCATION,    /* arg id, x frame, aux order | migratetype << 8, stack, addr gfp flags (all ones: unknown) */
-    ROW_TASK,          /* arg id, x pid, stack tgid, aux 0, clock and addr: comm; a ROW_TASK_MM follows */
+    ROW_TASK,          /* arg id, x pid, tgid, aux 0, name comm; a ROW_TASK_MM follows */
     ROW_TASK_MM,       /* arg task id, x mm id */
-    ROW_NAME,          /* arg, x the low and high half of a pointer; clock and addr: 16 bytes of what it is called, aux which 16 */
+    ROW_NAME,          /* arg, x the low and high half of a pointer; name 16 bytes of what it is called, aux which 16 */
     ROW_AREA,          /* an area of the vmalloc or the modules region: arg id, addr start, clock end; x and stack: low and high half of its maker's address */
-    ROW_MARK,          /* of a phase, where it stands among the events: arg 1 if it ends, x task id; clock and addr: 16 bytes of its name, aux which 16 */
+    ROW_MARK,          /* of a phase, where it stands among the events: arg 1 if it ends, x task id; name 16 bytes of its name, aux which 16 */
     CONFIGURE,         /* the guest is ready: the host sends the layout */
     LOST,              /* arg which counter, clock count */
     COUNTS,            /* cpu, clock instructions, addr of them with an address in the kernel half */
@@ -43,11 +43,17 @@ enum page_kind { KIND_UNKNOWN, KIND_KERNEL, KIND_FREE, KIND_RESERVED, KIND_SLAB,
 /* A TLB flush: of addresses of the loaded mm or of the kernel, of everything or of a range page by page. */
 enum { FLUSH_KERNEL = 1, FLUSH_RANGE = 2 };
 
+/* What each type has in it stands beside the type. A name has no NUL at its end if it takes all 16 bytes. */
 struct record {
     uint8_t type, cpu;
     uint16_t aux;
-    uint32_t arg, stack, x;
-    uint64_t clock, addr;
+    uint32_t arg;
+    union { uint32_t stack, tgid; };
+    uint32_t x;
+    union {
+        struct { uint64_t clock, addr; };
+        char name[16];
+    };
 };
 _Static_assert(sizeof(struct record) == 32, "the host reads 32-byte records");
 

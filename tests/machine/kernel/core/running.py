@@ -97,7 +97,7 @@ class Program:
         self.call(handler)
 
 
-def spawn(  # noqa: PLR0913 - what there is to say about a task
+def spawn(
     target: Machine,
     function: Callable[[Program], object],
     *,

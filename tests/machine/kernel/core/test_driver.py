@@ -36,7 +36,7 @@ def test_same_states_and_effects_as_happen(name: str) -> None:
     if AsiClass.KVM in config.classes:
         kernel.domains.init(context, AsiClass.KVM)
     state = State(cpu.thread.cpu, cpu.thread.task, cpu.core.state)
-    choose = random.Random(1).choice  # noqa: S311 - a test's choices
+    choose = random.Random(1).choice
     refused = 0
     for _ in range(600):
         happening = choose(list(Happening))

@@ -142,7 +142,7 @@ def unmap_under_a_sibling_thread(target: Machine) -> None:
 
 
 def test_with_the_shootdown_nothing_is_stale() -> None:
-    """The same with the interrupt sent, in several schedules and with generations."""
+    """With the interrupt sent nothing is stale, in several schedules and with generations."""
     for seed in range(4):
         unmap_under_a_sibling_thread(machine(cpus=2, seed=seed))
         unmap_under_a_sibling_thread(machine(cpus=2, seed=seed, protocol=NOFLUSH))

@@ -128,7 +128,7 @@ class Noise(RoundRobin):
 
     def __init__(self, seed: int, cpus: int) -> None:
         super().__init__(seed)
-        self._noise = random.Random(seed)  # noqa: S311 - a test's schedule
+        self._noise = random.Random(seed)
         self._cpus = cpus
 
     def at(self, point: str, cpu: int) -> tuple[Action, ...]:

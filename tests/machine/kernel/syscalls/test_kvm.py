@@ -220,7 +220,7 @@ class _Kinds(Observer):
         assert isinstance(machine, Machine)
         self.machine = machine
 
-    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:  # noqa: ARG002 - an observer's parameters
+    def page_alloc(self, cpu: int, pfn: int, order: int, gfp: Gfp, migratetype: int) -> None:
         assert self.machine is not None
         page = self.machine.kernel.allocator.page(pfn)
         if "kvm_tdp_page_fault" in self.machine.kernel.running_function():

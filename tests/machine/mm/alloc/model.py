@@ -290,7 +290,7 @@ class RandomRun:
 
     def __init__(self, model: Model, seed: int, *, cpus: int = 2, max_order: int = 5, order_rate: float = 1.2) -> None:
         self.model = model
-        self.random = random.Random(seed)  # noqa: S311 - a test's dice
+        self.random = random.Random(seed)
         self.cpus = cpus
         self.max_order = max_order
         self.order_rate = order_rate

@@ -93,7 +93,7 @@ class TracedMemory(BootMemory):
 class Rig:
     """The parts, put together. `allocator_class` and `direct_map_class` are replaced to put a bug in."""
 
-    def __init__(  # noqa: PLR0913 - what tests vary
+    def __init__(
         self,
         frames: int = 1024,
         *,

@@ -88,9 +88,7 @@ class ModelProcess:
         self.brk = 0
         self.start_brk = 0
 
-    def map(  # noqa: PLR0913 - mmap(2)
-        self, first: int, count: int, prot: Prot, *, shared: bool, file: ModelFile | None, index: int = 0
-    ) -> None:
+    def map(self, first: int, count: int, prot: Prot, *, shared: bool, file: ModelFile | None, index: int = 0) -> None:
         """mmap(2), at a page."""
         if shared and file is None:
             file = ModelFile(count * PAGE)

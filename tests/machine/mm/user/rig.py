@@ -200,7 +200,7 @@ class RunningCpu:
 class Rig:
     """The machine, with `frames` of memory; small pageblocks change sensitivity often."""
 
-    def __init__(  # noqa: PLR0913 - what tests vary
+    def __init__(
         self,
         frames: int = 4096,
         *,

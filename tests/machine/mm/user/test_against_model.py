@@ -72,7 +72,7 @@ class Histories(RuleBasedStateMachine):
         return self.processes[which % len(self.processes)]
 
     @rule(who=st.integers(0, 3), first=pages, count=counts, prot=protections, what=st.integers(0, 5), at=counts)
-    def mmap(self, who: int, first: int, count: int, prot: Prot, what: int, at: int) -> None:  # noqa: PLR0913, PLR0917
+    def mmap(self, who: int, first: int, count: int, prot: Prot, what: int, at: int) -> None:  # noqa: PLR0917
         """Map memory or a file at a fixed place."""
         mm, model = self._process(who)
         shared = bool(what & 1)
@@ -176,7 +176,7 @@ class Histories(RuleBasedStateMachine):
         del self.roots[mm.id]
 
     @rule(who=st.integers(0, 3), which=st.integers(0, 1), pos=offsets, page=pages, offset=offsets, count=offsets)
-    def read(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0913, PLR0917
+    def read(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0917
         """Read a file, possibly to where memory cannot be written."""
         mm, model = self._process(who)
         inode, file = self.files[which]
@@ -203,7 +203,7 @@ class Histories(RuleBasedStateMachine):
         assert self.rig.cache.read_iter(inode, pos, uaddr, count, copy_to_user) == done
 
     @rule(who=st.integers(0, 3), which=st.integers(0, 1), pos=offsets, page=pages, offset=offsets, count=offsets)
-    def write(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0913, PLR0917
+    def write(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0917
         """Write a file, possibly from where memory cannot be read."""
         mm, model = self._process(who)
         inode, file = self.files[which]

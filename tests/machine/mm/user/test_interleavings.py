@@ -34,7 +34,7 @@ class Switching:
 
     def __init__(self, rig: Rig, seed: int) -> None:
         self.rig = rig
-        self.random = random.Random(seed)  # noqa: S311 - no secret
+        self.random = random.Random(seed)
         self.tasks: list[greenlet.greenlet] = []
         self.stacks: dict[greenlet.greenlet, list[str]] = {}
         self.cpus: dict[greenlet.greenlet, int] = {}
@@ -202,7 +202,7 @@ def test_threads(seed: int) -> None:  # noqa: C901, PLR0915 - the programs of si
 
 @pytest.mark.parametrize("seed", range(10))
 def test_threads_without_memory(seed: int) -> None:
-    """The same while memory runs out at some point: somebody is told, nobody else is harmed."""
+    """Threads go on while memory runs out at some point: somebody is told, nobody else is harmed."""
     rig, switching = switching_rig(seed)
     free = rig.free_frames()
     parents = [rig.new_mm() for _ in range(3)]

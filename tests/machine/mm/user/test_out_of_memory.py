@@ -90,7 +90,7 @@ def touch(world: World) -> None:
 
 
 def touch_shared(world: World) -> None:
-    """The same of shared anonymous memory, and of a file's."""
+    """Map shared anonymous memory, and a file's, and write to both."""
     for file in (None, world.disk):
         flags = MapFlags.SHARED | (MapFlags(0) if file else MapFlags.ANONYMOUS)
         address = world.mm.mmap(3 * PAGE, RW, flags, file)

@@ -154,10 +154,10 @@ class AsiDriver:
         if kind in _PRIMITIVES:
             cpu.hw.core.do(str(kind), cpu.hw.thread)
         elif kind is EffectKind.WRITE_CR3:
-            assert effect.space is not None  # noqa: S101 - it says which
+            assert effect.space is not None  # it says which
             cpu.hw.write_cr3(self.cr3(cpu, effect.space, user_half=effect.user_half, noflush=effect.noflush))
         elif kind is EffectKind.TLB_FLUSH:
-            assert effect.space is not None  # noqa: S101 - the same
+            assert effect.space is not None  # it says whose
             cpu.hw.invpcid(Invpcid.SINGLE_CONTEXT, self.pcid(cpu.loaded_asid, effect.space))
         elif kind is EffectKind.STUN:
             sibling = cpu.sibling

@@ -169,18 +169,18 @@ class DomainTables:
             pgd, half = context.pgd, context.user_pgd
         elif space is Space.IDLE:
             # Only globally nonsensitive memory, so one table serves every mm; idle tasks have no user half to go to.
-            assert self.nonsensitive_pgd is not None  # noqa: S101 - with ASI off nobody asks for a restricted space
+            assert self.nonsensitive_pgd is not None  # with ASI off nobody asks for a restricted space
             pgd = half = self.nonsensitive_pgd
         else:
             pgd, half = context.domains[space]
         if not user_half:
             return pgd
-        assert half is not None  # noqa: S101 - only PTI asks for it
+        assert half is not None  # only PTI asks for it
         return half
 
     def kernel_half_differs(self, pgd: int) -> int | None:
         """Return the first index at which a domain's kernel half is not `asi_nonsensitive_pgd`'s, None if nowhere."""
-        assert self.nonsensitive_pgd is not None  # noqa: S101 - domains exist
+        assert self.nonsensitive_pgd is not None  # domains exist
         return _first_difference(self._kernel, pgd, self.nonsensitive_pgd, KERNEL_PGD_BOUNDARY, ENTRIES)
 
     def shared_half_differs(self) -> int | None:

@@ -271,7 +271,7 @@ class Execution:
         """Leave the run, from the running greenlet; it goes on with the next run."""
         self._done = True
         self._kernel.cpu.suspended = getcurrent()
-        assert self._hub is not None  # noqa: S101 - a greenlet of ours runs, so there is a hub
+        assert self._hub is not None  # a greenlet of ours runs, so there is a hub
         self._hub.switch()
         self.check_alive()
 

@@ -154,7 +154,7 @@ class PageFaults:
         if vaddr >= kernel.layout.user_end or not task.uaccess or cpu.hardirq or mm is None:
             why = f"kernel {access.name.lower()} of {vaddr:#x} in {kernel.running_function(handler=True)}: {fault}"
             kernel.crash(KernelOopsError(why))
-        assert mm is not None  # noqa: S101 - crash does not return
+        assert mm is not None  # crash does not return
         if irqs:
             kernel.irq_enable()
         try:

@@ -45,13 +45,13 @@ class Interleaver(Protocol):
 
     every_point: bool
 
-    def slice(self, cpu: int) -> int:
+    def slice(self, cpu: int) -> int:  # every CPU alike
         """Return after how many points a CPU hands over, at least 1."""
 
     def choose(self, cpu: int, others: Sequence[int]) -> int:
         """Return which of the other CPUs that could run goes on after this one; `others` is not empty."""
 
-    def at(self, point: str, cpu: int) -> Iterable[Action]:
+    def at(self, point: str, cpu: int) -> Iterable[Action]:  # never asked
         """Return what happens at a point, in order."""
 
 
@@ -63,10 +63,10 @@ class RoundRobin:
     def __init__(self, seed: int = 0, *, longest: int = 40) -> None:
         if longest < 1:
             raise ScenarioError(f"longest is {longest}; a CPU must pass at least one point before it hands over")
-        self._random = random.Random(seed)  # noqa: S311 - schedules, not secrets
+        self._random = random.Random(seed)
         self._longest = longest
 
-    def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike
+    def slice(self, cpu: int) -> int:  # every CPU alike
         """Return a number of points, short ones more often than long ones."""
         return self._random.randint(1, self._random.randint(1, self._longest))
 
@@ -74,7 +74,7 @@ class RoundRobin:
         """Return the next CPU by number."""
         return next((other for other in others if other > cpu), others[0])
 
-    def at(self, point: str, cpu: int) -> Iterable[Action]:  # noqa: ARG002 - never asked
+    def at(self, point: str, cpu: int) -> Iterable[Action]:
         """Nothing comes in between."""
         return ()
 
@@ -98,7 +98,7 @@ class Scripted:
         """The names of all points passed so far, for tests that enumerate them; filled when `record` is set."""
         self.record = False
 
-    def slice(self, cpu: int) -> int:  # noqa: ARG002 - every CPU alike
+    def slice(self, cpu: int) -> int:
         """A CPU runs until the script or its own waiting stops it."""
         return FOREVER
 

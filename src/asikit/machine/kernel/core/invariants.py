@@ -260,5 +260,5 @@ class InvariantChecker:
 def _domain(mm: int, space: Space) -> DomainId:
     """Return the domain that a restricted address space of an mm is."""
     asi_class = space.asi_class
-    assert asi_class is not None  # noqa: S101 - a restricted one has a class
+    assert asi_class is not None  # a restricted one has a class
     return DomainId(mm, asi_class)

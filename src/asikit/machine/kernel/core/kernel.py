@@ -17,6 +17,7 @@ from asikit.machine.kernel.core.execution import Execution
 from asikit.machine.kernel.core.fault import PageFaults
 from asikit.machine.kernel.core.interrupts import Interrupts
 from asikit.machine.kernel.core.memory import CurrentMemory
+from asikit.machine.kernel.core.observer import NOT_MAPPED
 from asikit.machine.kernel.core.report import MachineTally, Report, TlbCounts
 from asikit.machine.kernel.core.sched import Scheduler
 from asikit.machine.kernel.core.smp import Shootdown, Smp
@@ -110,7 +111,7 @@ class Kernel:
     userland: Userland
     vmalloc: Vmalloc
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a machine is made of
+    def __init__(  # noqa: PLR0917 - what a machine is made of
         self,
         config: MachineConfig,
         protocol: Protocol,
@@ -185,7 +186,7 @@ class Kernel:
 
     # Tasks.
 
-    def new_task(  # noqa: PLR0913 - what there is to say about a task
+    def new_task(
         self,
         run: Callable[[], object],
         *,
@@ -282,12 +283,12 @@ class Kernel:
                 observer.touch(cpu.number, access, address, paddr)
 
     def translate(self, cpu: CpuContext, vaddr: int, access: Access = Access.READ) -> int:
-        """Return the physical address behind an address in the loaded mm's unrestricted space; -1 if there is none."""
+        """Return the physical address behind one of the loaded mm's unrestricted space, `NOT_MAPPED` if none is."""
         mode = cpu.hw.mode._replace(ac=True, user=False)
         try:
             return walk(self.physical, cpu.loaded_mm.pgd << 12, vaddr, access, mode, mark=False).paddr
         except (PageFault, GeneralProtection):
-            return -1
+            return NOT_MAPPED
 
     def mutex(self, name: str) -> Mutex:
         """Make a sleeping lock."""

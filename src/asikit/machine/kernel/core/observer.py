@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from asikit.machine.x86 import Access
     from asikit.protocol import Effect, ExitReason, Space
 
-__all__ = ["Observer"]
+__all__ = ["NOT_MAPPED", "Observer"]
+
+NOT_MAPPED = -1
+"""The physical address of what no page table entry maps."""
 
 
 class Observer:
@@ -53,7 +56,7 @@ class Observer:
         """Kernel code reads, writes or fetches, for the first time in that page since the CPU's last crossing.
 
         The next access to the page is a first one again after an entry from untrusted code, after an NMI's entry and
-        its return, and after a switch of mm. `paddr` is None for what is not mapped at all.
+        its return, and after a switch of mm. `paddr` is `NOT_MAPPED` for what is not mapped at all.
         """
 
     def task_switch(self, cpu: int, task: Task) -> None:

@@ -95,6 +95,7 @@ class CpuContext:
     :ivar touched: What was touched since the last crossing, as page number * 4 + kind of access.
     :ivar trip: The round trip in progress, None in untrusted code or if none was entered yet.
     :ivar returned: The return to untrusted code in progress was told to observers; `resuming_guest`: it is a VM entry.
+    :ivar by_iret: The last return to user mode was by IRET, not by SYSRET.
     :ivar walks: Kernel-mode page faults in progress: address and access, then whether it is accessible by now.
     :ivar host_cr3: VMCS' HOST_CR3.
     :ivar uncounted_from: Clock at which the outermost uncounted code began.

@@ -95,7 +95,7 @@ class Report:
     :ivar mechanism: `asi`, `blanket` or `off`.
     :ivar round_trips: Entries from a protected-from domain, each with the CPU's next return to an untrusted domain.
     :ivar round_trips_without_exit: Those that ran in the restricted address space to their end.
-    :ivar unprotected_round_trips: The same from domains of other classes.
+    :ivar unprotected_round_trips: Round trips from domains of other classes.
     :ivar exits: Changes from the restricted to the unrestricted address space.
     :ivar exits_by_reason: Their number by reason; every reason has a key.
     :ivar flushes: Predictor and data flushes by kind; those that the configuration needs have a key.
@@ -135,7 +135,7 @@ class Report:
     results: bytes = field(repr=False)
 
     @staticmethod
-    def of(  # noqa: PLR0913 - what a machine has besides its tally
+    def of(
         tally: MachineTally,
         config: ProtocolConfig,
         *,

@@ -66,7 +66,7 @@ class RestrictedMap:
         """Copy init_mm's top-level entries, and what is below those that may not be shared."""
         kernel = self._kernel
         source, target = kernel.direct_map.pgd, kernel.direct_map.nonsensitive_pgd
-        assert target is not None  # noqa: S101 - ASI is on
+        assert target is not None  # ASI is on
         levels, layout = kernel.layout.levels, kernel.layout
         span = level_bytes(levels)
         # The direct map has tables of its own. Its region's 64 TiB (32 PiB) are whole top-level entries.

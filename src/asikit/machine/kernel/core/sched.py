@@ -241,7 +241,7 @@ class Scheduler:
         if next_.cpu != cpu.number:
             kernel.tally.switches["migration"] += 1
             next_.cpu = cpu.number
-        assert next_.greenlet is not None  # noqa: S101 - made with the task
+        assert next_.greenlet is not None  # made with the task
         if dead:
             cpu.suspended = next_.greenlet
             return

@@ -82,7 +82,7 @@ class KvmDevice(File):
     """/dev/kvm."""
 
     @kernel_function("kvm_dev_ioctl", module="kvm")
-    def ioctl(self, request: int, argument: int) -> int:  # noqa: ARG002 - machine types: there is one
+    def ioctl(self, request: int, argument: int) -> int:  # machine types: there is one
         """Make a virtual machine of the calling process; returns its descriptor."""
         if request == KvmIoctl.GET_API_VERSION:
             return _API_VERSION

@@ -112,11 +112,11 @@ class File(KernelObject):
             raise SyscallError(Errno.EINVAL)
         return min(count, MAX_RW_COUNT)
 
-    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - some files can
+    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # some files can
         """Read, the file's own way."""
         raise SyscallError(Errno.EINVAL)
 
-    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - some files can
+    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # some files can
         """Write, the file's own way."""
         raise SyscallError(Errno.EINVAL)
 
@@ -124,11 +124,11 @@ class File(KernelObject):
         """Return where a write goes that asks for a position, or for the file's own."""
         return self.position if position is None else position
 
-    def llseek(self, offset: int, whence: int) -> int:  # noqa: ARG002 - some files can
+    def llseek(self, offset: int, whence: int) -> int:  # some files can
         """Set the position; returns it."""
         raise SyscallError(Errno.ESPIPE)
 
-    def ioctl(self, request: int, argument: int) -> int:  # noqa: ARG002 - some files can
+    def ioctl(self, request: int, argument: int) -> int:  # some files can
         """Ask something of a device."""
         raise SyscallError(Errno.ENOTTY)
 
@@ -150,11 +150,11 @@ class RegularFile(File):
         inode.get()
         self.inode = inode
 
-    def read_iter(self, ubuf: int, count: int, position: int) -> int:
+    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # nothing is read
         """Copy from the page cache."""
         return self.kernel.page_cache.read_iter(self.inode, position, ubuf, count, self.kernel.uaccess.copy_to_user)
 
-    def write_iter(self, ubuf: int, count: int, position: int) -> int:
+    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # a terminal has no positions
         """Copy into the page cache; the file grows as needed."""
         return self.kernel.page_cache.write_iter(self.inode, position, ubuf, count, self.kernel.uaccess.copy_from_user)
 
@@ -190,12 +190,12 @@ class RegularFile(File):
 class ConsoleFile(File):
     """/dev/console: what programs write there is the machine's output; reading finds its end at once."""
 
-    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - nothing is read
+    def read_iter(self, ubuf: int, count: int, position: int) -> int:
         """Nobody types."""
         return 0
 
     @kernel_function("tty_write")
-    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - a terminal has no positions
+    def write_iter(self, ubuf: int, count: int, position: int) -> int:
         """Show the bytes."""
         data = self.kernel.uaccess.copy_from_user(ubuf, count)
         if len(data) < count:

@@ -140,7 +140,7 @@ class PipeReader(File):
         self._pipe = pipe
 
     @kernel_function("pipe_read")
-    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - a pipe has no positions
+    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # a pipe has no positions
         """Read what is there; sleep while nothing is and somebody may still write."""
         done = 0
         while count:
@@ -198,7 +198,7 @@ class PipeWriter(File):
         self._pipe = pipe
 
     @kernel_function("pipe_write")
-    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # noqa: ARG002 - a pipe has no positions
+    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # a pipe has no positions
         """Write everything; sleep while the pipe is full and somebody may still read."""
         pipe, done, error, first = self._pipe, 0, None, True
         while done < count and error is None:

@@ -120,7 +120,7 @@ class UserThread(Killable):
     :ivar name: What results and messages call it.
     :ivar stack_pointer: Where its user stack has got to, which grows down.
     :ivar child_program: What the thread or process that it is about to make will run.
-    :ivar guest_program: The same for the virtual CPU that it is about to make.
+    :ivar guest_program: What the virtual CPU that it is about to make will run.
     """
 
     process: Process
@@ -192,7 +192,7 @@ def arguments(kernel: Kernel) -> int:
     return stack_top(kernel) - _ARGUMENTS
 
 
-def create_process(  # noqa: PLR0913 - what a scenario may say about a process
+def create_process(
     kernel: Kernel,
     program: Program,
     *,

@@ -21,7 +21,7 @@ _WORD: Final = 0xFFFF_FFFF
 
 
 @syscall(Nr.FUTEX)
-def sys_futex(  # noqa: PLR0913, PLR0917 - futex(2) has six parameters
+def sys_futex(  # noqa: PLR0917 - futex(2) has six parameters
     kernel: Kernel, task: Task, address: int, operation: int, value: int, timeout: int, address2: int, value3: int
 ) -> int:
     """Wait at a word, without a timeout, or wake who waits."""

@@ -23,7 +23,7 @@ _PROTECTIONS: Final = int(Prot.READ | Prot.WRITE | Prot.EXEC)
 
 
 @syscall(Nr.MMAP)
-def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six parameters
+def sys_mmap(  # noqa: PLR0917 - mmap(2) has six parameters
     _: Kernel, task: Task, address: int, length: int, prot: int, flags: int, fd: int, offset: int
 ) -> int:
     """Map memory or a file; returns the address."""

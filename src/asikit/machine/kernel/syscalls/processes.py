@@ -48,7 +48,7 @@ _SIGNAL: Final = 0xFF
 
 
 @kernel_function("kernel_clone")
-def clone_thread(  # noqa: PLR0913, PLR0917 - the parameters of clone(2)
+def clone_thread(  # noqa: PLR0917 - the parameters of clone(2)
     kernel: Kernel, task: Task, flags: CloneFlag, stack: int, parent_tid: int, child_tid: int
 ) -> int:
     """Make a thread of the same process; returns its number."""
@@ -118,7 +118,7 @@ def sys_fork(kernel: Kernel, task: Task) -> int:
 
 
 @syscall(Nr.CLONE)
-def sys_clone(  # noqa: PLR0913, PLR0917 - clone(2) has five parameters
+def sys_clone(  # noqa: PLR0917 - clone(2) has five parameters
     kernel: Kernel, task: Task, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
 ) -> int:
     """Make a thread, with the flags that pthread_create gives, or a process, with none of them."""
@@ -257,7 +257,7 @@ def release_task(process: Process) -> None:
 
 
 @syscall(Nr.WAIT4)
-def sys_wait4(  # noqa: PLR0913, PLR0917 - wait4(2) has four parameters
+def sys_wait4(  # noqa: PLR0917 - wait4(2) has four parameters
     kernel: Kernel, task: Task, pid: int, ustatus: int, options: int, usage: int
 ) -> int:
     """Wait until a child has ended; returns its number. All processes are of one group."""

@@ -1,13 +1,14 @@
-"""The mitigations that are compared: none, Linux's own, blanket, ASI, and ASI with one element removed."""
+"""The mitigations that can be attacked: none, Linux's own, blanket, ASI, and ASI with one element removed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from asikit.attacks.errors import LeakError
-from asikit.attacks.measures import Hardening, Measure, linux_hardening
 from asikit.errors import nearest
+from asikit.mitigations.errors import MitigationError
+from asikit.mitigations.hardening import Hardening, hardening
+from asikit.mitigations.work import Measure, load_mitigation
 from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, Role, Taint, blanket_config
 from asikit.protocol.edits import with_transition
 from asikit.protocol.operations import Assign, MicroOp, Request
@@ -61,11 +62,12 @@ class Mitigation:
 
 
 def mitigation(name: str) -> Mitigation:
-    """Return a mitigation. Raises LeakError with the nearest name if there is none."""
+    """Return a mitigation. Raises MitigationError with the nearest name if there is none."""
     for each in _ALL:
         if each.name == name:
             return each
-    raise LeakError(f'no mitigation "{name}"{nearest(name, mitigation_names())} (asi attack --list)')
+    known = mitigation_names()
+    raise MitigationError.usage(f'no mitigation "{name}"{nearest(name, known)} (there are {", ".join(known)})')
 
 
 def mitigation_names() -> tuple[str, ...]:
@@ -98,17 +100,17 @@ def _with_exit_flush(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `B
 
 
 def _linux(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-    hardening = linux_hardening(cpu)
+    done = hardening(load_mitigation("linux"), cpu)
     config = ProtocolConfig(
-        asi=False, pti=Measure.PTI in hardening.measures, features=cpu.protocol_features, bugs=cpu.protocol_bugs
+        asi=False, pti=Measure.PTI in done.measures, features=cpu.protocol_features, bugs=cpu.protocol_bugs
     )
     protocol = Protocol(config)
     transitions = protocol.transitions
-    for happening in dict.fromkeys(happening for happening, _ in hardening.flushes):
-        kinds = tuple(kind for where, kind in hardening.flushes if where is happening)
+    for happening in dict.fromkeys(happening for happening, _ in done.flushes):
+        kinds = tuple(kind for where, kind in done.flushes if where is happening)
         transitions = with_transition(transitions, _flushing(transitions[happening], kinds))
-    transitions = _flushing_after_guests(transitions, hardening.after_guests)
-    return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in hardening.measures, hardening)
+    transitions = _flushing_after_guests(transitions, done.after_guests)
+    return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in done.measures, done)
 
 
 def _flushing(transition: Transition, kinds: tuple[EffectKind, ...]) -> Transition:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asikit.cost.errors import CompareError
 from asikit.cost.expression import Monomial, Range, Sum
+from asikit.documents import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,12 +112,7 @@ def read_side(argument: str) -> list[list[Record]]:
 
 
 def _records(path: Path) -> list[Record]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CompareError(f"{path}: cannot read the document: {error.strerror}") from error
-    except ValueError as error:
-        raise CompareError(f"{path}: not a JSON document: {error}") from error
+    document = read_json(path, "document", CompareError)
     schema = document.get("schema") if isinstance(document, dict) else None
     try:
         if schema == "asikit.replay/1":

@@ -1,0 +1,68 @@
+"""What a kernel's mitigations make of the processor and the kernel that an attack meets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asikit.mitigations.work import Measure, Occasion
+from asikit.protocol import EffectKind, Happening
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asikit.machine.x86 import Bug, CpuModel
+    from asikit.mitigations.work import KernelMitigation
+
+__all__ = ["Hardening", "hardening"]
+
+_HAPPENINGS: Mapping[Occasion, tuple[Happening, ...]] = {
+    Occasion.SYSCALL_ENTRY: (Happening.SYSCALL_ENTRY,),
+    Occasion.EXCEPTION_ENTRY: (Happening.EXCEPTION_ENTRY,),
+    Occasion.INTERRUPT_ENTRY: (Happening.INTERRUPT_ENTRY,),
+    Occasion.NMI_ENTRY: (Happening.NMI_ENTRY,),
+    Occasion.USER_ENTRY: tuple(happening for happening in Happening if happening.from_user),
+    Occasion.USER_RETURN: (Happening.RETURN_USER,),
+    Occasion.VM_EXIT: (Happening.VM_EXIT,),
+    Occasion.VM_ENTRY: (Happening.VM_ENTRY,),
+    Occasion.TASK_SWITCH: (Happening.CONTEXT_SWITCH,),
+    Occasion.MM_SWITCH: (Happening.MM_SWITCH,),
+    Occasion.PROCESS_SWITCH: (Happening.MM_SWITCH,),
+    Occasion.KERNEL_INSTRUCTION: (),
+    Occasion.AFTER_GUEST: (),
+}
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """What a kernel does on one processor.
+
+    :ivar flushes: Primitives at happenings, in order.
+    :ivar after_guests: Primitives at the first return to user mode after a VM exit on that CPU.
+    :ivar measures: What becomes different.
+    :ivar hidden: Structures that a vulnerability cannot reach any more.
+    """
+
+    flushes: tuple[tuple[Happening, EffectKind], ...] = ()
+    after_guests: tuple[EffectKind, ...] = ()
+    measures: frozenset[Measure] = frozenset()
+    hidden: frozenset[tuple[Bug, str]] = frozenset()
+
+
+def hardening(mitigation: KernelMitigation, cpu: CpuModel) -> Hardening:
+    """Return what a kernel does on a processor."""
+    done = mitigation.on(cpu)
+    flushes = [
+        (happening, EffectKind(kind.value))
+        for work in done
+        for occasion in work.at
+        for happening in _HAPPENINGS[occasion]
+        for kind in work.flushes
+    ]
+    after_guests = [EffectKind(kind.value) for work in done if Occasion.AFTER_GUEST in work.at for kind in work.flushes]
+    return Hardening(
+        flushes=tuple(dict.fromkeys(flushes)),
+        after_guests=tuple(dict.fromkeys(after_guests)),
+        measures=frozenset(measure for work in done for measure in work.measures),
+        hidden=frozenset((work.vulnerability, str(name)) for work in done for name in work.hides),
+    )
