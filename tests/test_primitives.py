@@ -18,8 +18,8 @@ from asikit.cost.terms import CostTerm
 from asikit.machine.x86 import cpu_names, load_cpu
 from asikit.machine.x86.model import Structures
 from asikit.mitigations import Source
-from asikit.proofs.hardware import STRUCTURES
 from asikit.protocol import PRIMITIVES, Primitive
+from asikit.threat import STRUCTURES
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = Path("docs/verify.md")
@@ -114,7 +114,7 @@ from asikit.cost.terms import effect_terms
 from asikit.machine.kernel import Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
 from asikit.proofs import Verdict, verify, world_for
-from asikit.proofs._edits import without_flush
+from asikit.threat.edits import without_flush
 from asikit.protocol import Effect, EffectKind, Protocol, ProtocolConfig, Routine
 from asikit.report._words import FLUSH_WORDS
 

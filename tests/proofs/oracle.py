@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from asikit.proofs import World
-    from asikit.proofs.hardware import ContentsLayout
+    from asikit.threat import ContentsLayout
 
 H = Happening
 RETURNS = {H.RETURN_USER, H.VM_ENTRY}

@@ -11,10 +11,10 @@ from asikit.proofs import TooLargeError, World, has_element, mutant, world_for
 from asikit.proofs._quotient import Quotient
 from asikit.proofs._table import MoveTable
 from asikit.proofs.explore import Explored, _Exploration, explore
-from asikit.proofs.mutants import CATALOGUE
 from asikit.proofs.threads import core_of
 from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, blanket_config
 from asikit.protocol.invariants import step_invariants
+from asikit.threat import CATALOGUE
 from tests.proofs.legacy import Legacy
 from tests.proofs.reference import Reference
 from tests.protocol.exploring import Explorer

@@ -358,6 +358,8 @@ OTHERS = {
     "PTI on two threads": World(Protocol(ProtocolConfig(pti=True, smt=True)), threads=2, trusting=True),
     "NOFLUSH": World(Protocol(ProtocolConfig(noflush=True))),
     "NOFLUSH on two threads": World(Protocol(ProtocolConfig(noflush=True, smt=True)), threads=2, trusting=True),
+    "guests alone": world_for(threads=1, classes=(AsiClass.KVM,)),
+    "guests alone, PTI": World(Protocol(ProtocolConfig(pti=True, classes=frozenset({AsiClass.KVM})))),
     "all of them": World(Protocol(ProtocolConfig(pti=True, noflush=True)), nesting=2),
 }
 

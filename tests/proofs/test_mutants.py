@@ -22,9 +22,9 @@ from asikit.proofs import (
     world_for,
 )
 from asikit.proofs.model import KERNEL_WORK
-from asikit.proofs.mutants import RESTRICTED_SWITCH
 from asikit.protocol import AsiClass, EffectKind, MicroOp, MissingRoleError, Space
 from asikit.protocol.operations import END
+from asikit.threat.mutants import RESTRICTED_SWITCH
 from tests.proofs.following import Follower
 
 if TYPE_CHECKING:

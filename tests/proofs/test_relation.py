@@ -27,6 +27,9 @@ WORLDS = {
     "PTI": World(Protocol(replace(SMALL, pti=True))),
     "NOFLUSH": World(Protocol(replace(SMALL, noflush=True))),
     "PTI and NOFLUSH": World(Protocol(replace(SMALL, pti=True, noflush=True)), nesting=0),
+    "interrupts that stay pending": mutant("untrusted-kept-in-entries").edit(
+        replace(world_for(threads=2, classes=USERSPACE), kernel_work=(Happening.UNMAPPED_TOUCH,), faults=())
+    ),
     "no shootdown": replace(World(Protocol(SMALL)), shootdown=False),
     "no shootdown, NOFLUSH": replace(World(Protocol(replace(SMALL, noflush=True)), nesting=0), shootdown=False),
 }

@@ -17,7 +17,6 @@ from asikit.proofs import (
     verify_mutants,
     world_for,
 )
-from asikit.proofs._attacker import GUEST, must_not_learn
 from asikit.proofs.reproduce import ATTACKER, VICTIM
 from asikit.proofs.story import StoryStep
 from asikit.protocol import Happening, TaskState
@@ -197,14 +196,14 @@ def test_two_runs_that_differ_in_nothing_give_the_same(monkeypatch: pytest.Monke
 def test_who_must_not_learn_what() -> None:
     """As in the model: the guest not its own process' data either, unless the two trust one another."""
     one, two = world_for(threads=1), world_for(threads=2)
-    assert not must_not_learn(one, ATTACKER, ATTACKER)
-    assert must_not_learn(one, ATTACKER, VICTIM)
-    assert must_not_learn(one, GUEST + ATTACKER, ATTACKER)
-    assert not must_not_learn(two, GUEST + ATTACKER, ATTACKER)
-    assert not must_not_learn(one, ATTACKER, GUEST + ATTACKER)
-    assert must_not_learn(one, VICTIM, GUEST + ATTACKER)
-    assert must_not_learn(one, GUEST + VICTIM, GUEST + ATTACKER)
-    assert must_not_learn(two, GUEST + ATTACKER, VICTIM)
+    assert not one.must_not_learn(ATTACKER, ATTACKER)
+    assert one.must_not_learn(ATTACKER, VICTIM)
+    assert one.must_not_learn(ATTACKER.guest, ATTACKER)
+    assert not two.must_not_learn(ATTACKER.guest, ATTACKER)
+    assert not one.must_not_learn(ATTACKER, ATTACKER.guest)
+    assert one.must_not_learn(VICTIM, ATTACKER.guest)
+    assert one.must_not_learn(VICTIM.guest, ATTACKER.guest)
+    assert two.must_not_learn(ATTACKER.guest, VICTIM)
 
 
 def test_rows() -> None:

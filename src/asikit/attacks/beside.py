@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asikit.attacks.victims import PAGE, VictimWork
-from asikit.attacks.vulnerability import Party
 from asikit.machine.kernel import Act, Action
+from asikit.threat import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -112,7 +112,7 @@ class _Watch:
 
 def cross_thread(on: Play) -> None:
     """From a process to the kernel, or if that cannot be a victim, to another process."""
-    _beside(on, of_kernel=Party.KERNEL in on.lab.way.victims)
+    _beside(on, of_kernel=Code.KERNEL in on.lab.way.victims)
 
 
 def sibling_user(on: Play) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 from asikit.attacks.lab import KERNEL
 from asikit.attacks.places import CALL, CHECKS, ELSEWHERE, ENTRY, GADGET, GUEST_SECRET, PATTERN, RETURN, USER_FUNCTION
 from asikit.attacks.transient import transient_load
-from asikit.attacks.vulnerability import Branch, Mechanism, Party, Tag
+from asikit.attacks.vulnerability import Branch, Mechanism, Tag
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
 from asikit.protocol import Space
+from asikit.threat import Code
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -45,7 +46,7 @@ class TransientProcessor:
         """A call through a thunk: predicted by the BTB, and among a branch's targets by the history."""
         hw, recorder, branch = self._lab.hw, self._lab.recorder, function + CALL
         self._lab.sites.add(branch)
-        if self._has_victim(Party.KERNEL):
+        if self._has_victim(Code.KERNEL):
             self._indirect(branch)
         recorder.branch(hw.thread, KERNEL, branch, function)
         recorder.call(hw.thread, KERNEL, branch, branch)
@@ -54,7 +55,7 @@ class TransientProcessor:
         """A return: predicted by the return stack, by the BTB, or run past."""
         self._lab.sites.add(function + RETURN)
         expected = self._lab.recorder.rsb.pop(self._lab.hw.thread)
-        if self._has_victim(Party.KERNEL):
+        if self._has_victim(Code.KERNEL):
             self._return(function + RETURN, expected)
 
     def faulted(self) -> None:
@@ -69,7 +70,7 @@ class TransientProcessor:
     def check_index(self, check: int = CHECKS[0]) -> None:
         """The kernel checks an index of the attacker's, which is out of bounds."""
         recorder, thread = self._lab.recorder, self._lab.hw.thread
-        if self._way.branch is Branch.CONDITIONAL and self._has_victim(Party.KERNEL) and self._chance():
+        if self._way.branch is Branch.CONDITIONAL and self._has_victim(Code.KERNEL) and self._chance():
             trained = recorder.pht.predict(thread, check)
             wrong = trained is not None and trained.target and not self._lab.hides("pht")
             if wrong and Measure.MASK_INDICES not in self._measures:
@@ -82,7 +83,7 @@ class TransientProcessor:
 
     # A process' code, or a guest's.
 
-    def user_function(self, party: Party) -> None:
+    def user_function(self, party: Code) -> None:
         """A victim in user mode, or a guest, calls a function through a pointer, and returns from it."""
         hw, recorder = self._lab.hw, self._lab.recorder
         branch = USER_FUNCTION + CALL
@@ -165,7 +166,7 @@ class TransientProcessor:
     def _is_restricted(self) -> bool:
         return self._lab.kernel.protocol.config.asi and self._lab.space is not Space.UNRESTRICTED
 
-    def _has_victim(self, party: Party) -> bool:
+    def _has_victim(self, party: Code) -> bool:
         return self._way.mechanism is Mechanism.STEER and party in self._way.victims
 
     def _chance(self) -> bool:

@@ -8,9 +8,10 @@ from asikit.attacks.beside import Alternating, cross_thread, sibling_guest, sibl
 from asikit.attacks.places import GUEST_SECRET
 from asikit.attacks.vectors import Vector
 from asikit.attacks.victims import PAGE, WORD, Play, VictimWork
-from asikit.attacks.vulnerability import Mechanism, Party
+from asikit.attacks.vulnerability import Mechanism
 from asikit.machine.kernel import Observer, RoundRobin
 from asikit.machine.mm import GFP_KERNEL, GFP_USER
+from asikit.threat import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +158,7 @@ def _guest_guest(on: Play) -> None:
         while not done:
             on.use(GUEST_SECRET, guest.load, guest.store)
             lab.pointer = GUEST_SECRET
-            on.processor.user_function(Party.GUEST)
+            on.processor.user_function(Code.GUEST)
             lab.pointer = None
             guest.halt()
 

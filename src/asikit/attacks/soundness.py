@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asikit.attacks.vulnerability import Branch, Check, Holds, Mappings, Mechanism, Party, Tag
+from asikit.attacks.vulnerability import Branch, Check, Holds, Mappings, Mechanism, Tag
+from asikit.threat import ALL_PREDICTORS
 
 if TYPE_CHECKING:
     from asikit.attacks.vulnerability import Way
 
 __all__ = ["contradiction"]
 
-_PREDICTORS: Final = frozenset({"btb", "bhb", "rsb", "pht"})
 _TRAINED: Final[dict[Branch, tuple[tuple[str, Tag], ...]]] = {
     Branch.INDIRECT: (("btb", Tag.ADDRESS), ("bhb", Tag.HISTORY)),
     Branch.RETURN: (("rsb", Tag.POSITION), ("btb", Tag.ADDRESS)),
@@ -37,7 +37,7 @@ def contradiction(way: Way) -> str:
 
 
 def _parties(way: Way) -> str:
-    if Party.KERNEL in way.attackers:
+    if not all(code.is_untrusted for code in way.attackers):
         return "attackers are user or guest"
     if not way.attackers or not way.victims:
         return "victims and attackers: name at least one of each, or leave the key out for all"
@@ -94,7 +94,7 @@ def _sample(way: Way) -> str:
     if not way.structures:
         return "it needs structures: what is sampled"
     for name in way.structures:
-        if name in _PREDICTORS:
+        if name in ALL_PREDICTORS:
             fitting: tuple[Holds, ...] = (Holds.ADDRESSES,)
         elif name == "staging_buffer":
             fitting = (Holds.RANDOM,)
@@ -109,7 +109,7 @@ def _sample(way: Way) -> str:
 def _inject(way: Way) -> str:
     if not way.structures:
         return "it needs structures: what is injected from"
-    predictor = next((name for name in way.structures if name in _PREDICTORS), None)
+    predictor = next((name for name in way.structures if name in ALL_PREDICTORS), None)
     if predictor is not None:
         return f"{predictor} holds no values to inject"
     return "" if way.steered else "it needs steered = true: what is injected is the address"

@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.errors import LeakError
-from asikit.attacks.vulnerability import Branch, Mechanism, Party
+from asikit.attacks.vulnerability import Branch, Mechanism
 from asikit.errors import nearest
+from asikit.threat import KERNEL, Code, Owner
 
 if TYPE_CHECKING:
     from asikit.attacks.vulnerability import Way
@@ -48,22 +49,16 @@ class Vector(StrEnum):
         """Tell whether a way has attackers and victims there; across cores something must be shared by them."""
         if way.vectors and self not in way.vectors:
             return False
-        user, guest = Party.USER in way.attackers, Party.GUEST in way.attackers
-        kernel, process = Party.KERNEL in way.victims, Party.USER in way.victims
-        return {
-            Vector.USER_KERNEL: user and kernel,
-            Vector.USER_USER: user and process,
-            Vector.GUEST_HOST: guest and kernel,
-            Vector.GUEST_GUEST: guest and Party.GUEST in way.victims,
-            Vector.CROSS_THREAD: user and (kernel or process),
-            Vector.GUEST_USER: guest and process,
-            Vector.SIBLING_USER: user and kernel and process,
-            Vector.SIBLING_GUEST: guest and kernel,
-            Vector.CROSS_CORE: user and (kernel or process) and way.crosses_cores(cpu),
-            Vector.NMI: user and kernel,
-            Vector.NONSENSITIVE: user and kernel,
-            Vector.FLIP: user and kernel,
-        }[self]
+        if self is Vector.CROSS_CORE and not way.crosses_cores(cpu):
+            return False
+        if self is Vector.SIBLING_USER and Code.KERNEL not in way.victims:
+            return False
+        return any(one.code in way.attackers and other.code in way.victims for one, other in self.pairs)
+
+    @property
+    def pairs(self) -> tuple[tuple[Owner, Owner], ...]:
+        """Who may attack whom from there: an attacker, and a victim whose data it must not learn."""
+        return _PAIRS[self]
 
     def _has_program(self, way: Way) -> bool:
         by_argument = way.branch in {Branch.CONDITIONAL, Branch.ENTRY, Branch.STRAIGHT_LINE}
@@ -88,6 +83,22 @@ class Vector(StrEnum):
         return self in _BESIDE and self is not Vector.CROSS_CORE
 
 
+_USER, _GUEST = Owner(Code.USER, "attacker"), Owner(Code.GUEST, "attacker")
+_OTHER_USER, _OTHER_GUEST = Owner(Code.USER, "victim"), Owner(Code.GUEST, "victim")
+_PAIRS: Final[dict[Vector, tuple[tuple[Owner, Owner], ...]]] = {
+    Vector.USER_KERNEL: ((_USER, KERNEL),),
+    Vector.USER_USER: ((_USER, _OTHER_USER),),
+    Vector.GUEST_HOST: ((_GUEST, KERNEL),),
+    Vector.GUEST_GUEST: ((_GUEST, _OTHER_GUEST),),
+    Vector.CROSS_THREAD: ((_USER, KERNEL), (_USER, _OTHER_USER)),
+    Vector.GUEST_USER: ((_GUEST, _USER),),
+    Vector.SIBLING_USER: ((_USER, _OTHER_USER),),
+    Vector.SIBLING_GUEST: ((_GUEST, KERNEL),),
+    Vector.CROSS_CORE: ((_USER, KERNEL), (_USER, _OTHER_USER)),
+    Vector.NMI: ((_USER, KERNEL),),
+    Vector.NONSENSITIVE: ((_USER, KERNEL),),
+    Vector.FLIP: ((_USER, KERNEL),),
+}
 _BESIDE: Final = frozenset({Vector.CROSS_THREAD, Vector.SIBLING_USER, Vector.SIBLING_GUEST, Vector.CROSS_CORE})
 """Where attacker and victim run at the same time."""
 

@@ -21,15 +21,16 @@ from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
 from asikit.mitigations import mitigation
+from asikit.threat import first_difference, leave_stale_translations, nothing_is_sensitive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
     from asikit.attacks.vulnerability import Vulnerability, Way
-    from asikit.machine.mm import AllocationRequest
     from asikit.machine.x86 import CpuModel
     from asikit.mitigations import Setup
+    from asikit.threat import Parting
 
 __all__ = ["SECRETS", "AttackVerdict", "Cell", "Divergence", "Finding", "attack", "machine_config", "put_on"]
 
@@ -221,55 +222,36 @@ def _config(setup: Setup, vector: Vector) -> MachineConfig:
         memory=_MEMORY,
         protocol=setup.protocol,
         interleaver=partial(interleaver, vector),
-        sensitivity=None if setup.unmapped else _nothing_is_sensitive,
+        sensitivity=None if setup.unmapped else nothing_is_sensitive,
     )
-
-
-def _nothing_is_sensitive(request: AllocationRequest) -> bool:
-    del request
-    return False
 
 
 def _prepare(machine: Machine, vulnerability: Vulnerability, way: Way, model: CpuModel, setup: Setup) -> Lab:
     if not setup.shootdown:
-        machine.kernel.direct_map.attach(flusher=_NoShootdown())
+        leave_stale_translations(machine)
     return Lab(machine, vulnerability, way, model, setup.hardening)
-
-
-class _NoShootdown:
-    """Flushes nothing."""
-
-    def flush_tlb_kernel_range(self, start: int, end: int) -> None:
-        """Leave translations where they are."""
-
-    def flush_tlb_mm_range(self, mm: int, start: int, end: int) -> None:
-        """Leave translations where they are."""
-
-    def flush_tlb_all(self) -> None:
-        """Leave translations where they are."""
 
 
 def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
     said = f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
     story = tuple(one.story)
-    for number, (left, right) in enumerate(zip_longest(one.log, other.log), 1):
-        if left != right:
-            found = _difference(number, left, right)
-            reason = f"{found.step}: {found.source} differs: {found.values[0]} or {found.values[1]}"
-            upto = one.told[number - 1] if left is not None else len(story)
-            return Finding(cell, AttackVerdict.LEAK, reason, found, said, story=story[:upto])
+    parted = first_difference(one.log, other.log)
+    if parted is not None:
+        found = _divergence(parted)
+        reason = f"{found.step}: {found.source} differs: {found.values[0]} or {found.values[1]}"
+        upto = one.told[parted.place] if parted.one is not None else len(story)
+        return Finding(cell, AttackVerdict.LEAK, reason, found, said, story=story[:upto])
     missing = one.evidence.missing(way) or other.evidence.missing(way)
     if missing:
         return Finding(cell, AttackVerdict.UNKNOWN, missing, None, said, story=story)
     return Finding(cell, AttackVerdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
 
 
-def _difference(number: int, left: Observation | None, right: Observation | None) -> Divergence:
-    seen = left or right
-    assert seen is not None  # they differ, so there is one
-    ours, theirs = (() if each is None else each.value for each in (left, right))
+def _divergence(parted: Parting[Observation]) -> Divergence:
+    seen = parted.seen
+    ours, theirs = (() if each is None else each.value for each in (parted.one, parted.other))
     pair = next((pair for pair in zip_longest(ours, theirs, fillvalue="nothing") if pair[0] != pair[1]), ("", ""))
-    return Divergence(number, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))
+    return Divergence(parted.place + 1, seen.step, seen.source, (_short(pair[0], pair[1]), _short(pair[1], pair[0])))
 
 
 def _short(value: str, other: str) -> str:

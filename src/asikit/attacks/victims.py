@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 from asikit.attacks.attacker import Attacker
 from asikit.attacks.places import CHECKS, branch_of
 from asikit.attacks.processor import TransientProcessor
-from asikit.attacks.vulnerability import Holds, Mechanism, Party
+from asikit.attacks.vulnerability import Holds, Mechanism
 from asikit.machine.mm import GFP_USER
 from asikit.machine.x86 import Training
+from asikit.threat import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,7 @@ class Play:
         """User code that works with its own secret."""
         self.use(address, user.load, user.store)
         self.lab.pointer = address
-        self.processor.user_function(Party.USER)
+        self.processor.user_function(Code.USER)
         self.lab.pointer = None
 
     def handle(self, secret: bytes) -> None:

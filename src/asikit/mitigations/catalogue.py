@@ -9,11 +9,12 @@ from asikit.errors import nearest
 from asikit.mitigations.errors import MitigationError
 from asikit.mitigations.hardening import Hardening, hardening
 from asikit.mitigations.work import Measure, load_mitigation
-from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, Role, Taint, blanket_config
+from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, Taint, blanket_config
 from asikit.protocol.edits import with_transition
 from asikit.protocol.operations import Assign, MicroOp, Request
 from asikit.protocol.switching import flush_ops
 from asikit.protocol.vocabulary import TAINT, TAINTS
+from asikit.threat import Design, mutant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,19 +29,14 @@ __all__ = ["Mitigation", "Setup", "mitigation", "mitigation_names"]
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Design):
     """What a mitigation makes of a machine.
 
     :ivar smt: Whether the siblings of a core may both run.
-    :ivar unmapped: The restricted address spaces lack sensitive memory.
-    :ivar shootdown: Translations of memory that turns sensitive leave all TLBs.
     """
 
-    protocol: Protocol
-    smt: bool
+    smt: bool = field(kw_only=True)
     hardening: Hardening = field(default_factory=Hardening)
-    unmapped: bool = True
-    shootdown: bool = True
 
     @property
     def asi(self) -> bool:
@@ -77,7 +73,7 @@ def mitigation_names() -> tuple[str, ...]:
 
 def _none(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
     del cpu
-    return Setup(Protocol(ProtocolConfig(asi=False)), smt)
+    return Setup(Protocol(ProtocolConfig(asi=False)), smt=smt)
 
 
 def _blanket(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
@@ -87,7 +83,7 @@ def _blanket(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` ha
 
 
 def _asi(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-    return Setup(Protocol(_asi_config(cpu, smt=smt)), smt)
+    return Setup(Protocol(_asi_config(cpu, smt=smt)), smt=smt)
 
 
 def _asi_config(cpu: CpuModel, *, smt: bool) -> ProtocolConfig:
@@ -96,7 +92,7 @@ def _asi_config(cpu: CpuModel, *, smt: bool) -> ProtocolConfig:
 
 
 def _with_exit_flush(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-    return Setup(Protocol(replace(_asi_config(cpu, smt=smt), flush_data_on_exit=True)), smt)
+    return Setup(Protocol(replace(_asi_config(cpu, smt=smt), flush_data_on_exit=True)), smt=smt)
 
 
 def _linux(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
@@ -110,7 +106,8 @@ def _linux(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has 
         kinds = tuple(kind for where, kind in done.flushes if where is happening)
         transitions = with_transition(transitions, _flushing(transitions[happening], kinds))
     transitions = _flushing_after_guests(transitions, done.after_guests)
-    return Setup(Protocol(config, transitions), smt and Measure.SMT_OFF not in done.measures, done)
+    smt = smt and Measure.SMT_OFF not in done.measures
+    return Setup(Protocol(config, transitions), smt=smt, hardening=done)
 
 
 def _flushing(transition: Transition, kinds: tuple[EffectKind, ...]) -> Transition:
@@ -140,26 +137,16 @@ def _flushing_after_guests(transitions: Transitions, kinds: tuple[EffectKind, ..
     return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
 
 
-def _without(*roles: Role, optional: bool = False) -> Build:
-    """Return ASI without micro-operations; where optional ones do not exist nothing is missing."""
+def _wrong(*mutants: str) -> Build:
+    """Return ASI got wrong, by mutants of the catalogue; where there is no such element nothing is missing."""
 
     def build(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
         setup = _asi(cpu, smt)
-        protocol = setup.protocol
-        for role in roles:
-            for path in protocol.having(role, optional=optional):
-                protocol = protocol.without(path)
-        return replace(setup, protocol=protocol)
+        for name in mutants:
+            setup = mutant(name).edit(setup)
+        return setup
 
     return build
-
-
-def _mapped(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-    return replace(_asi(cpu, smt), unmapped=False)
-
-
-def _no_shootdown(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-    return replace(_asi(cpu, smt), shootdown=False)
 
 
 _ALL = (
@@ -170,26 +157,28 @@ _ALL = (
     Mitigation(
         "asi-no-stun",
         "asi_exit does not stop the sibling",
-        _without(Role.STUN_SIBLING, Role.INTERRUPT_SIBLING, Role.WAIT_FOR_SIBLING, optional=True),
+        _wrong("no-stun", "no-stun-interrupt", "no-stun-acknowledgement"),
     ),
     Mitigation(
         "asi-no-ack",
         "asi_exit does not wait until the sibling has left untrusted code",
-        _without(Role.WAIT_FOR_SIBLING, optional=True),
+        _wrong("no-stun-acknowledgement"),
     ),
     Mitigation(
         "asi-no-predictor-flush",
         "the branch predictors are never flushed",
-        _without(Role.FLUSH_CONTROL_ON_EXIT, Role.FLUSH_CONTROL_ON_ENTER),
+        _wrong("no-control-flush-on-exit", "no-control-flush-on-enter"),
     ),
-    Mitigation("asi-no-buffer-flush", "the data side channels are never flushed", _without(Role.FLUSH_DATA)),
-    Mitigation("asi-no-unmapping", "the restricted address spaces map sensitive memory", _mapped),
+    Mitigation("asi-no-buffer-flush", "the data side channels are never flushed", _wrong("no-data-flush")),
+    Mitigation("asi-no-unmapping", "the restricted address spaces map sensitive memory", _wrong("no-unmapping")),
     Mitigation(
         "asi-no-nmi-reentry",
         "the return from a nested interrupt or NMI does not enter again",
-        _without(Role.ENTER_AGAIN),
+        _wrong("no-reentry"),
     ),
-    Mitigation("asi-no-shootdown", "memory turns sensitive while TLBs still have its translation", _no_shootdown),
+    Mitigation(
+        "asi-no-shootdown", "memory turns sensitive while TLBs still have its translation", _wrong("no-shootdown")
+    ),
     Mitigation(
         "asi-exit-flush", "asi, with one more data flush on the way to unrestricted (an experiment)", _with_exit_flush
     ),

@@ -4,7 +4,7 @@
 >>> print(verify(world_for("asi", threads=1)).verdict)
 PROVED
 
-`model` is the world around the protocol, on the hardware assumptions of `hardware`; `explore` visits all of it, and
+`model` is the world around the protocol, on the assumptions of `asikit.threat`; `explore` visits all of it, and
 `mutants` is the catalogue of ways to get the protocol wrong, each of which `story` tells the consequence of. `relation`
 is what may happen in it, as guarded commands that `interpreter` runs for the exploration and that a solver reads:
 `induction` proves the model for schedules of any length by the clauses of `invariant`.
@@ -13,10 +13,8 @@ is what may happen in it, as guarded commands that `interpreter` runs for the ex
 from __future__ import annotations
 
 from asikit.proofs.equivalence import SITUATIONS, SideBySide, Situation, compare, equivalence_verdict
-from asikit.proofs.errors import TooLargeError, UnknownMutantError, VerifyError
-from asikit.proofs.hardware import ASSUMPTIONS, Capability, Channel, Party
+from asikit.proofs.errors import TooLargeError, VerifyError
 from asikit.proofs.model import World
-from asikit.proofs.mutants import ALTERNATIVES, CATALOGUE, Mutant, has_element, mutant
 from asikit.proofs.necessity import MutantRow, verify_mutants
 from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, StoryStep
@@ -32,6 +30,18 @@ from asikit.proofs.verify import (
     prove,
     verify,
     world_for,
+)
+from asikit.threat import (
+    ALTERNATIVES,
+    ASSUMPTIONS,
+    CATALOGUE,
+    Capability,
+    Channel,
+    Mutant,
+    Party,
+    UnknownMutantError,
+    has_element,
+    mutant,
 )
 
 __all__ = [

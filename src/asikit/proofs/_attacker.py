@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec.structs import replace
-
-from asikit.machine.x86 import Access, GeneralProtection, PageFault, Sharing, walk
-from asikit.protocol import HANDLER, PRIMITIVES, FlushSide
+from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
+from asikit.protocol import HANDLER
+from asikit.threat import DATA, KERNEL, PREDICTORS, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,34 +21,17 @@ if TYPE_CHECKING:
     from asikit.machine.kernel import Kernel
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
-    from asikit.machine.x86 import CpuModel, Recorder
+    from asikit.machine.x86 import Recorder
     from asikit.proofs.model import World
-    from asikit.protocol import EffectKind
 
-KERNEL = "the kernel"
-GUEST = "the guest of "
 LINE = 64
-
-
-def _structures(side: FlushSide) -> dict[str, tuple[EffectKind, str]]:
-    """Return the structures of one side: what empties each, and what it is called."""
-    return {
-        name: (primitive.kind, label)
-        for primitive in PRIMITIVES
-        if primitive.side is side
-        for name, label in primitive.empties
-    }
-
-
-DATA = _structures(FlushSide.DATA)
-PREDICTORS = _structures(FlushSide.CONTROL)
 _BRANCH, _GADGET = 0x1000, 0x2000
 
 
 class Learnt(NamedTuple):
     """Something that untrusted code came by: who, how, and the values."""
 
-    who: str
+    who: Owner
     how: str
     values: tuple[bytes, ...]
 
@@ -58,32 +40,14 @@ class Learnt(NamedTuple):
 class Secret:
     """Bytes that somebody must not learn.
 
-    :ivar owner: Whose: KERNEL, a process' name, or GUEST and the name of its process.
+    :ivar owner: Whose.
     :ivar paddr: Where they are in physical memory.
     :ivar addresses: Virtual addresses at which page tables may have them.
     """
 
-    owner: str
+    owner: Owner
     paddr: int
     addresses: tuple[int, ...]
-
-
-def assumed(model: CpuModel) -> CpuModel:
-    """Return a CPU model with the structures of a core as the proofs assume them: H2, H3."""
-    structures = {
-        name: replace(getattr(model.structures, name), sharing=Sharing.CORE, cleared_by=(str(cleared),))
-        for name, (cleared, _) in {**DATA, **PREDICTORS}.items()
-    }
-    return replace(model, structures=replace(model.structures, **structures))
-
-
-def must_not_learn(world: World, who: str, owner: str) -> bool:
-    """Whether somebody must not learn an owner's data: the threat model, `asikit.proofs.hardware.may_not_learn`."""
-    if owner in {who, GUEST + who}:
-        return False
-    if who == GUEST + owner:
-        return world.config.kvm_protects_user_data and not world.trusting
-    return True
 
 
 @dataclass
@@ -92,7 +56,7 @@ class Eavesdropper:
 
     :ivar world: The model that the machine is of.
     :ivar kernel: The machine's.
-    :ivar processes: Each mm's process, by name.
+    :ivar processes: Each process' mm.
     :ivar secrets: What is to stay hidden.
     :ivar learnt: What untrusted code came by.
     :ivar began: Whether the machine has come to where the story begins.
@@ -100,21 +64,23 @@ class Eavesdropper:
 
     world: World
     kernel: Kernel
-    processes: dict[str, MmStruct]
+    processes: dict[Owner, MmStruct]
     secrets: list[Secret] = field(default_factory=list)
     learnt: list[Learnt] = field(default_factory=list)
     began: bool = False
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU leaks through: those that the protocol's flushes are for."""
+        everybody = [KERNEL, *self.processes, *(process.guest for process in self.processes)]
+        self._owners = {str(owner): owner for owner in everybody}  # as the processor records them
         config = self.kernel.protocol.config
         flushed = {*config.control_flush, *config.data_flush}
         self._data = {name: label for name, (kind, label) in DATA.items() if kind in flushed}
         self._predictors = {name: label for name, (kind, label) in PREDICTORS.items() if kind in flushed}
 
-    def hidden_from(self, who: str, secret: Secret) -> bool:
+    def hidden_from(self, who: Owner, secret: Secret) -> bool:
         """Whether somebody must not learn a secret."""
-        return must_not_learn(self.world, who, secret.owner)
+        return self.world.must_not_learn(who, secret.owner)
 
     def look(self) -> None:
         """Let every hardware thread do what it could do here."""
@@ -129,15 +95,15 @@ class Eavesdropper:
     def _speculate(self, cpu: CpuContext) -> None:
         recorder, thread = _recorder(cpu), cpu.hw.thread
         who = self.who(cpu)
-        runs_gadgets = bool(who) or self.world.gadgets_anywhere or _in_ordinary_code(cpu)
+        runs_gadgets = who is not None or self.world.gadgets_anywhere or _in_ordinary_code(cpu)
         if cpu.in_guest:
             reach = [secret for secret in self.secrets if secret.owner == who]
         elif not runs_gadgets:
             reach = []
         else:
             reach = [secret for secret in self.secrets if self._mapped(cpu, secret)]
-        if who:
-            self._train(recorder, thread, who)
+        if who is not None:
+            self._train(recorder, thread, str(who))
             for secret in reach:
                 if self.hidden_from(who, secret):
                     self._learn(
@@ -147,7 +113,7 @@ class Eavesdropper:
                     )
             reach = [secret for secret in reach if secret.owner == who]
         for secret in reach:
-            recorder.load(thread, secret.owner, secret.paddr, self._bytes(secret))
+            recorder.load(thread, str(secret.owner), secret.paddr, self._bytes(secret))
         self._steer(cpu, reach)
 
     @staticmethod
@@ -165,7 +131,7 @@ class Eavesdropper:
             return
         for name, label in self._predictors.items():
             trainers = {entry.owner for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread) if entry.owner}
-            for trainer in sorted(trainers):
+            for trainer in (self._owners[each] for each in sorted(trainers)):
                 for secret in wanted:
                     if self.hidden_from(trainer, secret):
                         how = f"code on thread {cpu.hw.thread} followed the {label} that it had trained"
@@ -174,20 +140,20 @@ class Eavesdropper:
     def _observe(self, cpu: CpuContext) -> None:
         """Let untrusted code sample the data structures."""
         who = self.who(cpu)
-        if not who:
+        if who is None:
             return
         for name, label in self._data.items():
             values = tuple(entry.value for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread))
             self._learn(who, f"on thread {cpu.hw.thread} it sampled the {label}", values)
 
-    def who(self, cpu: CpuContext) -> str:
-        """Return whose untrusted code a CPU runs, nothing for the kernel's own."""
+    def who(self, cpu: CpuContext) -> Owner | None:
+        """Return whose untrusted code a CPU runs, None for the kernel's own."""
         if not cpu.in_guest and not cpu.hw.cpl:
-            return ""
-        name = next((name for name, mm in self.processes.items() if mm.pgd == cpu.loaded_mm.pgd), "")
-        return GUEST + name if cpu.in_guest else name
+            return None
+        process = next((one for one, mm in self.processes.items() if mm.pgd == cpu.loaded_mm.pgd), None)
+        return process.guest if process is not None and cpu.in_guest else process
 
-    def _learn(self, who: str, how: str, values: tuple[bytes, ...]) -> None:
+    def _learn(self, who: Owner, how: str, values: tuple[bytes, ...]) -> None:
         new = Learnt(who, how, values)
         if new not in self.learnt[-16:]:
             self.learnt.append(new)

@@ -17,9 +17,9 @@ from asikit.protocol import HANDLER, PRIMITIVES, FlushSide
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asikit.proofs.hardware import ContentsLayout
     from asikit.proofs.model import World
     from asikit.protocol import EffectKind
+    from asikit.threat import ContentsLayout
 
 MOST = 2
 """Where the account is cut off above; and what an exit that has not written CR3 yet may draw in advance."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from asikit.proofs.hardware import Capability
 from asikit.proofs.verify import Verdict, Verification, verify, world_for
 from asikit.protocol import CpuBug, Protocol
+from asikit.threat import Capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

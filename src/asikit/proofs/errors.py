@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from asikit.errors import AsikitError
 
-from asikit.errors import AsikitError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["TooLargeError", "UnknownMutantError", "VerifyError"]
+__all__ = ["TooLargeError", "VerifyError"]
 
 
 class VerifyError(AsikitError):
     """Options that contradict each other; the message says which, and what to do."""
 
     exit_code = 2
-
-
-class UnknownMutantError(VerifyError):
-    """A mutant that is not in the catalogue; the message names the nearest that is."""
-
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no mutant {name!r}{nearest(name, known)} (asi verify --list-mutants)")
 
 
 class TooLargeError(AsikitError):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeVar
 import z3
 
 from asikit.proofs.errors import VerifyError
-from asikit.proofs.hardware import Party
 from asikit.proofs.invariant import Clause, InductiveInvariant
 from asikit.proofs.relation import (
     ANYWHERE,
@@ -38,6 +37,7 @@ from asikit.proofs.threads import Mode, Thread, core_of
 from asikit.protocol import AsiClass, Space
 from asikit.protocol.expressions import Field, Scope
 from asikit.protocol.vocabulary import CR3, FIELDS, USER_CR3
+from asikit.threat import Party
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -301,7 +301,8 @@ class Induction:
         """Yield states that must be possible, else the invariant says nothing."""
         base, *handlers = self.state.places[0]
         secret = self.world.layout.spread("data", Party.KERNEL | Party.OTHER)
-        yield "untrusted code", z3.And(self._is(handlers[0], NO_HANDLER), self._is(base, USER))
+        for mode in self.invariant.regions.untrusted:
+            yield f"untrusted code, {mode.program}", z3.And(self._is(handlers[0], NO_HANDLER), self._is(base, mode))
         secrets = self.state.contents & z3.BitVecVal(secret, self.world.layout.bits) == secret
         yield "secrets in all structures", z3.And(self._is(base, KERNEL), secrets)
         if self.world.nesting > 1:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import z3
 
-from asikit.proofs.hardware import Party
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
@@ -21,6 +20,7 @@ from asikit.protocol import Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS, USER_CR3
+from asikit.threat import Party
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Side:
         self.interrupted = self.interrupted_on(0)
         self.tense = self.target != 0
         self.restricted = self.cr3 != 0
-        self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in([USER, GUEST]))
+        self.untrusted = z3.And(z3.Not(self.interrupted), self.base_in(invariant.regions.untrusted))
         self.dirty = self.taints & SECRET != 0
         self.behind = self.box["behind"] != 0
 
@@ -225,9 +225,7 @@ class InductiveInvariant:
             )
 
     def _places(self, h: Side) -> Iterator[Clause]:
-        entry = [
-            place for place in self.regions.levels[0] if place.program in self.regions.from_untrusted and place.pc == 0
-        ]
+        entry = [place for place in self.regions.programs(*self.regions.from_untrusted) if place.pc == 0]
         uncounting = self.regions.before(Role.UNCOUNT_INTERRUPT, Role.ENTER_AGAIN)
         returning = self.regions.before(Role.ALREADY_ENTERED)
         yield Clause(
@@ -236,7 +234,14 @@ class InductiveInvariant:
             z3.And(
                 z3.Implies(
                     h.base_in(
-                        [*uncounting, *returning, *self.regions.entering, *self.regions.resuming, USER, GUEST, *entry]
+                        [
+                            *uncounting,
+                            *returning,
+                            *self.regions.entering,
+                            *self.regions.resuming,
+                            *self.regions.untrusted,
+                            *entry,
+                        ]
                     ),
                     h.tense,
                 ),
@@ -300,7 +305,7 @@ class InductiveInvariant:
             ),
         )
         ready = z3.Or(
-            h.finds([*self.regions.resuming, USER, GUEST, *entry]),
+            h.finds([*self.regions.resuming, *self.regions.untrusted, *entry]),
             z3.And(h.tense, h.finds(self.regions.before(Role.ENTER_ON_RETURN, optional=True))),
         )
         yield Clause(
@@ -464,9 +469,7 @@ class InductiveInvariant:
         )
         if self.asks_taints:
             yield from self._own_taints(h, secured)
-        busy = self.regions.programs(
-            H.RETURN_USER, H.VM_ENTRY, STOP_WAITING, "user", "guest", *self.regions.from_untrusted
-        )
+        busy = self.regions.programs(H.RETURN_USER, H.VM_ENTRY, STOP_WAITING, "user", "guest", *self.regions.entries)
         yield Clause(
             "behind",
             "while k has to follow a switch of mm, h has not, is unrestricted, and goes nowhere near untrusted code",

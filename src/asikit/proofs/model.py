@@ -6,7 +6,7 @@ code, a handler, or a transition of the protocol, micro-operation by micro-opera
 
 * when which transition may begin (`asikit.proofs.relation`): any order, NMIs between any two micro-operations;
 * what a thread can bring into the core's structures and what it must not find there (`World.view`), from the hardware
-  assumptions of `asikit.proofs.hardware`;
+  assumptions and the parties of `asikit.threat`;
 * core scheduling: no thread goes to untrusted code while the other one has another mm loaded.
 
 The attacker is as strong as can be, and needs no moves of its own: whatever can be brought into a structure is there at
@@ -20,27 +20,29 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-from asikit.proofs.hardware import (
+from asikit.proofs.interpreter import Interpreter
+from asikit.proofs.relation import Relation
+from asikit.proofs.threads import OWN_BEHIND, Mode, Move, Thread, View, in_transition, shared_bits
+from asikit.protocol import AsiClass, CoreState, Happening, Role, Space, TaskState
+from asikit.threat import (
     ALL_CAPABILITIES,
     EVERYBODY,
     FOLDED,
     NOBODY,
     Capability,
     ContentsLayout,
+    Design,
     Party,
     layout_for,
+    may_learn,
     may_not_learn,
 )
-from asikit.proofs.interpreter import Interpreter
-from asikit.proofs.relation import Relation
-from asikit.proofs.threads import OWN_BEHIND, Mode, Move, Thread, View, in_transition, shared_bits
-from asikit.protocol import AsiClass, CoreState, Happening, Protocol, Role, Space, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from asikit.protocol import ProtocolConfig
     from asikit.protocol.operations import ProgramOp
+    from asikit.threat import Owner
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -64,10 +66,9 @@ USER_ENTRIES = (H.SYSCALL_ENTRY, H.INTERRUPT_ENTRY, H.EXCEPTION_ENTRY, H.NMI_ENT
 
 
 @dataclass(frozen=True)
-class World:
-    """The model: a protocol, and what is around it.
+class World(Design):
+    """The model: a design, and what is around it.
 
-    :ivar protocol: The mechanism, or a mutant of it.
     :ivar threads: Hardware threads of the core, 1 or 2.
     :ivar nesting: Handlers that may be open inside one another, on each thread.
     :ivar capabilities: What the attacker can do.
@@ -75,36 +76,22 @@ class World:
         and its handlers; ASI needs no such trust, the blanket mitigation does.
     :ivar kernel_work: What ordinary kernel code may do.
     :ivar faults: Handlers that ordinary kernel code may cause.
-    :ivar unmapped: The restricted address spaces lack sensitive memory.
-    :ivar shootdown: Memory that turns sensitive is flushed from all TLBs before secrets come into it.
-    :ivar boot_tainted: What booting left in the structures is recorded as KERNEL_DATA.
-    :ivar core_scheduling: Siblings run untrusted code only of the same mm.
     :ivar trusting: A process and its own guest need no protection from one another. ASI keeps them apart by taints,
         which are each thread's own, so with two threads it cannot.
     """
 
-    protocol: Protocol
     threads: int = 1
     nesting: int = 1
     capabilities: Capability = ALL_CAPABILITIES
     gadgets_anywhere: bool = True
     kernel_work: tuple[str, ...] = KERNEL_WORK
     faults: tuple[Happening, ...] = FAULTS
-    unmapped: bool = True
-    shootdown: bool = True
-    boot_tainted: bool = True
-    core_scheduling: bool = True
     trusting: bool = False
     layout: ContentsLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU has."""
         object.__setattr__(self, "layout", layout_for(self.config))
-
-    @property
-    def config(self) -> ProtocolConfig:
-        """The protocol's configuration."""
-        return self.protocol.config
 
     # Where it begins.
 
@@ -214,8 +201,11 @@ class World:
         return restricted | (Party.KERNEL if thread.stale else NOBODY)
 
     def _may_not_learn(self, party: Party) -> Party:
-        hidden = may_not_learn(party, self.config)
-        return hidden & ~FOLDED if self.trusting and party in FOLDED else hidden
+        return may_not_learn(party, self.config, trusting=self.trusting)
+
+    def must_not_learn(self, who: Owner, owner: Owner) -> bool:
+        """Tell whether somebody must not learn an owner's data."""
+        return not may_learn(who, owner, self.config, trusting=self.trusting)
 
     def _may_not_steer(self, reach: Party) -> Party:
         """Return who must not have trained the predictors of code that has the given data in reach."""

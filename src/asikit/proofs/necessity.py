@@ -9,8 +9,8 @@ from multiprocessing import get_context
 from os import sched_getaffinity
 from typing import TYPE_CHECKING, Any
 
-from asikit.proofs.mutants import CATALOGUE, has_element, mutant
 from asikit.proofs.verify import Verdict, Verification, verify, world_for
+from asikit.threat import CATALOGUE, has_element, mutant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

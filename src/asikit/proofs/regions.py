@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from asikit.proofs.relation import GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Place, Relation
-from asikit.protocol import Happening, Protocol, Role, Routine
+from asikit.protocol import AsiClass, Happening, Protocol, Role, Routine
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Regions:
     @cached_property
     def resuming(self) -> list[Place]:
         """Before untrusted code, entered."""
-        half = self._of(H.RETURN_USER, Role.ENTER_USER_HALF)
+        half = self._of(H.RETURN_USER, Role.ENTER_USER_HALF) if USER in self.untrusted else []
         return [*half, *self.before(Role.RESUME, Role.REFRESH_HOST_CR3, optional=True)]
 
     @cached_property
@@ -179,7 +179,7 @@ class Regions:
             return 1
         ops = self.relation.world.protocol.programs[place.program].ops[: place.pc]
         counted = sum((op.role is Role.COUNT_INTERRUPT) - (op.role is Role.UNCOUNT_INTERRUPT) for op in ops)
-        fresh = place.program in {*self.from_untrusted, H.VM_ENTRY, STOP_WAITING}
+        fresh = place.program in {*self.entries, H.VM_ENTRY, STOP_WAITING}
         if place.level:
             fresh = (
                 place.program in self.relation.world.nested_happenings or place.program in self.relation.world.faults
@@ -187,9 +187,22 @@ class Regions:
         return counted + (not fresh)
 
     @property
-    def from_untrusted(self) -> tuple[str, ...]:
-        """The programs that enter the kernel from untrusted code."""
+    def entries(self) -> tuple[str, ...]:
+        """The programs that enter the kernel from user mode and from guests."""
         return (*self.relation.world.entries_from_user, H.VM_EXIT)
+
+    @property
+    def untrusted(self) -> list[Place]:
+        """Where code runs that a class is there to protect from."""
+        classes = self.relation.world.config.classes
+        modes = ((USER, AsiClass.USERSPACE), (GUEST, AsiClass.KVM))
+        return [place for place, asi_class in modes if asi_class in classes]
+
+    @property
+    def from_untrusted(self) -> tuple[str, ...]:
+        """The programs that enter the kernel from such code."""
+        user, guest = (place in self.untrusted for place in (USER, GUEST))
+        return (*(self.relation.world.entries_from_user if user else ()), *((H.VM_EXIT,) if guest else ()))
 
     def after_in_exit(self, role: Role) -> list[Place]:
         """Return the places in `asi_exit` after the micro-operation of a role, up to its end; none if a mutant lost it.

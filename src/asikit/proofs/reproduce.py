@@ -19,9 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from asikit.machine.kernel import DeadlockError, InvariantError, Machine, MachineConfig
 from asikit.machine.mm import GFP_KERNEL, MapFlags, Prot
-from asikit.proofs._attacker import GUEST, KERNEL, LINE, Eavesdropper, Learnt, Secret, assumed, must_not_learn
+from asikit.proofs._attacker import LINE, Eavesdropper, Learnt, Secret
 from asikit.proofs._director import Director, StoryOver
 from asikit.protocol import AsiClass, MisuseError
+from asikit.threat import (
+    KERNEL,
+    Code,
+    Owner,
+    assumed,
+    first_difference,
+    leave_stale_translations,
+    nothing_is_sensitive,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,14 +39,14 @@ if TYPE_CHECKING:
     from asikit.machine.kernel.core.percpu import CpuContext
     from asikit.machine.mm import MmStruct
     from asikit.proofs.model import World
-    from asikit.proofs.mutants import Mutant
     from asikit.proofs.story import Counterexample
+    from asikit.threat import Mutant
 
-ATTACKER, VICTIM = "the process", "another process"
+ATTACKER, VICTIM = Owner(Code.USER, "the process"), Owner(Code.USER, "another process")
 _MEMORY = 16 << 20
 _NEVER = 1 << 60
 _PAGE = 4096
-_CONTENT = {KERNEL: b"K", ATTACKER: b"P", VICTIM: b"V", GUEST + ATTACKER: b"p", GUEST + VICTIM: b"v"}
+_CONTENT = {KERNEL: b"K", ATTACKER: b"P", VICTIM: b"V", ATTACKER.guest: b"p", VICTIM.guest: b"v"}
 _CHANGED = b"!"
 
 
@@ -90,9 +99,9 @@ def reproduce(world: World, candidate: Mutant | None, found: Counterexample) -> 
 
 def _outcome(world: World, found: Counterexample) -> tuple[str, str, int]:
     """Return how a story ends on the machine: kind, sentence, and steps that could not be followed."""
-    plain = _Stage(world, found).run("")
+    plain = _Stage(world, found).run(None)
     guests = AsiClass.KVM in world.config.classes
-    for owner in (each for each in _CONTENT if guests or not each.startswith(GUEST)):
+    for owner in (each for each in _CONTENT if guests or each.code is not Code.GUEST):
         other = _Stage(world, found).run(owner)
         leak = _difference(world, owner, plain.learnt, other.learnt)
         if leak:
@@ -102,17 +111,11 @@ def _outcome(world: World, found: Counterexample) -> tuple[str, str, int]:
     return "", "what untrusted code comes by does not depend on a secret, and nothing else goes wrong", plain.missed
 
 
-def _difference(world: World, owner: str, one: tuple[Learnt, ...], other: tuple[Learnt, ...]) -> str:
+def _difference(world: World, owner: Owner, one: tuple[Learnt, ...], other: tuple[Learnt, ...]) -> str:
     """Return who learns a secret, from two runs that differ in it; empty if nobody does who must not."""
-    mine, theirs = ([each for each in learnt if must_not_learn(world, each.who, owner)] for learnt in (one, other))
-    for place in range(max(len(mine), len(theirs))):
-        here = mine[place] if place < len(mine) else None
-        there = theirs[place] if place < len(theirs) else None
-        if here != there:
-            shown = here or there
-            assert shown is not None  # one of them is longer
-            return f"{shown.who} learns data of {owner}: {shown.how}"
-    return ""
+    mine, theirs = ([each for each in learnt if world.must_not_learn(each.who, owner)] for learnt in (one, other))
+    found = first_difference(mine, theirs)
+    return "" if found is None else f"{found.seen.who} learns data of {owner}: {found.seen.how}"
 
 
 class _Stage:
@@ -130,7 +133,7 @@ class _Stage:
                 memory=_MEMORY,
                 timer_period=_NEVER,
                 protocol=world.protocol,
-                sensitivity=None if world.unmapped else lambda _: False,
+                sensitivity=None if world.unmapped else nothing_is_sensitive,
                 pageblock_order=1 if self._flips else 9,
             ),
             interleaver=director,
@@ -141,8 +144,8 @@ class _Stage:
             for cpu in self._kernel.cpus:
                 cpu.thread = cpu.thread._replace(cpu=cpu.thread.cpu._replace(taints=0))
 
-    def run(self, changed: str) -> _Run:
-        """Run the story; `changed` is whose secret is another one."""
+    def run(self, changed: Owner | None) -> _Run:
+        """Run the story; `changed` is whose secret is another one, if anybody's is."""
         kernel, director = self._kernel, self._director
         mms = {ATTACKER: kernel.contexts.new(), VICTIM: kernel.contexts.new()}
         attacker = Eavesdropper(self._world, kernel, mms)
@@ -168,7 +171,7 @@ class _Stage:
 
     # What the machine has.
 
-    def _secrets(self, mms: dict[str, MmStruct], changed: str) -> Iterator[Secret]:
+    def _secrets(self, mms: dict[Owner, MmStruct], changed: Owner | None) -> Iterator[Secret]:
         kernel = self._kernel
         content = {owner: (_CHANGED if owner == changed else byte) * LINE for owner, byte in _CONTENT.items()}
         address = self._machine.allocate(content[KERNEL])
@@ -181,7 +184,7 @@ class _Stage:
             owners = [name]
             if AsiClass.KVM in kernel.protocol.config.classes:
                 kernel.domains.init(kernel.contexts.of(mm), AsiClass.KVM)
-                owners.append(GUEST + name)  # a guest's memory is its process'
+                owners.append(name.guest)  # a guest's memory is its process'
             for owner in owners:
                 vaddr = mm.mmap(_PAGE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
                 mm.handle_mm_fault(vaddr, write=True)
@@ -191,7 +194,7 @@ class _Stage:
                 kernel.physical.write(paddr, content[owner])
                 yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))
 
-    def _connect(self, attacker: Eavesdropper, mms: dict[str, MmStruct]) -> None:
+    def _connect(self, attacker: Eavesdropper, mms: dict[Owner, MmStruct]) -> None:
         """Let the director have the machine, and each hardware thread of the story a task."""
         kernel, director = self._kernel, self._director
         director.kernel, director.attacker = kernel, attacker
@@ -214,7 +217,7 @@ class _Stage:
         # One cookie for all: which mm runs beside which is the story's to say.
         self._kernel.start(self._kernel.new_task(run, comm=name, mm=mm, cpu=cpu, pinned=True, cookie=1))
 
-    def _other_mm(self, mms: dict[str, MmStruct]) -> Callable[[Task], None]:
+    def _other_mm(self, mms: dict[Owner, MmStruct]) -> Callable[[Task], None]:
         """Return how a task comes to run another process' code, as in `exec_mmap()`: without a switch of tasks."""
         kernel = self._kernel
 
@@ -239,21 +242,8 @@ class _Stage:
         while not self._page_turned:
             kernel.wait_for(kernel.cpu, "a page to turn sensitive", lambda: self._page_turned, idle=True)
         if not self._world.shootdown:
-            kernel.direct_map.attach(flusher=_NoFlusher())
+            leave_stale_translations(self._machine)
         kernel.direct_map.set_direct_map_sensitive(kernel.layout.phys(self._turning) // _PAGE, 2, sensitive=True)
         kernel.access.store(self._turning, self._content)
         while True:
             kernel.wait_for(kernel.cpu, "nothing", lambda: False, idle=True)
-
-
-class _NoFlusher:
-    """A kernel that forgets the shootdown."""
-
-    def flush_tlb_kernel_range(self, start: int, end: int) -> None:
-        """Nothing."""
-
-    def flush_tlb_mm_range(self, mm: int, start: int, end: int) -> None:
-        """Nothing."""
-
-    def flush_tlb_all(self) -> None:
-        """Nothing."""

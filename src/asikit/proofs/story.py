@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asikit.proofs.hardware import NOBODY, Party
 from asikit.proofs.threads import OWN_BEHIND, Mode, swapped
 from asikit.protocol import AsiClass, Happening
+from asikit.threat import NOBODY, Party
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from asikit.proofs.hardware import Party
 from asikit.protocol import HANDLER, CoreState, Mailbox
+from asikit.threat import Party
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

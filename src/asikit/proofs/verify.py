@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from asikit.proofs.costs import CostWorld
 from asikit.proofs.errors import TooLargeError, VerifyError
-from asikit.proofs.hardware import ALL_CAPABILITIES, ASSUMPTIONS, Capability
 from asikit.proofs.model import World
 from asikit.proofs.relation import Relation
 from asikit.proofs.reproduce import Reproduction, reproduce
 from asikit.proofs.story import Counterexample, tell
 from asikit.protocol import AsiClass, Protocol, ProtocolConfig, blanket_config
+from asikit.threat import ALL_CAPABILITIES, ASSUMPTIONS, Capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TextIO
 
     from asikit.proofs.explore import Explored
-    from asikit.proofs.mutants import Mutant
+    from asikit.threat import Mutant
 
     Progress = Callable[[int], None]
 

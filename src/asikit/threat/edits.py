@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol as Interface
 
 from asikit.protocol import (
     AsiClass,
@@ -23,21 +24,33 @@ from asikit.protocol.operations import END
 from asikit.protocol.switching import enter_name
 from asikit.protocol.taints import DATA_MASK
 from asikit.protocol.vocabulary import CONTROL, DATA, RELAXED, RESTRICTED, SPACES, TAINTS, TARGET, TENSE
+from asikit.threat.design import Design
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.proofs.model import World
     from asikit.protocol import EffectKind, ProtocolConfig
 
-    Edit = Callable[[World], World]
+AnyDesign = TypeVar("AnyDesign", bound=Design)
+
+
+class Edit(Interface):
+    """Makes another design of one, of the same class: a model of the proofs, or a mitigation's of an attack."""
+
+    def __call__(self, design: AnyDesign, /) -> AnyDesign:
+        """Return the edited design."""
+
 
 RETURNS = (Happening.RETURN_USER, Happening.VM_ENTRY)
 
 
 def of_protocol(change: Callable[[Protocol], Protocol]) -> Edit:
     """An edit of the protocol alone."""
-    return lambda world: replace(world, protocol=change(world.protocol))
+
+    def edit(design: AnyDesign) -> AnyDesign:
+        return replace(design, protocol=change(design.protocol))
+
+    return edit
 
 
 def without(role: Role, *within: str, optional: bool = False) -> Edit:
@@ -129,14 +142,14 @@ def masking_taints(mask: Taint) -> Edit:
 def of_policy(asi_class: AsiClass, change: Callable[[TaintPolicy], TaintPolicy]) -> Edit:
     """Change the taint policy of a class."""
 
-    def edit(world: World) -> World:
-        config = world.config
+    def edit(design: AnyDesign) -> AnyDesign:
+        config = design.config
         if asi_class not in config.classes:
-            return world
+            return design
         policy = change(config.registry.policy(asi_class))
         others = tuple(entry for entry in config.policies if entry[0] is not asi_class)
         changed = replace(config, policies=(*others, (asi_class, policy)))
-        return replace(world, protocol=_configured(world.protocol, changed))
+        return replace(design, protocol=_configured(design.protocol, changed))
 
     return edit
 

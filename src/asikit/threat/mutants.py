@@ -12,7 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from asikit.proofs._edits import (
+from asikit.protocol import AsiClass, Happening, ProtocolConfig, Role, Routine, Taint
+from asikit.protocol.expressions import ALWAYS
+from asikit.protocol.switching import enter_name
+from asikit.threat.edits import (
     at_resume,
     exit_asks_own_taints,
     masking_taints,
@@ -25,14 +28,11 @@ from asikit.proofs._edits import (
     without_flush,
     without_guest_data,
 )
-from asikit.proofs.errors import UnknownMutantError, VerifyError
-from asikit.protocol import AsiClass, Happening, ProtocolConfig, Role, Routine, Taint
-from asikit.protocol.expressions import ALWAYS
-from asikit.protocol.switching import enter_name
+from asikit.threat.errors import ThreatError, UnknownMutantError
 
 if TYPE_CHECKING:
-    from asikit.proofs._edits import Edit
-    from asikit.proofs.model import World
+    from asikit.threat.design import Design
+    from asikit.threat.edits import AnyDesign, Edit
 
 ENTRIES = tuple(happening for happening in Happening if happening.from_untrusted)
 NESTED = tuple(happening for happening in Happening if happening.nested)
@@ -48,7 +48,7 @@ class Mutant:
     :ivar says: What is changed, one line.
     :ivar family: `stun`, `order`, `flush`, `taint`, `interrupt`, `kernel` (what the rest of the kernel owes),
         `published` (bugs of the public patches), or `alternative`.
-    :ivar edit: Makes the mutant of a model; a model that has no such element stays as it is.
+    :ivar edit: Makes the mutant of a design; a design that has no such element stays as it is.
     :ivar variant: The name of the alternative of which it is a mutant, empty for ASI as it is.
     """
 
@@ -58,14 +58,14 @@ class Mutant:
     edit: Edit
     variant: str = ""
 
-    def base(self, world: World) -> World:
-        """Return the model that it is a mutant of: the given one, or its variant.
+    def base(self, design: AnyDesign) -> AnyDesign:
+        """Return the design that it is a mutant of: the given one, or its variant.
 
-        Raises VerifyError for a model of the blanket mitigation, which has no such elements.
+        Raises ThreatError for the blanket mitigation, which has no such elements.
         """
-        if not world.config.asi:
-            raise VerifyError(f"{self.name} is a mutant of ASI: use it with --mitigation asi")
-        return mutant(self.variant).edit(world) if self.variant else world
+        if not design.config.asi:
+            raise ThreatError(f"{self.name} is a mutant of ASI: use it with --mitigation asi")
+        return mutant(self.variant).edit(design) if self.variant else design
 
 
 def mutant(name: str) -> Mutant:
@@ -77,12 +77,12 @@ def mutant(name: str) -> Mutant:
     raise UnknownMutantError(name, [candidate.name for candidate in known])
 
 
-def has_element(world: World, candidate: Mutant) -> bool:
-    """Whether a mutant differs from the model: without SMT there is no stun to remove."""
-    world = candidate.base(world)
-    changed = candidate.edit(world)
-    same = dict(changed.protocol.transitions) == dict(world.protocol.transitions)
-    return not same or replace(changed, protocol=world.protocol) != world
+def has_element(design: Design, candidate: Mutant) -> bool:
+    """Whether a mutant differs from the design: without SMT there is no stun to remove."""
+    design = candidate.base(design)
+    changed = candidate.edit(design)
+    same = dict(changed.protocol.transitions) == dict(design.protocol.transitions)
+    return not same or replace(changed, protocol=design.protocol) != design
 
 
 _STUN = (
@@ -142,7 +142,7 @@ _STUN = (
         "no-core-scheduling",
         "siblings run untrusted code of different processes",
         "stun",
-        lambda world: replace(world, core_scheduling=world.threads == 1),
+        lambda design: replace(design, core_scheduling=not design.config.smt),
     ),
 )
 _FLUSH = (
@@ -259,7 +259,7 @@ _TAINT = (
         "boot-untainted",
         "booting leaves no taint, so the first enter does not flush",
         "published",
-        lambda world: replace(world, boot_tainted=False),
+        lambda design: replace(design, boot_tainted=False),
     ),
 )
 _INTERRUPT = (
@@ -311,13 +311,13 @@ _KERNEL = (
         "no-unmapping",
         "the restricted address space maps sensitive memory",
         "kernel",
-        lambda world: replace(world, unmapped=False),
+        lambda design: replace(design, unmapped=False),
     ),
     Mutant(
         "no-shootdown",
         "memory turns sensitive while TLBs still have its translation",
         "kernel",
-        lambda world: replace(world, shootdown=False),
+        lambda design: replace(design, shootdown=False),
     ),
 )
 _PUBLISHED = (
