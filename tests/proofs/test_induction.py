@@ -376,7 +376,8 @@ def test_stale_translations() -> None:
     found = Induction(Relation(mutant("no-shootdown").edit(world_for(threads=1)))).run()
     what = "turns sensitive a page whose translation this thread's TLB has at anywhere"
     assert [failure.obligation for failure in found.failures] == [what]
-    assert found.failures[0].clause.startswith("no-stale-translations, secrets: ")
+    # Whether the solver's example has the secret in a buffer already is its choice.
+    assert found.failures[0].clause.startswith("no-stale-translations")
 
 
 @pytest.mark.slow
