@@ -25,6 +25,19 @@ def jit(function: _Function) -> _Function:
     import numba  # noqa: PLC0415  (only a module of compiled loops pays for it)
 
     try:
-        return cast("_Function", numba.njit(cache=True, nogil=True)(function))
+        compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
         return cast("_Function", numba.njit(nogil=True)(function))
+    _forget_unreadable(compiled)
+    return cast("_Function", compiled)
+
+
+def _forget_unreadable(compiled: Any) -> None:  # noqa: ANN401  (numba's, which has no types)
+    """Drop the list of what is kept if it names a type that is gone, as one of an earlier version may.
+
+    Numba reads the whole list before it looks whether the source has changed, and fails.
+    """
+    try:
+        compiled._cache._cache_file._load_index()  # noqa: SLF001  (there is no other way to ask)
+    except (AttributeError, ImportError):
+        compiled._cache.flush()  # noqa: SLF001

@@ -9,7 +9,7 @@ import pytest
 
 from asikit.proofs import TooLargeError, World, has_element, mutant, world_for
 from asikit.proofs._quotient import Quotient
-from asikit.proofs._table import Table
+from asikit.proofs._table import MoveTable
 from asikit.proofs.explore import Explored, _Exploration, explore
 from asikit.proofs.threads import core_of
 from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, blanket_config
@@ -97,15 +97,15 @@ def test_reductions_lose_nothing(name: str | None) -> None:
 def test_what_two_threads_may_come_to(threads: int) -> None:
     """Thought of thread by thread, it is just what exploring state by state comes to."""
     world = REDUCIBLE[threads]
-    table = Table(world)
+    table = MoveTable(world)
     table.close()
     search = _Exploration(world, reduced=False, limit=10_000_000)
     search.run(lambda _: None)
-    assert isinstance(search.table, Table)
+    assert isinstance(search.table, MoveTable)
     assert filled(table) == filled(search.table)
 
 
-def filled(table: Table) -> set[tuple[Thread, int]]:
+def filled(table: MoveTable) -> set[tuple[Thread, int]]:
     """Return what a thread can be and the shared bits that it sees then, as far as rows are there."""
     numbers, seen = (table.row_of >= 0).nonzero()
     return {(table.threads[number], int(shared)) for number, shared in zip(numbers, seen, strict=True)}
@@ -114,7 +114,7 @@ def filled(table: Table) -> set[tuple[Thread, int]]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_classes_are_the_coarsest_bisimulation(threads: int) -> None:
     """As many as splitting everything again and again gives, until nothing is split any more."""
-    table = Table(REDUCIBLE[threads])
+    table = MoveTable(REDUCIBLE[threads])
     table.close()
     class_of = dict.fromkeys(range(table.count), 0)
     while True:
@@ -129,7 +129,7 @@ def test_classes_are_the_coarsest_bisimulation(threads: int) -> None:
     assert len(pairs) == len(names)
 
 
-def signature(table: Table, number: int, class_of: dict[int, int]) -> frozenset[object]:
+def signature(table: MoveTable, number: int, class_of: dict[int, int]) -> frozenset[object]:
     """Return what tells a thread from others, given classes: each row, with classes for what moves lead to."""
     rows = []
     for shared in (table.row_of[number] >= 0).nonzero()[0].tolist():
@@ -143,7 +143,7 @@ def test_every_invariant_of_the_protocol_holds() -> None:
     """In everything that a thread can be with its shared bits, the protocol's own invariants hold."""
     for world in (world_for(threads=1), world_for(threads=2, nesting=0)):
         invariants = [(item.name, item.guard.compiled()) for item in step_invariants(world.config)]
-        table = Table(world)
+        table = MoveTable(world)
         table.close()
         assert table.rows.count > 500
         for thread, shared in filled(table):

@@ -24,7 +24,7 @@ from asikit.proofs import (
     prove,
     world_for,
 )
-from asikit.proofs._table import Table
+from asikit.proofs._table import MoveTable
 from asikit.proofs.explore import _Exploration
 from asikit.proofs.induction import Induction, _terms
 from asikit.proofs.relation import ANYWHERE, GUEST, HANDLER, KERNEL, NO_HANDLER, USER, Command, Place, Relation
@@ -83,9 +83,9 @@ class Reached:
     world: World
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> MoveTable:
         """What a thread may come to."""
-        table = Table(self.world)
+        table = MoveTable(self.world)
         table.close()
         return table
 
@@ -105,7 +105,7 @@ class Reached:
     def states(self, count: int) -> Iterator[tuple[list[Thread], int, int]]:
         """Yield some whole states: threads, shared bits as the first sees them, contents."""
         table = self.search.table
-        assert isinstance(table, Table)
+        assert isinstance(table, MoveTable)
         for index in random.Random(1).sample(range(self.search.count), count):
             contents, shared, *numbers = self.search._unpack(int(self.search.states[index]))
             yield [table.threads[number] for number in numbers[: self.world.threads]], shared, contents
@@ -385,7 +385,8 @@ def test_stale_translations() -> None:
     found = Induction(Relation(mutant("no-shootdown").edit(world_for(threads=1)))).run()
     what = "turns sensitive a page whose translation this thread's TLB has at anywhere"
     assert [failure.obligation for failure in found.failures] == [what]
-    assert "no-stale-translations" in found.failures[0].clause
+    # Whether the solver's example has the secret in a buffer already is its choice.
+    assert found.failures[0].clause.startswith("no-stale-translations")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asikit.proofs import ALTERNATIVES, CATALOGUE, World, has_element, mutant, world_for
-from asikit.proofs._table import Table
+from asikit.proofs._table import MoveTable
 from asikit.proofs.relation import ANYWHERE, KERNEL, NO_HANDLER, USER, Relation
 from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig
 from tests.proofs.oracle import Oracle
@@ -38,7 +38,7 @@ WORLDS = {
 def differences(world: World) -> Iterator[str]:
     """Yield threads that are reached at which the model does not do what the oracle does."""
     oracle = Oracle(world)
-    table = Table(oracle)
+    table = MoveTable(oracle)
     table.close()
     numbers, seen = (table.row_of >= 0).nonzero()
     assert len(numbers) > 50

@@ -123,13 +123,13 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["--policy", "of"],
-            1,
+            2,
             (
                 'asi: error: no policy "of"; the nearest is "off" (shipped: allowlist-2022, blanket, denylist-2025, '
                 "ephmap, no-boot-memory, no-module-text, off; a file of your own ends in .toml)\n"
             ),
         ),
-        (["--policy", "no.toml"], 1, "asi: error: no.toml: cannot read the policy: No such file or directory\n"),
+        (["--policy", "no.toml"], 2, "asi: error: no.toml: cannot read the policy: No such file or directory\n"),
     ],
 )
 def test_refused(words: list[str], code: int, message: str, trace: Path, capsys: pytest.CaptureFixture[str]) -> None:

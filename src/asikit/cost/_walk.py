@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["HISTOGRAM", "PER_CPU", "Count", "Events", "Pages", "Walk", "WalkState", "walk_events"]
+__all__ = ["HISTOGRAM", "PER_CPU", "Count", "Pages", "Walk", "WalkState", "WalkedEvents", "walk_events"]
 
 HISTOGRAM = 4096
 """Bins of pages touched between two flushes: the last is for all from there on. An L1D has fewer lines."""
@@ -76,7 +76,7 @@ _TOUCH_READ, _TOUCH_FETCH = int(EventKind.TOUCH_READ), int(EventKind.TOUCH_FETCH
 _BINS = HISTOGRAM
 
 
-class Events(NamedTuple):
+class WalkedEvents(NamedTuple):
     """The events, as arrays of equal length, and the rows that left the restricted address space, ascending."""
 
     cpu: Array
@@ -118,7 +118,7 @@ class Walk(NamedTuple):
 
 @jit
 def walk_events(  # noqa: C901, PLR0912, PLR0915  (one loop, compiled; calls in it would cost)
-    events: Events, pages: Pages, walk: Walk, flush_always: int
+    events: WalkedEvents, pages: Pages, walk: Walk, flush_always: int
 ) -> None:
     """Run events.
 

@@ -197,9 +197,9 @@ class _Walker:
 
         :param exits: The rows that left the restricted address space, ascending.
         """
-        from asikit.cost._walk import Events, walk_events  # noqa: PLC0415
+        from asikit.cost._walk import WalkedEvents, walk_events  # noqa: PLC0415
 
-        events = Events(piece.cpu, piece.kind, piece.arg, piece.clock, exits)
+        events = WalkedEvents(piece.cpu, piece.kind, piece.arg, piece.clock, exits)
         walk_events(events, self._pages, self._walk, self._flush_always)
 
     def instructions(self) -> int:

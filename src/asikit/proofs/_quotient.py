@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from asikit.proofs._table import Table
+    from asikit.proofs._table import MoveTable
 
     Array = npt.NDArray[Any]
     Signature = tuple[Hashable, ...]
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Quotient:
     """The table of the classes of bisimilar threads; every row of the table that it is made of must be filled."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: MoveTable) -> None:
         self._table = table
         self._class_of, representatives = _Partition(table).run()
         self.row_of: Array = np.full((len(representatives), table.row_of.shape[1]), -1, dtype=np.int32)
@@ -65,7 +65,7 @@ class Quotient:
         return self._class_of[self._table.number(thread)]
 
     def start(self) -> tuple[int, int, int]:
-        """Return the first state, as `Table.start`."""
+        """Return the first state, as `MoveTable.start`."""
         contents, shared, number = self._table.start()
         return contents, shared, self._class_of[number]
 
@@ -81,7 +81,7 @@ class _Partition:
     another class can have got another signature; the others keep, with their class' number, the one it had.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: MoveTable) -> None:
         places = table.places
         rows, moves = table.rows.values[: table.rows.count].tolist(), table.moves.values[: table.moves.count]
         _, labels = np.unique(moves[:, _search.TO + 1 :], axis=0, return_inverse=True)

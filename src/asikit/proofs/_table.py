@@ -2,7 +2,7 @@
 
 Filled by asking the model (`asikit.proofs.model.World`), which runs the guarded commands of `asikit.proofs.relation`:
 the explored relation is what the solver reads too. The compiled exploration asks for the rows that it comes to, or all
-that it may come to are there before it begins (`Table.close`).
+that it may come to are there before it begins (`MoveTable.close`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Growing:
         return self.count - 1
 
 
-class Table:
+class MoveTable:
     """The rows of one model that were needed so far."""
 
     def __init__(self, model: Model) -> None:

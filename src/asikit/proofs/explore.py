@@ -17,7 +17,7 @@ import numpy as np
 
 from asikit.proofs import _search
 from asikit.proofs._quotient import Quotient
-from asikit.proofs._table import STATE_BITS, Model, Table
+from asikit.proofs._table import STATE_BITS, Model, MoveTable
 from asikit.proofs.errors import TooLargeError
 from asikit.proofs.threads import SHARED_BITS, swapped
 
@@ -107,7 +107,7 @@ class _Exploration:
     """The arrays of one exploration."""
 
     def __init__(self, model: Model, *, reduced: bool, limit: int) -> None:
-        self.table = _reduced(Table(model)) if reduced else Table(model)
+        self.table = _reduced(MoveTable(model)) if reduced else MoveTable(model)
         self.model = model
         self.limit = limit
         room = STATE_BITS - SHARED_BITS - model.layout.bits
@@ -244,6 +244,6 @@ class _Exploration:
         raise AssertionError("a state that no move of its parent leads to")
 
 
-def _reduced(table: Table) -> Quotient:
+def _reduced(table: MoveTable) -> Quotient:
     table.close()
     return Quotient(table)

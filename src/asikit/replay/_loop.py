@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Answers", "Counts", "Events", "Exits", "Running", "Stop", "Table", "run_events"]
+__all__ = ["Answers", "Counts", "Events", "Exits", "Running", "Stop", "TableArrays", "run_events"]
 
 
 class Stop(IntEnum):
@@ -89,8 +89,8 @@ class Answers(NamedTuple):
     event_class: Array
 
 
-class Table(NamedTuple):
-    """The arrays of a :class:`asikit.replay._table.TransitionTable`, as they are named there."""
+class TableArrays(NamedTuple):
+    """The arrays of a :class:`asikit.replay._transitions.TransitionTable`, as they are named there."""
 
     next_state: Array
     is_exit: Array
@@ -147,7 +147,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0915, PLR0917 - one loop, co
     start: int,
     events: Events,
     answers: Answers,
-    table: Table,
+    table: TableArrays,
     running: Running,
     counts: Counts,
     exits: Exits,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from asikit.replay._events import ENTRY_SLOTS, EVENT_CLASS, NO_ENTRY, EventClass
-from asikit.replay._loop import Answers, Counts, Events, Exits, Running, Stop, Table, run_events
+from asikit.replay._loop import Answers, Counts, Events, Exits, Running, Stop, TableArrays, run_events
 from asikit.replay._sites import SiteTable
 from asikit.replay._steps import Stepper
 from asikit.replay._tally import REASONS, EntryCounts, Tally
@@ -139,7 +139,7 @@ class CompiledReplay:
 
     def _run(self, start: int, events: Events, left: int) -> tuple[int, int, int, int, int]:
         known = self._table
-        table = Table(known.next_state, known.is_exit, known.touch_mask, known.saved, known.loaded)
+        table = TableArrays(known.next_state, known.is_exit, known.touch_mask, known.saved, known.loaded)
         return run_events(start, events, self._answers, table, self._running, self._counts, self._exits, left)
 
     def _resolve(self, stop: int, event: int, first: int, second: int) -> None:

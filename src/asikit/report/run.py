@@ -10,7 +10,7 @@ from asikit.report import view
 from asikit.report._words import FLUSH_WORDS, REASON_WORDS
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel import Machine, Report
+    from asikit.machine.kernel import Machine, MachineReport
     from asikit.machine.kernel.objects.process import Process
 
 __all__ = ["run_report"]
@@ -24,7 +24,7 @@ _FAULT_WORDS = {
 }
 
 
-def run_report(title: str, machine: Machine, report: Report) -> view.Report:
+def run_report(title: str, machine: Machine, report: MachineReport) -> view.Report:
     """Return what happened, in one screen.
 
     :param title: The scenario's.
@@ -50,7 +50,7 @@ def _signal(process: Process) -> str:
     return signal.Signals(-(process.exit_code or 0)).name
 
 
-def _facts(report: Report) -> view.Table:
+def _facts(report: MachineReport) -> view.Table:
     rows: list[tuple[str, int, str]] = [("round trips", report.round_trips, "kernel entry to return")]
     if report.mechanism == "asi":
         rows.append(("  without an exit", report.round_trips_without_exit, "ran restricted to the end, no flush"))
@@ -75,7 +75,7 @@ def _facts(report: Report) -> view.Table:
     return view.Table(columns, tuple(view.Row((name, f"{count:,}", words)) for name, count, words in rows), ruled=False)
 
 
-def _entries(report: Report) -> view.Table:
+def _entries(report: MachineReport) -> view.Table:
     asi = report.mechanism == "asi"
     rows = []
     for (kind, number), (trips, exits, without) in sorted(report.by_entry.items(), key=lambda row: (-row[1][0], row)):

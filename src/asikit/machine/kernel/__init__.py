@@ -20,7 +20,7 @@ from asikit.machine.kernel.core.fault import SegmentationFault
 from asikit.machine.kernel.core.interleave import Act, Action, Interleaver, RoundRobin, Scripted
 from asikit.machine.kernel.core.kernel import Kernel
 from asikit.machine.kernel.core.observer import Observer
-from asikit.machine.kernel.core.report import Report, TlbCounts
+from asikit.machine.kernel.core.report import MachineReport, TlbCounts
 from asikit.machine.kernel.core.speculation import Speculation
 from asikit.machine.kernel.core.task import Task, TaskExit
 from asikit.machine.kernel.machine import Machine
@@ -42,9 +42,9 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "MachineError",
+    "MachineReport",
     "Observer",
     "Process",
-    "Report",
     "RoundRobin",
     "Scenario",
     "ScenarioError",

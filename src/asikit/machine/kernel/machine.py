@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from asikit.machine.kernel.core.interleave import Interleaver
     from asikit.machine.kernel.core.observer import Observer
-    from asikit.machine.kernel.core.report import Report
+    from asikit.machine.kernel.core.report import MachineReport
     from asikit.machine.kernel.objects.process import Process
     from asikit.machine.mm import Gfp
     from asikit.machine.user.program import Program
@@ -186,7 +186,7 @@ class Machine:
         self._cpu(cpu)
         self.kernel.interrupts.post(self.kernel.cpus[cpu], vector or self.config.device_vector)
 
-    def run(self, limit: int | None = None) -> Report:
+    def run(self, limit: int | None = None) -> MachineReport:
         """Run until all processes have ended, or for `limit` units of logical time; may be called again.
 
         :raises DeadlockError: Nothing can run any more; the message says who waits for what.
@@ -200,6 +200,6 @@ class Machine:
         """Give up a machine whose processes have not ended, so that nothing of it stays in memory."""
         self.kernel.close()
 
-    def report(self) -> Report:
+    def report(self) -> MachineReport:
         """Return what has happened so far."""
         return self.kernel.report()

@@ -55,7 +55,7 @@ from asikit.machine.mm.gfp import (
     Gfp,
 )
 from asikit.machine.mm.inode import TMPFS, FileSystem, Inode, filesystem
-from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, Layout, Span
+from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, AddressRange, Layout
 from asikit.machine.mm.memblock import Memblock
 from asikit.machine.mm.mmstruct import (
     DEFAULT_MAP_WINDOW,
@@ -96,6 +96,7 @@ __all__ = [
     "PAGE_SIZE",
     "THREAD_SIZE",
     "TMPFS",
+    "AddressRange",
     "AllocationRequest",
     "AllocatorCounters",
     "AllocatorObserver",
@@ -151,7 +152,6 @@ __all__ = [
     "SegvError",
     "SigbusError",
     "SlabAllocator",
-    "Span",
     "SpinLock",
     "SplitError",
     "Stack",

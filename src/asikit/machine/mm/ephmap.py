@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from asikit.machine.mm.errors import MmError
-from asikit.machine.mm.layout import PAGE_SIZE, Span
+from asikit.machine.mm.layout import PAGE_SIZE, AddressRange
 from asikit.machine.mm.pgtable import PAGE_KERNEL, PAGE_KERNEL_RO, make_entry
 from asikit.machine.mm.text import Symbol
 from asikit.machine.mm.vmalloc import KernelTables
@@ -68,7 +68,7 @@ class Ephmap:
         self._flush_one = flush_one
         self._depth = [0] * cpus
         base = services.layout.fixmap.start
-        window = Span(base, cpus * SLOTS * PAGE_SIZE)
+        window = AddressRange(base, cpus * SLOTS * PAGE_SIZE)
         self.tables = KernelTables(services, window)
         root = services.init_pgd
         addresses = range(window.start, window.end, PAGE_SIZE)

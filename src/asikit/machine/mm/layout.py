@@ -17,7 +17,7 @@ PIB = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class AddressRange:
     """Addresses from `start`, `bytes` of them."""
 
     start: int
@@ -37,26 +37,26 @@ _PGD_SPAN = {4: 512 * GIB, 5: 256 * TIB}
 
 _MOVING = {
     4: {
-        Region.LDT: Span(0xFFFF_8800_0000_0000, TIB // 2),
-        Region.DIRECT_MAP: Span(0xFFFF_8880_0000_0000, 64 * TIB),
-        Region.VMALLOC: Span(0xFFFF_C900_0000_0000, 32 * TIB),
-        Region.VMEMMAP: Span(0xFFFF_EA00_0000_0000, TIB),
+        Region.LDT: AddressRange(0xFFFF_8800_0000_0000, TIB // 2),
+        Region.DIRECT_MAP: AddressRange(0xFFFF_8880_0000_0000, 64 * TIB),
+        Region.VMALLOC: AddressRange(0xFFFF_C900_0000_0000, 32 * TIB),
+        Region.VMEMMAP: AddressRange(0xFFFF_EA00_0000_0000, TIB),
     },
     5: {
-        Region.LDT: Span(0xFF10_0000_0000_0000, PIB // 4),
-        Region.DIRECT_MAP: Span(0xFF11_0000_0000_0000, 32 * PIB),
-        Region.VMALLOC: Span(0xFFA0_0000_0000_0000, 12800 * TIB),
-        Region.VMEMMAP: Span(0xFFD4_0000_0000_0000, PIB // 2),
+        Region.LDT: AddressRange(0xFF10_0000_0000_0000, PIB // 4),
+        Region.DIRECT_MAP: AddressRange(0xFF11_0000_0000_0000, 32 * PIB),
+        Region.VMALLOC: AddressRange(0xFFA0_0000_0000_0000, 12800 * TIB),
+        Region.VMEMMAP: AddressRange(0xFFD4_0000_0000_0000, PIB // 2),
     },
 }
 """What lies elsewhere with 5 levels."""
 
 _FIXED = {
-    Region.CPU_ENTRY_AREA: Span(0xFFFF_FE00_0000_0000, TIB // 2),
-    Region.ESPFIX: Span(0xFFFF_FF00_0000_0000, TIB // 2),
-    Region.KERNEL_IMAGE: Span(0xFFFF_FFFF_8000_0000, GIB // 2),
-    Region.MODULES: Span(0xFFFF_FFFF_A000_0000, 1520 << 20),
-    Region.FIXMAP: Span(0xFFFF_FFFF_FF00_0000, 6 << 20),
+    Region.CPU_ENTRY_AREA: AddressRange(0xFFFF_FE00_0000_0000, TIB // 2),
+    Region.ESPFIX: AddressRange(0xFFFF_FF00_0000_0000, TIB // 2),
+    Region.KERNEL_IMAGE: AddressRange(0xFFFF_FFFF_8000_0000, GIB // 2),
+    Region.MODULES: AddressRange(0xFFFF_FFFF_A000_0000, 1520 << 20),
+    Region.FIXMAP: AddressRange(0xFFFF_FFFF_FF00_0000, 6 << 20),
 }
 
 
@@ -80,17 +80,17 @@ class Layout:
         vmalloc = moving[Region.VMALLOC]
         self.ldt = moving[Region.LDT]
         self.direct_map = moving[Region.DIRECT_MAP]
-        self.vmalloc = Span(vmalloc.start, vmalloc.bytes - percpu_bytes)
-        self.percpu = Span(self.vmalloc.end, percpu_bytes)
+        self.vmalloc = AddressRange(vmalloc.start, vmalloc.bytes - percpu_bytes)
+        self.percpu = AddressRange(self.vmalloc.end, percpu_bytes)
         self.vmemmap = moving[Region.VMEMMAP]
         self.cpu_entry_area = _FIXED[Region.CPU_ENTRY_AREA]
         self.espfix = _FIXED[Region.ESPFIX]
         self.kernel_image = _FIXED[Region.KERNEL_IMAGE]
         self.modules = _FIXED[Region.MODULES]
         self.fixmap = _FIXED[Region.FIXMAP]
-        self.regions: tuple[tuple[Region, Span], ...] = (
+        self.regions: tuple[tuple[Region, AddressRange], ...] = (
             (Region.DIRECT_MAP, self.direct_map),
-            (Region.USER, Span(0, 1 << (12 + 9 * levels - 1))),
+            (Region.USER, AddressRange(0, 1 << (12 + 9 * levels - 1))),
             (Region.VMALLOC, self.vmalloc),
             (Region.PERCPU, self.percpu),
             (Region.KERNEL_IMAGE, self.kernel_image),

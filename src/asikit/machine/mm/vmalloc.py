@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asikit.machine.mm.access import KernelMemory
-    from asikit.machine.mm.layout import Span
+    from asikit.machine.mm.layout import AddressRange
     from asikit.machine.mm.services import MmServices
 
 __all__ = ["KernelTables", "VmStruct", "Vmalloc", "VmallocError"]
@@ -48,7 +48,7 @@ class KernelTables(PageTables):
     :ivar frames: Every table's frame; they are never freed.
     """
 
-    def __init__(self, services: MmServices, region: Span) -> None:
+    def __init__(self, services: MmServices, region: AddressRange) -> None:
         """Make the tables right below the top-level one; OutOfMemoryError leaves those made so far in place."""
         self._allocator = services.allocator
         self.frames: list[int] = []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from asikit.report.view.data import Column, Table
 
-__all__ = ["Layout", "broken", "layouts"]
+__all__ = ["TablePiece", "broken", "layouts"]
 
 _LONGEST_WORD = 36
 """Longer words are broken before a table's columns move together."""
@@ -23,7 +23,7 @@ _NARROWEST = 12
 """Nor than that, even where its words must be broken."""
 
 
-class Layout(NamedTuple):
+class TablePiece(NamedTuple):
     """A piece of a table.
 
     :ivar columns: Which columns it has.
@@ -50,7 +50,7 @@ class _Need(NamedTuple):
         return _Need(self.most, self.most, self.most)
 
 
-def layouts(table: Table, width: int) -> list[Layout]:
+def layouts(table: Table, width: int) -> list[TablePiece]:
     """Return the pieces in which a table fits into a width: one, if that can be."""
     needs = [_need(column, number, table) for number, column in enumerate(table.columns)]
     keys, others = tuple(range(table.keys)), tuple(range(table.keys, len(needs)))
@@ -60,7 +60,7 @@ def layouts(table: Table, width: int) -> list[Layout]:
     if sum(needs[number].most for number in keys) <= width // 2:  # what rows are about looks alike in all pieces
         needs = [need.whole() if number in keys else need for number, need in enumerate(needs)]
 
-    def fitting(columns: Sequence[int]) -> Layout | None:
+    def fitting(columns: Sequence[int]) -> TablePiece | None:
         return _fitting((*keys, *columns), needs, width, ruled=table.ruled)
 
     pieces: list[tuple[int, ...]] = [()]
@@ -89,7 +89,7 @@ def _longest_word(texts: Sequence[str]) -> int:
     return max((cell_len(word) for text in texts for word in text.split()), default=0)
 
 
-def _fitting(columns: Sequence[int], needs: Sequence[_Need], width: int, *, ruled: bool) -> Layout | None:
+def _fitting(columns: Sequence[int], needs: Sequence[_Need], width: int, *, ruled: bool) -> TablePiece | None:
     """Return how some columns fit side by side, None if they do not: first between words, then closer together."""
     loose, tight = ((3, 1), (2, 0)) if ruled else ((2, 0), (1, 0))
     own = [needs[number] for number in columns]
@@ -98,7 +98,7 @@ def _fitting(columns: Sequence[int], needs: Sequence[_Need], width: int, *, rule
             room = width - gap * (len(own) - 1) - 2 * margin
             widths = _shared([need.most for need in own], least, room)
             if widths is not None:
-                return Layout(tuple(columns), widths, gap, margin)
+                return TablePiece(tuple(columns), widths, gap, margin)
     return None
 
 
@@ -114,10 +114,10 @@ def _shared(most: Sequence[int], least: Sequence[int], room: int) -> tuple[int, 
         level -= 1
 
 
-def _forced(columns: Sequence[int], needs: Sequence[_Need], width: int) -> Layout:
+def _forced(columns: Sequence[int], needs: Sequence[_Need], width: int) -> TablePiece:
     """Return columns that do not fit, in equal shares: even figures are broken then."""
     room = max(len(columns), width - (len(columns) - 1))
-    return Layout(tuple(columns), tuple(min(needs[n].most, room // len(columns)) for n in columns), 1, 0)
+    return TablePiece(tuple(columns), tuple(min(needs[n].most, room // len(columns)) for n in columns), 1, 0)
 
 
 def broken(text: str, width: int) -> list[str]:

@@ -13,7 +13,7 @@ from asikit.report.view.data import Chart, Note, Row, Section, Span, Style, Tabl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asikit.report.view._fit import Layout
+    from asikit.report.view._fit import TablePiece
     from asikit.report.view.data import Bar, Report
 
 __all__ = ["Line", "lines", "printable", "text"]
@@ -118,7 +118,7 @@ class _Page:
         for layout in layouts(safe, self._width):
             self._piece(safe, layout)
 
-    def _piece(self, table: Table, layout: Layout) -> None:
+    def _piece(self, table: Table, layout: TablePiece) -> None:
         """Add a table, or some of its columns."""
         if table.ruled and not (self.lines and not self.lines[-1].text):
             self._add("")
@@ -139,7 +139,7 @@ class _Page:
             self._add("")
 
     def _cells(
-        self, table: Table, layout: Layout, cells: Sequence[str], style: Style, *, at_bottom: bool = False
+        self, table: Table, layout: TablePiece, cells: Sequence[str], style: Style, *, at_bottom: bool = False
     ) -> None:
         """Add a row, of as many lines as its highest cell."""
         columns = [

@@ -13,7 +13,7 @@ from asikit.protocol import AsiClass, ProtocolConfig
 from tests.machine.kernel.core.running import Program, machine, secret, seen, spawn
 
 if TYPE_CHECKING:
-    from asikit.machine.kernel import Report
+    from asikit.machine.kernel import MachineReport
 
 MACHINES: dict[str, dict[str, Any]] = {
     "published": {},
@@ -33,7 +33,7 @@ NOISY: dict[str, dict[str, Any]] = {
 }
 
 
-def run(script: Scripted, fields: dict[str, Any]) -> tuple[list[object], Report]:
+def run(script: Scripted, fields: dict[str, Any]) -> tuple[list[object], MachineReport]:
     """A system call that exits, one that does not, and a fault that exits; returns what the program saw."""
     target = machine(interleaver=script, **fields)
     touched, by_nmi = secret(target), secret(target)

@@ -18,7 +18,7 @@ from asikit.machine.kernel.core.fault import PageFaults
 from asikit.machine.kernel.core.interrupts import Interrupts
 from asikit.machine.kernel.core.memory import CurrentMemory
 from asikit.machine.kernel.core.observer import NOT_MAPPED
-from asikit.machine.kernel.core.report import MachineTally, Report, TlbCounts
+from asikit.machine.kernel.core.report import MachineReport, MachineTally, TlbCounts
 from asikit.machine.kernel.core.sched import Scheduler
 from asikit.machine.kernel.core.smp import Shootdown, Smp
 from asikit.machine.kernel.core.task import Task, TaskExit, TaskStatus
@@ -307,7 +307,7 @@ class Kernel:
                 parts += [key.encode(), b"\0", str(len(value)).encode(), b"\0", value, b"\n"]
         return b"".join(parts)
 
-    def report(self) -> Report:
+    def report(self) -> MachineReport:
         """Return what has happened so far."""
         noted = {key: list(values) for key, values in self._results.items()}
         for add in self.at_report:
@@ -322,7 +322,7 @@ class Kernel:
             shootdowns=self.tally.shootdowns,
             ipis=self.tally.ipis,
         )
-        return Report.of(
+        return MachineReport.of(
             self.tally,
             self.protocol.config,
             tlb=counts,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from asikit.protocol import ProtocolConfig
 
-__all__ = ["SCHEMA", "MachineTally", "Report", "RoundTrip", "TlbCounts"]
+__all__ = ["SCHEMA", "MachineReport", "MachineTally", "RoundTrip", "TlbCounts"]
 
 SCHEMA = "asikit.run/1"
 """`schema` of the JSON form."""
@@ -86,7 +86,7 @@ class MachineTally:
 
 
 @dataclass(frozen=True)
-class Report:
+class MachineReport:
     """A run of a machine, so far.
 
     Round trips, exits, flushes, CR3 writes, TLB flushes and stuns mean what they mean in `asikit.replay.ReplayResult`:
@@ -143,7 +143,7 @@ class Report:
         hw_cr3_writes: int,
         clock: tuple[int, ...],
         results: bytes,
-    ) -> Report:
+    ) -> MachineReport:
         """Return the report of a tally."""
         protected = {key for key in tally.round_trips if RoundTrip(*key).asi_class in config.classes}
         cr3 = {effect: times for effect, times in tally.effects.items() if effect.kind is EffectKind.WRITE_CR3}
@@ -153,7 +153,7 @@ class Report:
             kinds[effect.kind] += times
         active = config.asi or config.blanket
         keys = sorted({*tally.round_trips, *tally.exits_by_entry})
-        return Report(
+        return MachineReport(
             mechanism="asi" if config.asi else "blanket" if config.blanket else "off",
             round_trips=sum(tally.round_trips[key] for key in protected),
             round_trips_without_exit=sum(tally.without_exit[key] for key in protected),
