@@ -49,6 +49,7 @@ __all__ = [
     "Shelf",
     "Short",
     "checked",
+    "is_own_file",
     "made",
     "read_json",
     "shipped_text",
@@ -56,12 +57,18 @@ __all__ = [
 ]
 
 SUFFIX = ".toml"
+"""How a file's name ends; a name without it is that of a shipped file."""
 INHERITED = "..."
 """As an element of a list: the elements of the inherited list stand here."""
 FILLED = "filled in by the reader: no key of a file"
 """Annotates a field that a file does not have: ``name: Annotated[str, FILLED]``."""
 
 T = TypeVar("T")
+
+
+def is_own_file(name_or_file: str) -> bool:
+    """Tell whether a user means a file of their own, and not the name of a shipped one."""
+    return name_or_file.endswith(SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +176,7 @@ class Shelf(Generic[T]):
     def read(self, name_or_file: str | Path) -> Document:
         """Return a file's table, checked but not yet made the shelf's type; parameter and errors as for `load`."""
         source = self._found(str(name_or_file))
-        own = isinstance(source, Path) and str(name_or_file).endswith(SUFFIX)
+        own = isinstance(source, Path) and is_own_file(str(name_or_file))
         place = KeyPlace(str(source) if own else source.name, self.error, self.noun, inherits=self.inherits)
         table = checked(_toml(source, place), self.kind, place)
         return Document(
@@ -188,7 +195,7 @@ class Shelf(Generic[T]):
         return made({**table, **given}, self.kind, document.place)
 
     def _found(self, text: str) -> Traversable:
-        if text.endswith(SUFFIX):
+        if is_own_file(text):
             return Path(text)
         known = self.names()
         if text not in known:

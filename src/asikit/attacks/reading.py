@@ -9,7 +9,7 @@ from asikit.attacks.errors import LeakError
 from asikit.attacks.soundness import contradiction
 from asikit.attacks.vectors import vector_named
 from asikit.attacks.vulnerability import Vulnerability
-from asikit.documents import SUFFIX, Shelf
+from asikit.documents import SUFFIX, Shelf, is_own_file
 from asikit.errors import nearest
 from asikit.machine.x86 import cpu_names
 
@@ -37,7 +37,7 @@ def _contradiction(vulnerability: Vulnerability) -> str:
     if vulnerability.ways and vulnerability.bug is None and not vulnerability.cpus:
         return "say which processors have it: bug, a name of CPU models' bugs, or cpus, their names"
     for cpu in vulnerability.cpus:
-        if cpu not in cpu_names() and not cpu.endswith(SUFFIX):
+        if cpu not in cpu_names() and not is_own_file(cpu):
             return f'cpus: no CPU model "{cpu}"{nearest(cpu, cpu_names())} (a file of your own ends in {SUFFIX})'
     for number, way in enumerate(vulnerability.ways, 1):
         wrong = contradiction(way)

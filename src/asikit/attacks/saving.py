@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from asikit.attacks.errors import LeakError
 from asikit.attacks.verdict import SECRETS
+from asikit.documents import is_own_file
 
 if TYPE_CHECKING:
     from asikit.attacks.verdict import Finding
@@ -55,4 +56,4 @@ def scenario_text(finding: Finding) -> str:
 
 def _findable(name: str) -> str:
     """Return a name as it is, and a file's so that the scenario finds it from any folder."""
-    return str(Path(name).absolute()) if name.endswith(".toml") else name
+    return str(Path(name).absolute()) if is_own_file(name) else name

@@ -15,7 +15,7 @@ from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
 from asikit.cost.priced import priced_mitigation
 from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
 from asikit.cost.terms import CostTerm, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
-from asikit.documents import SUFFIX
+from asikit.documents import SUFFIX, is_own_file
 from asikit.errors import nearest
 from asikit.machine.x86 import Feature
 from asikit.mitigations import Source, shipped_mitigations
@@ -117,7 +117,7 @@ def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Se
         if smt and cpu.threads == 1:
             raise CostError.usage(f"{cpu.name} has no sibling threads: leave --smt out")
     for name in mitigations:
-        if name not in mitigation_names() and not name.endswith(SUFFIX):
+        if name not in mitigation_names() and not is_own_file(name):
             known = mitigation_names()
             raise CostError.usage(
                 f'no mitigation "{name}"{nearest(name, known)}'

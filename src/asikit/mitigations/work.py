@@ -109,8 +109,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Tell whether a processor is meant."""
         return (
             (not self.vendor or cpu.vendor == self.vendor)
-            and (not self.any_bug or not cpu.bugs.isdisjoint(self.any_bug))
-            and cpu.bugs.isdisjoint(self.no_bug)
+            and cpu.has(self.any_bug, self.no_bug)
             and cpu.features.issuperset(self.features)
             and cpu.features.isdisjoint(self.no_feature)
         )

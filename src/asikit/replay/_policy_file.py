@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from asikit.documents import INHERITED, SUFFIX, Document, Shelf
+from asikit.documents import INHERITED, Document, Shelf, is_own_file
 from asikit.replay.errors import PolicyError
 from asikit.replay.policy import DEFAULT_REGIONS, Policy
 from asikit.trace import Region
@@ -62,7 +62,7 @@ def _parent(document: Document, name: str, seen: tuple[str, ...]) -> Document:
     """Read the file that a document inherits from."""
     place = document.place.inside("inherits")
     where: str | Path = name
-    if name.endswith(SUFFIX):
+    if is_own_file(name):
         where = name if document.folder is None else document.folder / name
         if document.folder is None or not (document.folder / name).is_file():
             raise place.fault(f"there is no file {where}")

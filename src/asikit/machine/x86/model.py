@@ -15,6 +15,7 @@ from asikit.machine.x86.errors import CpuModelError
 from asikit.protocol import PRIMITIVES, CpuBug, CpuFeature
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 __all__ = [
@@ -189,6 +190,10 @@ class CpuModel(_Table, frozen=True, kw_only=True):
     paging: Paging
     structures: Structures
     costs: dict[str, Any] = {}
+
+    def has(self, any_of: Collection[Bug], none_of: Collection[Bug]) -> bool:
+        """Tell whether it is vulnerable to one of some, if there are any, and to none of others."""
+        return (not any_of or not self.bugs.isdisjoint(any_of)) and self.bugs.isdisjoint(none_of)
 
     @property
     def protocol_features(self) -> frozenset[CpuFeature]:
