@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Marker, the programs of which one must be there, and the Debian package that has it.
 _NEEDS: Final = {
     "needs_qemu": (("qemu-system-x86_64",), "qemu-system-x86"),
+    "needs_qemu_io": (("qemu-io",), "qemu-utils"),
     "needs_busybox": (("busybox",), "busybox-static"),
     "needs_cpio": (("cpio",), "cpio"),
     "needs_fio": (("fio",), "fio"),

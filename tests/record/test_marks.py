@@ -48,14 +48,18 @@ def recorded(request: pytest.FixtureRequest, program: Path, tmp_path_factory: py
 
 
 def phases(trace: Trace) -> dict[str, pl.DataFrame]:
-    """Give the events of each phase."""
-    events = pl.concat(trace.events())
+    """Give the events of each phase, and whose they are: all tasks are in a phase, a shell that begins to wait too."""
+    switch = pl.when(pl.col("kind") == int(EventKind.TASK_SWITCH)).then(pl.col("arg"))
+    comms = trace.table("tasks")["comm"]
+    events = pl.concat(trace.events()).with_columns(task=switch.forward_fill().over("cpu"))
+    events = events.with_columns(comm=pl.col("task").replace_strict(range(len(comms)), comms, default=None))
     rows = trace.table("phases").iter_rows(named=True)
     return {row["name"]: events[row["begin"] : row["end"]] for row in rows}
 
 
 def syscalls(events: pl.DataFrame, number: int) -> int:
-    """Count system calls."""
+    """Count the program's system calls."""
+    events = events.filter(pl.col("comm") == "phases")
     return events.filter(pl.col("kind") == int(EventKind.ENTRY_SYSCALL), pl.col("arg") == number).height
 
 

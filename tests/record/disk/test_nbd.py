@@ -15,7 +15,7 @@ from asikit.record.disk import HostDisk, NbdServer
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.needs_qemu
+pytestmark = pytest.mark.needs_qemu_io
 
 
 @pytest.fixture
