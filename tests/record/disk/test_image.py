@@ -6,7 +6,8 @@ import filecmp
 import os
 import re
 import stat
-from typing import TYPE_CHECKING
+from itertools import chain
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,6 @@ from asikit.record.disk import HostDisk
 from asikit.record.disk.name_hash import SEED, name_hash
 from tests.record.disk.trees import make_tree
 from tests.record.disk.whole import complaints, debugfs, write_image
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.needs_mke2fs
 
@@ -46,7 +44,8 @@ def test_file_system_is_sound(image: Path) -> None:
 def test_content(tree: Path, image: Path, tmp_path: Path) -> None:
     """What debugfs copies out of the image is what is in the folder, sparse files and hard links too."""
     debugfs(image, f"rdump / {tmp_path}")
-    for path in sorted(tree.rglob("*")):
+    # Not Path.rglob: until Python 3.11.4 it fails at a link whose target is too long for a path.
+    for path in (Path(folder, name) for folder, *names in os.walk(tree) for name in chain(*names)):
         copy = tmp_path / path.relative_to(tree)
         if path.is_symlink():
             assert copy.readlink() == path.readlink()
