@@ -18,7 +18,8 @@ from asikit.replay._policy_file import load_policy, shipped_policies
 from asikit.replay._steps import Stepper
 from asikit.replay._tables import SideTables
 from asikit.replay.errors import PolicyError, ReplayError, SelectionError
-from asikit.replay.one_pass import ALL_CLASSES, Consumer, Replayed, ReplayPass, Subject
+from asikit.replay.history import NO_STEP, History
+from asikit.replay.one_pass import ALL_CLASSES, Consumer, Follower, Replayed, ReplayPass, Subject
 from asikit.replay.pieces import Piece
 from asikit.replay.policy import (
     ExitOn,
@@ -39,12 +40,15 @@ from asikit.replay.selection import By, Selection
 
 __all__ = [
     "ALL_CLASSES",
+    "NO_STEP",
     "SCHEMA",
     "By",
     "Cause",
     "Consumer",
     "EntryRow",
     "ExitOn",
+    "Follower",
+    "History",
     "MechanismKind",
     "Part",
     "Piece",

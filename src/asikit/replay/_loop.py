@@ -136,10 +136,14 @@ class Counts(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """The exits of these events in their order: at which event, and the number of the transition."""
+    """The exits of these events in their order: at which event, and the number of the transition.
+
+    :ivar of_event: By event: the number of its transition; what has none keeps its value. Empty if nobody asks.
+    """
 
     event: Array
     transition: Array
+    of_event: Array
 
 
 @jit
@@ -166,7 +170,7 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0915, PLR0917 - one loop, co
     next_state, is_exit, touch_mask, saved, loaded = table
     cpu_state, cpu_mask, cpu_task, cpu_entry, cpu_group, cpu_exited, task_state = running
     entry_number, hits, entry_counts, ephmap_counts = counts
-    exit_event, exit_transition = exits
+    exit_event, exit_transition, of_event = exits
     event_classes = _EVENT_CLASSES
     task_states = loaded.shape[1]
     for event in range(start, kind.size):
@@ -230,6 +234,8 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0915, PLR0917 - one loop, co
             cpu_exited[c] = 0
         g = group[i]
         hits[g, s, h] += 1
+        if of_event.size:
+            of_event[i] = s * event_classes + h
         cpu_state[c] = following
         cpu_mask[c] = touch_mask[following]
         if is_exit[s, h]:

@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
+    import numpy.typing as npt
+
     from asikit.replay._tables import SideTables
     from asikit.replay._tally import EntryCounts, Tally
     from asikit.replay.grouping import Group
 
-__all__ = ["name_part", "name_result"]
+    Rows = npt.NDArray[np.uint32]
+    Flags = npt.NDArray[np.bool_]
 
-_LABELS = ("reason", "function", "caller", "access", "region", "kind", "cache", "allocated_by")
+__all__ = ["LABELS", "name_part", "name_result", "name_sites"]
+
+LABELS = ("reason", "function", "caller", "access", "region", "kind", "cache", "allocated_by")
+"""What names a cause."""
 _ACCESS_OF_KIND = [
     ACCESSES[kind - EventKind.TOUCH_READ] if kind in TOUCH_KINDS else "" for kind in range(max(EventKind) + 1)
 ]
@@ -129,19 +135,20 @@ def _by_entry(tally: Tally, protected: AbstractSet[int], tables: SideTables) -> 
     return tuple(sorted(rows, key=lambda row: (-row.round_trips, -row.exits, row.entry)))
 
 
-def _causes(tally: Tally, tables: SideTables) -> tuple[pl.DataFrame, CauseStacks]:
-    """Name each site, then count the sites of the same names together; and keep what names their stacks."""
-    sites = tally.sites
-    touched = (sites["place"] != NO_PLACE).to_numpy()
-    # Sites without a place borrow the unknown row at the end of each lookup.
+def name_sites(sites: pl.DataFrame, tables: SideTables) -> pl.DataFrame:
+    """Return the names of each site: the columns :data:`LABELS`.
+
+    :param sites: As in :class:`asikit.replay._tally.Tally`.
+    :raises ReplayError: A site refers to a stack that is not there.
+    """
+    page, touched = _pages(sites, tables)
     place = np.where(touched, sites["place"].to_numpy(), np.uint32(tables.places.height))
-    page = np.append(tables.page_of_place, np.uint32(tables.pages.height))[place]
     tables.check_stacks(sites["stack"].to_numpy())
     function, caller = tables.functions(sites["stack"].to_numpy())
     regions = np.append(tables.region_of_place, np.uint8(len(Region)))
     nobody = tables.symbol_names.len()
     symbols = _words(pl.concat([tables.symbol_names, pl.Series([""])]))
-    named = pl.DataFrame(
+    return pl.DataFrame(
         {
             "reason": _words([reason.value for reason in REASONS]).gather(sites["reason"]),
             "function": symbols.gather(function),
@@ -151,14 +158,26 @@ def _causes(tally: Tally, tables: SideTables) -> tuple[pl.DataFrame, CauseStacks
             "kind": _words([*PageKind, ""]).gather(np.where(touched, tables.kind_of_page[page], len(PageKind))),
             "cache": _words(tables.cache_names).gather(tables.cache_of_page[page]),
             "allocated_by": symbols.gather(np.where(touched, tables.allocator_of_page[page], nobody)),
-            "exits": sites["exits"],
         }
     )
-    grouped = named.group_by(_LABELS).agg(pl.col("exits").sum())
-    ordered = grouped.sort("exits", *_LABELS, descending=[True, *[False] * len(_LABELS)])
-    frames = tables.allocation_frame_of_page[page]
-    stacks = CauseStacks(named, _LABELS, tables.access_frame[sites["stack"].to_numpy()], frames, tables)
-    return ordered.with_columns(pl.col(_LABELS).cast(pl.String)), stacks
+
+
+def _pages(sites: pl.DataFrame, tables: SideTables) -> tuple[Rows, Flags]:
+    """Return the page of each site, and whether it has one: sites without borrow the unknown row at the end."""
+    touched = (sites["place"] != NO_PLACE).to_numpy()
+    place = np.where(touched, sites["place"].to_numpy(), np.uint32(tables.places.height))
+    return np.append(tables.page_of_place, np.uint32(tables.pages.height))[place], touched
+
+
+def _causes(tally: Tally, tables: SideTables) -> tuple[pl.DataFrame, CauseStacks]:
+    """Name each site, then count the sites of the same names together; and keep what names their stacks."""
+    sites = tally.sites
+    named = name_sites(sites, tables).with_columns(sites["exits"])
+    grouped = named.group_by(LABELS).agg(pl.col("exits").sum())
+    ordered = grouped.sort("exits", *LABELS, descending=[True, *[False] * len(LABELS)])
+    frames = tables.allocation_frame_of_page[_pages(sites, tables)[0]]
+    stacks = CauseStacks(named, LABELS, tables.access_frame[sites["stack"].to_numpy()], frames, tables)
+    return ordered.with_columns(pl.col(LABELS).cast(pl.String)), stacks
 
 
 def _words(names: Iterable[str] | pl.Series) -> pl.Series:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from asikit.protocol import AsiClass
+    from asikit.replay._steps import EventStep
     from asikit.replay.pieces import Piece
     from asikit.replay.policy import Policy
     from asikit.replay.sensitivity import Sensitive
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["CompiledReplay"]
 
 _CPUS = 256
+
+_NOBODY_ASKS = np.empty(0, np.int32)
 
 _EVENT_CLASS = np.array(
     [EVENT_CLASS.get(EventKind(kind), 0) if kind else 0 for kind in range(max(EventKind) + 1)], np.uint8
@@ -77,20 +80,25 @@ class CompiledReplay:
         self._counts.entry_number[NO_ENTRY] = 0
         self._event_counts = np.zeros(groups, np.int64)
         self._one_group = np.empty(0, np.uint32)
-        self._exits = Exits(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._exits = Exits(np.empty(0, np.int64), np.empty(0, np.int64), _NOBODY_ASKS)
         self._sites = SiteTable()
         self._events = 0
 
-    def feed(self, piece: Piece, group: Words | None = None) -> npt.NDArray[np.int64]:
+    def feed(
+        self, piece: Piece, group: Words | None = None, transitions: npt.NDArray[np.int32] = _NOBODY_ASKS
+    ) -> npt.NDArray[np.int64]:
         """Run events.
 
         :param group: The group that each counts in; 0 when None.
+        :param transitions: As long as the piece: is filled with the number of each event's transition (:meth:`step`),
+            where it has one.
         :return: The rows that left the restricted address space; the array is used again by the next call.
         :raises ReplayError: An event refers to a row that is not there.
         """
         size = piece.kind.size
         if self._exits.event.size < size:
-            self._exits = Exits(np.empty(size, np.int64), np.empty(size, np.int64))
+            self._exits = Exits(np.empty(size, np.int64), np.empty(size, np.int64), _NOBODY_ASKS)
+        self._exits = self._exits._replace(of_event=transitions)
         groups = self._no_groups(size) if group is None else read_only(group)
         events = Events(piece.cpu, piece.kind, piece.arg, piece.stack, groups)
         start = left = 0
@@ -107,6 +115,10 @@ class CompiledReplay:
         if left:
             self._sites.add(events, self._exits.event[:left], self._exits.transition[:left])
         return self._exits.event[:left]
+
+    def step(self, transition: int) -> EventStep:
+        """Return what a transition leads to."""
+        return self._table.steps[divmod(transition, len(EventClass))]
 
     def tally(self, groups: Sequence[int] | None = None, *, sites: bool = True) -> Tally:
         """Return the counts so far.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from asikit.protocol import Effect
+    from asikit.replay._steps import EventStep
     from asikit.replay.engine import CompiledReplay
     from asikit.replay.grouping import Group, Grouping
     from asikit.replay.pieces import Piece
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint32]
     Rows = npt.NDArray[np.int64]
+    Transitions = npt.NDArray[np.int32]
 
-__all__ = ["ALL_CLASSES", "Consumer", "ReplayPass", "Replayed", "Subject"]
+__all__ = ["ALL_CLASSES", "Consumer", "Follower", "ReplayPass", "Replayed", "Subject"]
 
 ALL_CLASSES = frozenset({AsiClass.USERSPACE, AsiClass.KVM})
 """The classes that the published patches have."""
@@ -73,6 +75,20 @@ class Consumer(Protocol):
         """
 
 
+class Follower(Protocol):
+    """Who follows each policy's replay, event by event."""
+
+    def begin(self, subject: Subject) -> None:
+        """Prepare for the events."""
+
+    def follow(self, piece: Piece, transitions: Sequence[Transitions]) -> None:
+        """Read the next events.
+
+        :param transitions: Under each policy: the number of each event's transition (:meth:`Replayed.step`), -1 where
+            it has none. The arrays are used again for the next piece.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """What one policy's replay has counted, of the whole trace or of some of its groups."""
@@ -97,6 +113,10 @@ class Replayed:
         """
         return name_part(self._run.tally(groups, sites=False), group, self.policy, self.classes)
 
+    def step(self, transition: int) -> EventStep:
+        """Return what a transition leads to: the state after it, the effects asked for, the reason if it is an exit."""
+        return self._run.step(transition)
+
     def effects(self, groups: Sequence[int] | None = None) -> Mapping[Effect, int]:
         """Return how often the protocol asked for each effect."""
         return self._run.tally(groups, sites=False).effects
@@ -111,11 +131,13 @@ class ReplayPass:
         policies: Sequence[Policy],
         consumers: Sequence[Consumer] = (),
         *,
+        followers: Sequence[Follower] = (),
         classes: frozenset[AsiClass] = ALL_CLASSES,
         grouping: Grouping | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
+        :param followers: They are told each event's transition; a replay without any is faster.
         :param classes: The classes of untrusted domains to protect from.
         :param grouping: The groups that are counted apart.
         :raises PolicyError: A policy contradicts itself.
@@ -125,6 +147,7 @@ class ReplayPass:
         self._trace = trace
         self._policies = tuple(policies)
         self._consumers = consumers
+        self._followers = followers
         self._classes = classes
         self._grouping = grouping
 
@@ -141,7 +164,8 @@ class ReplayPass:
         from asikit.replay.engine import CompiledReplay  # noqa: PLC0415
 
         labeller = None if self._grouping is None else Labeller(self._grouping)
-        with read_ahead(self._trace, clock=bool(self._consumers)) as pieces:  # while the side tables are read
+        clock = bool(self._consumers or self._followers)
+        with read_ahead(self._trace, clock=clock) as pieces:  # while the side tables are read
             subject = self._subject()
             runs = [
                 CompiledReplay(policy, self._classes, sensitive, subject.tables.tasks.height, groups=subject.groups)
@@ -149,6 +173,8 @@ class ReplayPass:
             ]
             for consumer in self._consumers:
                 consumer.begin(subject)
+            for follower in self._followers:
+                follower.begin(subject)
             for piece in pieces:
                 group = None if labeller is None else labeller.label(piece.cpu, piece.kind, piece.arg)
                 self._feed(runs, subject.tables, piece, group)
@@ -163,9 +189,15 @@ class ReplayPass:
         return Subject(tables, self._policies, sensitive, 1 if self._grouping is None else self._grouping.size)
 
     def _feed(self, runs: Sequence[CompiledReplay], tables: SideTables, piece: Piece, group: Words | None) -> None:
-        if self._consumers:
+        if self._consumers or self._followers:
             _check(piece, tables)
-        exits = [run.feed(piece, group) for run in runs]
+        if self._followers:
+            transitions = [np.full(piece.kind.size, -1, np.int32) for _ in runs]
+            exits = [run.feed(piece, group, own) for run, own in zip(runs, transitions, strict=True)]
+            for follower in self._followers:
+                follower.follow(piece, transitions)
+        else:
+            exits = [run.feed(piece, group) for run in runs]
         for consumer in self._consumers:
             consumer.feed(piece, group, exits)
 
