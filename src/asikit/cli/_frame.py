@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 import asikit
+from asikit.cli._progress import Progress
 from asikit.errors import AsikitError
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class _Terminated(BaseException):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(asikit.__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
-def asi() -> None:
+@click.option("--no-pager", is_flag=True, help="Print long output as it is.")
+def asi(*, no_pager: bool) -> None:
     """Address Space Isolation (ASI) that one can run, attack, prove and price.
 
     Record what a Linux kernel does under your workload, run ASI over the recording, and see how often it would leave
@@ -131,7 +133,7 @@ def _run(words: list[str]) -> int:
 def _invoke(words: list[str]) -> int:
     # Not Command.main: it has its own way with Ctrl-C and closed pipes.
     try:
-        with asi.make_context(PROGRAM, words) as context:
+        with asi.make_context(PROGRAM, words) as context, Progress(context) as context.obj:
             asi.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
