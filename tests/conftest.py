@@ -31,6 +31,9 @@ _NEEDS: Final = {
     "needs_make": (("make",), "make"),
     "needs_sqlite3": (("sqlite3",), "sqlite3"),
     "needs_ip": (("ip",), "iproute2"),
+    "needs_zsh": (("zsh",), "zsh"),
+    "needs_fish": (("fish",), "fish"),
+    "needs_mandoc": (("mandoc",), "mandoc"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from asikit.report.compare import compare_report as compare_report
     from asikit.report.cost import cost_report as cost_report
     from asikit.report.cost import cost_sources as cost_sources
+    from asikit.report.demo import overview as overview
     from asikit.report.host import host_report as host_report
     from asikit.report.info import info_report as info_report
-    from asikit.report.overview import overview as overview
     from asikit.report.replay import compare_replays as compare_replays
     from asikit.report.replay import replay_report as replay_report
 
@@ -29,7 +29,7 @@ _HOME = {
     "cost_sources": "cost",
     "host_report": "host",
     "info_report": "info",
-    "overview": "overview",
+    "overview": "demo",
     "replay_report": "replay",
     "size_text": "_words",
 }
@@ -44,4 +44,6 @@ def __getattr__(name: str) -> object:
     """
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"asikit.report.{_HOME[name]}"), name)
+    value = getattr(import_module(f"asikit.report.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
