@@ -19,7 +19,7 @@ PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint bench validate kernels workloads distortion lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint dist sbom bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
+	@echo 'make dist         build the wheel and the source archive twice, compare them, and write what they are made of'
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
@@ -66,6 +67,19 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# The same bytes each time: what is published can be built and compared by anybody.
+dist: $(STAMP)
+	rm -rf dist build
+	.venv/bin/python -m hatchling build --directory dist
+	.venv/bin/python -m hatchling build --directory build/again
+	diff -r dist build/again
+	@$(MAKE) --no-print-directory sbom
+	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+sbom: $(STAMP)
+	@mkdir -p dist
+	.venv/bin/python tools/sbom.py dist/asikit.cdx.json
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py

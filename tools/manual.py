@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Makes the manual's pages: one for each command, from its help and its page in docs/, and one for each file format.
 
     python tools/manual.py FOLDER
