@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Bits = npt.NDArray[np.uint64]
 
-__all__ = ["AT_ENTRY", "Chosen", "entry_names"]
+__all__ = ["AT_ENTRY", "Chosen", "check_names", "entry_names"]
 
 AT_ENTRY: Final = frozenset(field for field in Field if field.at_entry)
 """What is known of an event when it takes place."""
@@ -77,7 +77,7 @@ class Chosen:
             Field.PHASE: list(phases),
             Field.ENTRY: entries,
         }
-        _check(where.comparisons, {**names, Field.CPU: names[Field.CPU][: trace.recorder.machine.cpus or cpus]})
+        check_names(where.comparisons, {**names, Field.CPU: names[Field.CPU][: trace.recorder.machine.cpus or cpus]})
 
         def bits(fields: Iterable[Field], size: int) -> Bits:
             found = np.zeros(size, np.uint64)
@@ -111,10 +111,14 @@ def _all_entries(trace: Trace) -> list[tuple[str, ...]]:
     return [entry_names(entry_label(slot, *words)) for slot in range(NO_ENTRY + 1)]
 
 
-def _check(comparisons: Iterable[Comparison], names: dict[Field, list[tuple[str, ...]]]) -> None:
-    """Refuse a name that nothing has: its author believes that there is such a thing."""
+def check_names(comparisons: Iterable[Comparison], names: dict[Field, list[tuple[str, ...]]]) -> None:
+    """Refuse a name that nothing has: its author believes that there is such a thing.
+
+    :param names: What the things of each field are called, of those that there are.
+    :raises SelectionError: No thing has it.
+    """
     for comparison in comparisons:
-        if comparison.operator not in _SAME:
+        if comparison.operator not in _SAME or not comparison.field.at_entry:
             continue
         asked = replace(comparison, operator=_SAME[comparison.operator])
         if not any(map(asked.holds_of_any, names[asked.field])):
