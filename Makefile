@@ -8,6 +8,9 @@ STAMP := .venv/.asikit-installed
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
 TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2
 
+# What the slow ones need besides.
+SLOW_TEST_PACKAGES := golang-go
+
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
 
@@ -42,6 +45,7 @@ test: $(STAMP) test-packages
 	$(PYTEST) -m 'not slow'
 
 test-all: test
+	@tools/debian-packages $(SLOW_TEST_PACKAGES)
 	$(PYTEST) -m slow
 
 # What depends on QEMU, Python and the C library; the kernels of other suites are tried once, by `make test-all`.

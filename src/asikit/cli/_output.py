@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from asikit.report.view import Report
 
@@ -54,6 +56,21 @@ def show(report: Report) -> None:
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     for line in lines(report, get_terminal_size(fallback=(_COLUMNS, 0)).columns):
         out.print(Text(line.text, style=_LOOKS[line.style]))
+
+
+def save(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file whole or not at all: what was there stays until all is written.
+
+    :raises OSError: It cannot be written.
+    """
+    # Beside it: a rename does not cross file systems.
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with part.open("xb") as file:
+            file.writelines(pieces)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _sorted(value: Any) -> Any:  # noqa: ANN401  (any JSON value)

@@ -243,13 +243,12 @@ def _exits(marks: pl.DataFrame, tables: SideTables, replayed: Replayed) -> pl.Da
 
 
 def _trips(marks: pl.DataFrame, exits: pl.DataFrame, tables: SideTables, classes: frozenset[AsiClass]) -> pl.DataFrame:
-    inside = marks.filter(pl.col("trip").is_not_null())
-    back = pl.col("kind").is_in(_RETURNS)
+    inside = marks.filter(pl.col("trip").is_not_null()).with_columns(back=pl.col("kind").is_in(_RETURNS))
     slot = SLOTS_PER_KIND * (pl.col("kind").cast(pl.UInt32) - 1) + pl.col("arg").clip(upper_bound=SLOTS_PER_KIND - 1)
     trips = inside.group_by("trip").agg(
         pl.col("cpu").first(),
         begin=pl.col("time").first(),
-        end=pl.col("time").filter(back).first(),
+        end=pl.col("time").filter(pl.col("back")).first(),
         first=pl.col("row").first(),
         last=pl.col("row").last(),
         instructions=pl.col("clock").last() - pl.col("clock").first(),
