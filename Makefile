@@ -22,7 +22,7 @@ PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint bench validate kernels workloads distortion lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint site bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -30,6 +30,7 @@ help:
 	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
+	@echo 'make site         build the documentation as a site, in build/site'
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
@@ -70,6 +71,10 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+site: $(STAMP)
+	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/site
+	@echo 'build/site/index.html'
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py
