@@ -165,8 +165,8 @@ def _even_text(name: str, even: BreakEven) -> str:
     here = f"here {percent(even.observed)} do"
     if figures.mid <= 0:
         ends = f"{percent(figures.low)} to {percent(figures.high)}"
-        return f"More than {name} even if no round trip exits ({percent(figures.mid)}, {ends}); {here}."
-    return f"Less than {name} while under {interval(figures)} of the round trips exit; {here}."
+        return f"Costs more than {name} even if no round trip exits ({percent(figures.mid)}, {ends}); {here}."
+    return f"Costs less than {name} while fewer than {interval(figures)} of the round trips exit; {here}."
 
 
 def _sensitivity(row: CostRow, top: int) -> Chart:
