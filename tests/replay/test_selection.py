@@ -70,7 +70,7 @@ def groupings(draw: st.DrawFn) -> Grouping:
     return Grouping(Selection(), by, groups, *arrays)
 
 
-def tallies(  # noqa: PLR0917  (what a replay is)
+def tallies(
     frame: pl.DataFrame, cut: int, under: Policy, sensitive: Sensitive, tasks: int, grouping: Grouping
 ) -> tuple[list[Tally], list[Tally], Tally]:
     """Give the counts of each group, compiled and by the reference, and those of the whole."""

@@ -34,7 +34,8 @@ def _identity(identity: Identity) -> list[str]:
     nearest = f"asi cost --cpu {identity.model}" if identity.model else "none; `asi calibrate` makes one"
     lines.append(f"Nearest CPU model: {nearest}")
     if identity.guest:
-        lines.append("This is a virtual machine. Its host may have mitigations that are not seen here, and may hide vulnerabilities.")
+        hidden = "Its host may have mitigations that are not seen here, and may hide vulnerabilities."
+        lines.append(f"This is a virtual machine. {hidden}")
     return lines
 
 

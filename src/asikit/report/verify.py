@@ -76,8 +76,11 @@ def mutants_report(rows: Sequence[MutantRow]) -> Report:
             Note(f"{refuted} of {len(rows)} mutants are refuted. {advice}"),
             Note(f"{sum(_breaks_machine(row) for row in rows)} of them break the model machine too."),
             *(
-                Note(f"a mutant of the variant {variant}; it is harmless without that variant (asi verify --mutant {variant})", "* ")
-                for variant in sorted({row.variant for row in rows if row.variant})
+                Note(
+                    f"a mutant of the variant {name}; it is harmless without that variant (asi verify --mutant {name})",
+                    "* ",
+                )
+                for name in sorted({row.variant for row in rows if row.variant})
             ),
         )
     )
