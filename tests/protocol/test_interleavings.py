@@ -176,7 +176,7 @@ def test_predictors_flushed_before_the_sibling_is_out() -> None:
 
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "mutant"])
-def test_two_nmis_in_the_first_instructions_of_the_kernel(fixed: bool) -> None:  # noqa: FBT001  # a test's parameter
+def test_two_nmis_in_the_first_instructions_of_the_kernel(fixed: bool) -> None:
     """Both siblings enter the kernel, both get an NMI before they said so, both NMIs exit: neither may block the other.
 
     Without `leave_untrusted` in the nested entries they wait for one another for ever.

@@ -90,7 +90,7 @@ def chosen(draw: st.DrawFn, segments: int) -> Chosen:
     return Chosen(where, bits(TASKS + 1), bits(CPUS), bits(segments), bits(ENTRY_SLOTS))
 
 
-def tallies(  # noqa: PLR0917  (what a replay is)
+def tallies(
     frame: pl.DataFrame, cut: int, under: Policy, sensitive: Sensitive, tasks: int, grouping: Grouping
 ) -> tuple[list[Tally], list[Tally], Tally]:
     """Give the counts of each group, compiled and by the reference, and those of the whole."""
