@@ -6,7 +6,7 @@ PYTHON ?= $(shell tools/find-python)
 STAMP := .venv/.asikit-installed
 
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
-TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2
+TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 procps
 
 # What the slow ones need besides.
 SLOW_TEST_PACKAGES := golang-go
