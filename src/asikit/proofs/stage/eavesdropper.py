@@ -59,15 +59,13 @@ class Eavesdropper:
     :ivar processes: Each process' mm.
     :ivar secrets: What is to stay hidden.
     :ivar learnt: What untrusted code came by.
-    :ivar began: Whether the machine has come to where the story begins.
     """
 
     world: World
     kernel: Kernel
     processes: dict[Owner, MmStruct]
-    secrets: list[Secret] = field(default_factory=list)
+    secrets: tuple[Secret, ...]
     learnt: list[Learnt] = field(default_factory=list)
-    began: bool = False
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU leaks through: those that the protocol's flushes are for."""
@@ -84,8 +82,6 @@ class Eavesdropper:
 
     def look(self) -> None:
         """Let every hardware thread do what it could do here."""
-        if not self.began:
-            return
         cpus = [cpu for cpu in self.kernel.cpus if cpu.hw.recorder is not None]
         for cpu in cpus:
             self._speculate(cpu)
