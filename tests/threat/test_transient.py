@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asikit.attacks.transient import transient_load
 from asikit.machine.x86 import Core, Cpu, PhysicalMemory, Pte, load_cpu
+from asikit.threat import transient_load
 from tests.machine.x86.tables import Tables
 
 HERE, FRAME, PAGE = 0x7000_0000, 0x5000, 0x1000
