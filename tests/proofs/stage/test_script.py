@@ -60,12 +60,15 @@ def test_left_out_steps_are_counted(steps: list[StoryStep], data: st.DataObject)
     assert (script.missed, len(script)) == (sum(out), 0)
 
 
-@given(STEPS, st.integers(0, 1))
-def test_what_has_run_is_ticked_off(steps: list[StoryStep], thread: int) -> None:
+PATHS = ("asi_exit.write_cr3", "asi_exit.uncount", "asi_exit.clear_curr_asi")
+PIECES = st.lists(st.builds(step, st.just(0), st.just("runs"), st.sampled_from(PATHS)), max_size=4)
+
+
+@given(PIECES, STEPS, st.integers(0, 1))
+def test_what_has_run_is_ticked_off(piece: list[StoryStep], others: list[StoryStep], thread: int) -> None:
     """The first of its name among the micro-operations that the thread has next; those before it were left out."""
-    path = "asi_exit.uncount"
-    piece = list(takewhile(lambda each: (each.verb, each.thread) == ("runs", thread), steps))
-    names = [each.name for each in piece]
+    path, steps = PATHS[1], [*piece, *others]
+    names = [each.name for each in takewhile(lambda each: (each.verb, each.thread) == ("runs", thread), steps)]
     script = Script(steps)
     found = script.tick_off(thread, path)
     assert found == (path in names)
