@@ -27,7 +27,7 @@ NAME ?=
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
 	@echo 'make test         run the tests but for the slow ones (installs the Debian packages they need when run as root)'
-	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
+	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment; larger state spaces'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
 	@echo 'make site         build the documentation as a site, in build/site'
