@@ -16,6 +16,7 @@ from asikit.attacks import (
 )
 from asikit.machine.x86 import load_cpu
 from asikit.mitigations import mitigation, mitigation_names
+from asikit.report.html import Fold, Page, PageSection
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
 
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
     from asikit.attacks import Finding
 
-__all__ = ["attack_names", "attack_reason", "attack_report"]
+__all__ = ["attack_names", "attack_page", "attack_reason", "attack_report"]
 
 _LONGEST_NAME: Final = 9
 _FEW_COLUMNS: Final = 6
 _WIDE: Final = 8
 _MOST_LINES: Final = 30
 _LONGEST_STEP: Final = 320
+_MOST_STORIES: Final = 200
 _WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
@@ -98,6 +100,21 @@ def _steps(finding: Finding) -> tuple[Note, ...]:
     if skipped != left_out:
         notes.append(Note(f"and {left_out} more", " " * 5))
     return tuple(notes)
+
+
+def attack_page(findings: Sequence[Finding]) -> Page:
+    """Return the matrix as a page, with the story of each leak."""
+    leaks = [found for found in findings if found.verdict is AttackVerdict.LEAK]
+    stories = []
+    for found in leaks[:_MOST_STORIES]:
+        told = attack_reason(found)
+        stories.append(Fold(told.title, told.parts))
+    more = len(leaks) - len(stories)
+    rest = (Note(f"and {more} more: asi attack --why tells each", style=Style.FAINT),) if more else ()
+    parts: list[Section | PageSection] = [Section(attack_report(findings).parts, "What leaks")]
+    if stories:
+        parts.append(PageSection((*stories, *rest), "How each leak came about"))
+    return Page("Attacks on the model machine", tuple(parts))
 
 
 def attack_names() -> Report:
