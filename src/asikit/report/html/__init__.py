@@ -3,6 +3,40 @@
 from __future__ import annotations
 
 from asikit.report.html.page import page_data, page_of, page_text, write_page
-from asikit.report.html.pictures import Fold, Page, PageSection
+from asikit.report.html.pictures import (
+    CpuTrack,
+    Flame,
+    FlameRows,
+    Fold,
+    Group,
+    Lead,
+    Page,
+    PageSection,
+    Phase,
+    Share,
+    Source,
+    Stack,
+    Stacked,
+    Timeline,
+)
 
-__all__ = ["Fold", "Page", "PageSection", "page_data", "page_of", "page_text", "write_page"]
+__all__ = [
+    "CpuTrack",
+    "Flame",
+    "FlameRows",
+    "Fold",
+    "Group",
+    "Lead",
+    "Page",
+    "PageSection",
+    "Phase",
+    "Share",
+    "Source",
+    "Stack",
+    "Stacked",
+    "Timeline",
+    "page_data",
+    "page_of",
+    "page_text",
+    "write_page",
+]

@@ -23,6 +23,11 @@ const grouped = d3.format(",");
 const count = (value) => grouped(Math.round(value));
 const short = (value) => d3.format(".3~s")(value).replace("G", " G").replace("M", " M").replace("k", " k");
 
+// So many of what is called so: "1 exit", "2 flushes".
+function counted(value, words) {
+  return `${count(value)} ${Math.round(value) === 1 ? words.replace(/(?<=sh)es$|s$/, "") : words}`;
+}
+
 function share(part, whole) {
   if (!whole) return "-";
   const percent = (100 * part) / whole;
@@ -30,7 +35,7 @@ function share(part, whole) {
 }
 
 function chooser(title, options, changed) {
-  const select = element("select", {}, options.map((option, at) => element("option", { value: at }, option)));
+  const select = element("select", { "aria-label": title }, options.map((option, at) => element("option", { value: at }, option)));
   select.addEventListener("change", () => changed(Number(select.value)));
   return element("label", {}, title, select);
 }

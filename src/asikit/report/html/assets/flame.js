@@ -50,7 +50,7 @@ function flameControls(data, chosen, state, regrow, redraw, status) {
   if (data.phases.length > 1) {
     add("phase", ["all", ...data.phases.map((phase) => phase || "outside phases")], (at) => { chosen.phase = at - 1; });
   }
-  const search = element("input", { type: "search" });
+  const search = element("input", { type: "search", "aria-label": "find a function" });
   search.addEventListener("input", () => { state.wanted = search.value.toLowerCase(); redraw(); });
   made.push(element("label", {}, "find a function", search));
   const out = element("button", { type: "button" }, "Zoom out");
@@ -164,13 +164,13 @@ function told(node, chosen, state) {
     const sign = change >= 0 ? "+" : "\u2212";
     return `${node.name}: ${count(node.first)}, then ${count(node.second)} ${where} (${sign}${count(Math.abs(change))})`;
   }
-  return `${node.name}: ${count(node.value)} ${where}, ${share(node.value, state.root.value)} of all shown`;
+  return `${node.name}: ${counted(node.value, where)}, ${share(node.value, state.root.value)} of all shown`;
 }
 
 function foundText(found, state, chosen) {
   const outermost = [...found].filter((node) => !node.ancestors().slice(1).some((each) => found.has(each)));
   const sum = d3.sum(outermost, (node) => node.value);
-  return `${count(found.size)} found: ${count(sum)} ${chosen.measure}, ${share(sum, state.root.value)}`;
+  return `${count(found.size)} found: ${counted(sum, chosen.measure)}, ${share(sum, state.root.value)}`;
 }
 
 function focusOn(field, node) {

@@ -1,5 +1,6 @@
 const STYLES = { plain: "", strong: "strong", faint: "faint", notable: "notable", warning: "warning" };
 const MANY_ROWS = 12;
+const LONG = 25;
 const MOST_INDENT = 4;
 
 function noteOf(note) {
@@ -61,7 +62,7 @@ function tableOf(table) {
   ];
   const label = table.title || table.columns.map((column) => column.heading).filter(Boolean).join(", ") || "table";
   const made = element("table", {}, parts);
-  const wide = element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, made);
+  const wide = element("div", { class: shown.length > LONG ? "wide long" : "wide", tabindex: 0, role: "region", "aria-label": label }, made);
   if (!isSortable(table)) return [wide];
   headings.forEach((heading, at) => sortBy(table, heading, at, shown, body, headings));
   return shown.length > MANY_ROWS ? [finder(shown, label), wide] : [wide];

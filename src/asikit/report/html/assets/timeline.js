@@ -35,6 +35,7 @@ function timelineOf(data) {
     button.addEventListener("click", act);
     return button;
   });
+  new ResizeObserver(redraw).observe(field);
   redraw();
   const help = "Click or + comes closer, \u2212 goes further away; the arrows move along, 0 shows the whole.";
   return [element("div", { class: "controls" }, buttons), readout, field, element("p", { class: "faint" }, help), timelineLegend()];
@@ -110,7 +111,7 @@ function drawTimeline(data, view, parts) {
 }
 
 function binText(cpu, at) {
-  const counts = TRACKS.filter(([key]) => cpu[key][at]).map(([key, words]) => `${count(cpu[key][at])} ${words}`);
+  const counts = TRACKS.filter(([key]) => cpu[key][at]).map(([key, words]) => counted(cpu[key][at], words));
   const states = `${(cpu.restricted[at] / 10).toFixed(1)}% restricted, ${(cpu.unrestricted[at] / 10).toFixed(1)}% unrestricted`;
   return [`CPU ${cpu.cpu} ${states}`, ...counts].join(", ");
 }
