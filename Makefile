@@ -6,7 +6,8 @@ PYTHON ?= $(shell tools/find-python)
 STAMP := .venv/.asikit-installed
 
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
-TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2
+TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 chromium \
+    fonts-dejavu-core
 
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid

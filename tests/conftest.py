@@ -31,6 +31,7 @@ _NEEDS: Final = {
     "needs_make": (("make",), "make"),
     "needs_sqlite3": (("sqlite3",), "sqlite3"),
     "needs_ip": (("ip",), "iproute2"),
+    "needs_chromium": (("chromium", "chromium-browser", "google-chrome"), "chromium"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 

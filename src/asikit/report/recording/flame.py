@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from asikit.report.recording.sides import Side
 
-__all__ = ["MOST_ROWS", "exits_apart", "flame"]
+__all__ = ["ROOM", "exits_apart", "flame"]
 
-MOST_ROWS = 12_000
-"""So many stacks, apart by task and phase, are drawn; the exits of rarer ones stand together."""
+ROOM = 700_000
+"""So many characters of a page are for stacks, the commonest first; the exits of rarer ones stand together."""
+_ROW, _NODE = 24, 12
+"""About as many characters does a row take, a node."""
 _REST = "(rarer stacks)"
 _UNKNOWN = "(no stack)"
 _RETURNS = [int(kind) for kind in RETURN_KINDS]
@@ -34,9 +36,13 @@ def flame(sides: Sequence[Side]) -> Flame:
     ).sort("exits", descending=True, maintain_order=True)
     tree = _Tree()
     stacks = [Stacks(side.trace) for side in sides]
-    kept = counted.head(MOST_ROWS)
-    nodes = [tree.stack(stacks[side], stack) for side, stack in kept.select("side", "stack").iter_rows()]
-    rest = counted.slice(MOST_ROWS).group_by("side", "task", "phase", maintain_order=True)
+    nodes: list[int] = []
+    for side, stack in counted.select("side", "stack").iter_rows():
+        if tree.size + _ROW * len(nodes) > ROOM:
+            break
+        nodes.append(tree.stack(stacks[side], stack))
+    kept = counted.head(len(nodes))
+    rest = counted.slice(len(nodes)).group_by("side", "task", "phase", maintain_order=True)
     rest_rows = rest.agg(pl.col("exits", "cycles").sum())
     if rest_rows.height:
         nodes += [tree.child(0, _REST)] * rest_rows.height
@@ -106,12 +112,16 @@ def _numbers(names: pl.Series) -> Mapping[str, int]:
 
 
 class _Tree:
-    """Stacks of several recordings by the names of their functions, outermost first."""
+    """Stacks of several recordings by the names of their functions, outermost first.
+
+    :ivar size: About how many characters it takes.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = ["all exits"]
         self.parents = [0]
         self.name_of = [0]
+        self.size = 0
         self._numbers: dict[str, int] = {}
         self._children: dict[tuple[int, int], int] = {}
         self._known: dict[tuple[int, int], int] = {}
@@ -131,9 +141,11 @@ class _Tree:
         number = self._numbers.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)
+            self.size += len(name) + len('"",')
         key = (parent, number)
         if key not in self._children:
             self._children[key] = len(self.parents)
+            self.size += _NODE
             self.parents.append(parent)
             self.name_of.append(number)
         return self._children[key]

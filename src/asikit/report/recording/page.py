@@ -25,6 +25,8 @@ __all__ = ["recording_page"]
 _TOP = 200
 """A page's tables can be searched; what is rarer is in the JSON."""
 _MAIN_CAUSES, _MOST_PARAMETERS = 3, 5
+_MOST_STEPS = 400
+"""Of the round trips that are opened, for all sides together."""
 
 Parts: TypeAlias = tuple[
     Note | Verbatim | Table | Chart | Section | Flame | Timeline | Stacked | Fold | PageSection, ...
@@ -71,7 +73,7 @@ def _cost_parts(recording: Recording) -> tuple[Note | Verbatim | Table | Chart |
 def _when(sides: Sequence[Side]) -> Parts:
     parts: list[Timeline | Table | PageSection] = []
     for side in sides:
-        shown = (timeline(side), cpu_table(side))
+        shown = (timeline(side, sides=len(sides)), cpu_table(side))
         parts += [PageSection(shown, side.name)] if len(sides) > 1 else shown
     return tuple(parts)
 
@@ -79,7 +81,7 @@ def _when(sides: Sequence[Side]) -> Parts:
 def _step_by_step(sides: Sequence[Side]) -> Parts:
     parts: list[Note | Fold | PageSection] = []
     for side in sides:
-        folds = opened_trips(side)
+        folds = opened_trips(side, most=_MOST_STEPS // len(sides))
         if not folds:
             parts.append(Note(f"{side.name}: no round trip exits.", style=Style.FAINT))
         else:

@@ -32,12 +32,15 @@ _KINDS = {
 }
 
 
-def timeline(side: Side) -> Timeline:
-    """Return what each CPU did when, in as many bins as there is room for."""
+def timeline(side: Side, *, sides: int = 1) -> Timeline:
+    """Return what each CPU did when, in as many bins as there is room for.
+
+    :param sides: How many timelines share the page's room.
+    """
     history = side.history
     length = max(1, _length(history))
     cpus = _cpus(history)
-    bins = min(_MOST_BINS, max(_LEAST_BINS, _MOST_VALUES // max(1, len(cpus))), length)
+    bins = min(_MOST_BINS, max(_LEAST_BINS, _MOST_VALUES // max(1, sides * len(cpus))), length)
     edges = np.linspace(0, length, bins + 1)
     tracks = tuple(_track(history, cpu, edges) for cpu in cpus)
     return Timeline(f"{side.name}: each CPU's state over time", bins, length, tracks, _phases(side))

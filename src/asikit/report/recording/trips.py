@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen_trips", "opened_trips", "trip_table"]
 
-_MOST_STEPS = 300
 _CALLERS = 3
 _ACCESS = {EventKind.TOUCH_READ: "reads", EventKind.TOUCH_WRITE: "writes", EventKind.TOUCH_FETCH: "runs code in"}
 _NESTED = {
@@ -30,10 +29,13 @@ _NESTED = {
 }
 
 
-def opened_trips(side: Side) -> tuple[Fold, ...]:
-    """Return the most common round trip with an exit, and the one with most exits, step by step."""
+def opened_trips(side: Side, *, most: int) -> tuple[Fold, ...]:
+    """Return the most common round trip with an exit, and the one with most exits, step by step.
+
+    :param most: The most steps of each.
+    """
     stacks = Stacks(side.trace)
-    return tuple(Fold(words, trip_parts(side, trip, stacks)) for words, trip in chosen_trips(side).items())
+    return tuple(Fold(words, trip_parts(side, trip, stacks, most)) for words, trip in chosen_trips(side).items())
 
 
 def chosen_trips(side: Side) -> Mapping[str, int]:
@@ -55,7 +57,7 @@ def chosen_trips(side: Side) -> Mapping[str, int]:
     return shown
 
 
-def trip_parts(side: Side, trip: int, stacks: Stacks) -> tuple[Note | Table, ...]:
+def trip_parts(side: Side, trip: int, stacks: Stacks, most: int) -> tuple[Note | Table, ...]:
     """Return who makes a round trip, and its steps."""
     row = side.history.trips.row(trip - 1, named=True)
     who = f"{row['comm']} (process {row['pid']})" if row["comm"] is not None else "a task that is not known"
@@ -64,13 +66,13 @@ def trip_parts(side: Side, trip: int, stacks: Stacks) -> tuple[Note | Table, ...
         f"Round trip {trip:,} of the recording, by {who} on CPU {row['cpu']}{phases}, at {row['begin']:,} instructions"
     )
     notes = [Note(f"{first}. It takes {row['instructions']:,}.")]
-    table, more = trip_table(side, trip, stacks)
+    table, more = trip_table(side, trip, stacks, most)
     if more:
-        notes.append(Note(f"Its first {_MOST_STEPS} steps; {more:,} follow.", style=Style.FAINT))
+        notes.append(Note(f"Its first {most} steps; {more:,} follow.", style=Style.FAINT))
     return (*notes, table)
 
 
-def trip_table(side: Side, trip: int, stacks: Stacks) -> tuple[Table, int]:
+def trip_table(side: Side, trip: int, stacks: Stacks, most: int) -> tuple[Table, int]:
     """Return the steps of a round trip, and how many of them are left out."""
     history = side.history
     marks = history.marks.filter(pl.col("trip") == trip)
@@ -78,7 +80,7 @@ def trip_table(side: Side, trip: int, stacks: Stacks) -> tuple[Table, int]:
     entry = str(history.trips["entry"][trip - 1])
     began = int(marks["clock"][0])
     rows = []
-    for mark in marks.head(_MOST_STEPS).iter_rows(named=True):
+    for mark in marks.head(most).iter_rows(named=True):
         step = None if mark["step"] == NO_STEP else history.step(mark["step"])
         cause = causes.get(mark["row"])
         what = _what(mark, entry, cause, side)
@@ -96,7 +98,7 @@ def trip_table(side: Side, trip: int, stacks: Stacks) -> tuple[Table, int]:
         Column("what ASI does", breaks=True),
         Column("address space then", breaks=True),
     )
-    return Table(columns, tuple(rows)), max(0, marks.height - _MOST_STEPS)
+    return Table(columns, tuple(rows)), max(0, marks.height - most)
 
 
 def _what(mark: Mapping[str, int], entry: str, cause: Mapping[str, object] | None, side: Side) -> str:  # noqa: PLR0911
