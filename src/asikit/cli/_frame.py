@@ -31,7 +31,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "compare", "host", "calibrate", "run")
+_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "report", "compare", "host", "calibrate", "run")
 
 
 class _Commands(click.Group):

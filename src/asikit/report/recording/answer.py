@@ -58,7 +58,7 @@ def _costs(recordings: Sequence[Recording], sides: Sequence[Side]) -> str:
     also = f" ({_and(more)})" if more else ""
     said = f"On {row.cpu} that adds {interval(row.overhead)} to the run's time{also}, while {_and(against)}"
     verdicts = [_verdict(name, even) for name, even in _even(row) if even is not None]
-    return f"{said}: {_and(verdicts)}." if verdicts else f"{said}."
+    return f"{said}: {'; '.join(verdicts)}." if verdicts else f"{said}."
 
 
 def _even(row: CostRow) -> list[tuple[str, BreakEven | None]]:
@@ -69,11 +69,11 @@ def _verdict(name: str, even: BreakEven) -> str:
     """Say which costs less: with the figures of both moved together, as they are the same processor's."""
     low, high, here = even.fraction.low, even.fraction.high, even.observed
     if here < low:
-        return f"ASI costs less than {name} whatever the figures in their ranges"
+        return f"ASI costs less than {name}, wherever in their ranges the figures are"
     if here > high:
-        return f"ASI costs more than {name} whatever the figures in their ranges"
+        return f"ASI costs more than {name}, wherever in their ranges the figures are"
     word = "less" if here < even.fraction.mid else "more"
-    return f"by the best guess ASI costs {word} than {name}, but the figures' ranges leave that open"
+    return f"ASI costs {word} than {name} by the best guess, but the figures' ranges leave that open"
 
 
 def _rests_on(recording: Recording) -> str:
