@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from asikit.attacks import AttackVerdict, Cell, Finding
 from asikit.cli import main
+from asikit.report.attack import attack_page
 from asikit.report.cost import percent
 from asikit.report.html import page_of, write_page
 from tests.builders import TraceBuilder
@@ -179,6 +181,26 @@ def test_a_round_trip_is_opened(report: Path, opened: Opens) -> None:
         assert rows.first.inner_text().startswith("0\tis entered: syscall read")
         assert "exit (the kernel touched missing memory" in rows.nth(1).inner_text()
         assert "returns to user mode" in rows.last.inner_text()
+
+
+def test_each_leak_has_its_story(tmp_path: Path, opened: Opens) -> None:
+    """A LEAK of the matrix opens the story of that very attack."""
+    leak, none = AttackVerdict.LEAK, AttackVerdict.NO_LEAK
+    verdicts = {"user_kernel": {"none": leak, "asi": none}, "nmi": {"none": none, "asi": leak}}
+    findings = [
+        Finding(Cell("l1tf", vector, "skylake-6600u", mitigation), verdict, "why", story=(f"{vector} was attacked",))
+        for vector, row in verdicts.items()
+        for mitigation, verdict in row.items()
+    ]
+    path = tmp_path / "attack.html"
+    write_page(attack_page(findings), path)
+    with opened(path) as page:
+        cells = page.locator("td.alarm")
+        assert cells.all_inner_texts() == ["LEAK", "LEAK"]
+        assert cells.nth(1).locator("xpath=..").inner_text().split() == ["nmi", "-", "LEAK"]
+        cells.nth(1).get_by_role("button").press("Enter")
+        assert page.locator("details[open] summary").all_inner_texts() == ["LEAK: l1tf, nmi, on skylake-6600u, asi"]
+        assert page.get_by_text("nmi was attacked").is_visible()
 
 
 def test_printed(report: Path, opened: Opens) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -18,15 +18,21 @@ __all__ = [
     "Fold",
     "Group",
     "Lead",
+    "Matrix",
     "Page",
     "PageSection",
+    "Part",
     "Phase",
+    "Picture",
     "Share",
     "Source",
     "Stack",
     "Stacked",
     "Timeline",
 ]
+
+
+Part: TypeAlias = Note | Verbatim | Table | Chart | Section
 
 
 class Lead(msgspec.Struct, frozen=True, tag="lead"):
@@ -42,7 +48,19 @@ class Fold(msgspec.Struct, frozen=True, tag="fold"):
     """
 
     title: str
-    parts: tuple[Note | Verbatim | Table | Chart | Section, ...]
+    parts: tuple[Part, ...]
+
+
+class Matrix(msgspec.Struct, frozen=True, tag="matrix"):
+    """A table some cells of which have a story each.
+
+    :ivar cells: Row and column of each such cell.
+    :ivar stories: What is told of it, in their order; there may be fewer.
+    """
+
+    table: Table
+    cells: tuple[tuple[int, int], ...]
+    stories: tuple[Fold, ...]
 
 
 class FlameRows(msgspec.Struct, frozen=True):
@@ -157,10 +175,15 @@ class Stacked(msgspec.Struct, frozen=True, tag="stacked"):
     sources: tuple[Source, ...]
 
 
+Picture: TypeAlias = Flame | Timeline | Stacked | Fold | Matrix
+
+
 class PageSection(msgspec.Struct, frozen=True, tag="section"):
     """As a :class:`Section`, of parts that only a page has."""
 
-    parts: tuple[Note | Verbatim | Table | Chart | Section | Flame | Timeline | Stacked | Fold | PageSection, ...]
+    parts: tuple[
+        Note | Verbatim | Table | Chart | Section | Flame | Timeline | Stacked | Fold | Matrix | PageSection, ...
+    ]
     title: str = ""
 
 
@@ -171,7 +194,7 @@ class Page(msgspec.Struct, frozen=True):
     """
 
     title: str
-    parts: tuple[Note | Verbatim | Table | Chart | Section | Lead | PageSection, ...]
+    parts: tuple[Part | Lead | PageSection, ...]
     made: tuple[tuple[str, str], ...] = ()
 
     def with_made(self, rows: Iterable[tuple[str, str]]) -> Page:

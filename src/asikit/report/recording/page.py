@@ -6,14 +6,14 @@ import shlex
 from typing import TYPE_CHECKING, TypeAlias
 
 from asikit.report.cost import cost_report, cost_sources
-from asikit.report.html import Flame, Fold, Lead, Page, PageSection, Stacked, Timeline
+from asikit.report.html import Fold, Lead, Page, PageSection, Part, Picture, Timeline
 from asikit.report.recording.answer import answer
 from asikit.report.recording.costs import stacked
 from asikit.report.recording.flame import flame
 from asikit.report.recording.timeline import cpu_table, timeline
 from asikit.report.recording.trips import opened_trips
 from asikit.report.replay import compare_replays, replay_report
-from asikit.report.view import Chart, Note, Section, Style, Table, Verbatim
+from asikit.report.view import Note, Section, Style, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +28,7 @@ _MAIN_CAUSES, _MOST_PARAMETERS = 3, 5
 _MOST_STEPS = 400
 """Of the round trips that are opened, for all sides together."""
 
-Parts: TypeAlias = tuple[
-    Note | Verbatim | Table | Chart | Section | Flame | Timeline | Stacked | Fold | PageSection, ...
-]
+Parts: TypeAlias = tuple[Part | Picture | PageSection, ...]
 
 
 def recording_page(recordings: Sequence[Recording]) -> Page:
@@ -66,7 +64,7 @@ def _time(recordings: Sequence[Recording]) -> Parts:
     return (said, stacked(recordings), *folds)
 
 
-def _cost_parts(recording: Recording) -> tuple[Note | Verbatim | Table | Chart | Section, ...]:
+def _cost_parts(recording: Recording) -> tuple[Part, ...]:
     return () if recording.cost is None else cost_report(recording.cost, top=_MOST_PARAMETERS).parts
 
 

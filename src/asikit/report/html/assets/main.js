@@ -5,6 +5,7 @@ const DRAWS = {
   chart: chartOf,
   section: sectionOf,
   fold: (part) => [element("details", {}, element("summary", {}, part.title), within(part.parts, 4))],
+  matrix: matrixOf,
   lead: (part) => [element("div", { class: "lead" }, part.notes.map(noteOf))],
   flame: flameOf,
   timeline: timelineOf,
@@ -20,6 +21,25 @@ function sectionOf(section, depth) {
   const title = section.title ? element(`h${Math.min(depth, 4)}`, {}, section.title) : null;
   const inner = within(section.parts, section.title ? depth + 1 : depth);
   return [element("section", { id: depth === 2 && section.title ? id : null }, title, inner)];
+}
+
+function matrixOf(part) {
+  const shown = tableOf(part.table);
+  const lines = shown[shown.length - 1].querySelectorAll("tbody tr");
+  const stories = within(part.stories, 4);
+  part.cells.forEach(([row, column], at) => {
+    const cell = lines[row].children[column];
+    cell.classList.add("alarm");
+    if (at >= stories.length) return;
+    const button = element("button", { type: "button" }, cell.textContent);
+    button.addEventListener("click", () => {
+      stories[at].open = true;
+      stories[at].scrollIntoView();
+      stories[at].querySelector("summary").focus();
+    });
+    cell.replaceChildren(button);
+  });
+  return [...shown, ...stories];
 }
 
 function provenance(rows) {
