@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pytest
 
 from asikit.cli import main
@@ -62,6 +63,25 @@ def test_the_flame_has_all_exits(side: Side) -> None:
     assert drawn == wanted
 
 
+def test_a_phase_begins_at_an_exit(tmp_path: Path) -> None:
+    """An exit that is the first event of a phase is in it; one that follows its last is not."""
+    b = TraceBuilder()
+    b.task_switch("cat", pid=7).return_user()
+    for name in ("before", "in it", "after"):
+        b.entry_syscall(0)
+        if name == "in it":
+            b.begin("phase")
+        elif name == "after":
+            b.end("phase")
+        b.touch_read(kind="shmem", gfp=GFP_USER, label=name, stack=(name,)).return_user()
+    (recording,) = look([b.write(tmp_path / "t.asitrace")], ASKED)
+    stacks = Stacks(recording.trace)
+    found = {stacks.names(stack)[0]: phase for stack, _, phase, _, _ in exits_apart(recording.sides[0]).iter_rows()}
+    assert found == {"before": "none", "in it": "phase", "after": "none"}
+    (counted,) = replay(recording.trace, ASKED.policies, by=By.PHASE)
+    assert {part.name: part.exits for part in counted.parts} == Counter(found.values())
+
+
 def path(picture: Any, node: int) -> tuple[str, ...]:  # noqa: ANN401  (a picture)
     """Return the functions from a node outwards, without their modules."""
     names = []
@@ -88,7 +108,10 @@ def test_cycles_are_those_of_the_price(side: Side) -> None:
     )
     # The first load of an address space in a recording is taken for a switch by the one, for none by the other.
     assert total == pytest.approx(wanted, abs=max(price.values()))
-    assert 0 < exits_apart(side)["cycles"].sum() < total + 1
+    by_row = dict(zip(side.history.marks["row"].to_list(), steps, strict=True))
+    returns = side.history.trips.filter(pl.col("end").is_not_null() & (pl.col("exits") > 0))["last"].to_list()
+    rows = [*side.history.exits["row"].to_list(), *returns]
+    assert exits_apart(side)["cycles"].sum() == pytest.approx(sum(price.get(by_row[row], 0.0) for row in rows))
 
 
 def test_the_timeline_adds_up(side: Side) -> None:

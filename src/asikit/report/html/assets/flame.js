@@ -47,9 +47,7 @@ function flameControls(data, chosen, state, regrow, redraw, status) {
     });
   }
   if (data.tasks.length > 1) add("task", ["all", ...data.tasks], (at) => { chosen.task = at - 1; });
-  if (data.phases.length > 1) {
-    add("phase", ["all", ...data.phases.map((phase) => phase || "outside phases")], (at) => { chosen.phase = at - 1; });
-  }
+  if (data.phases.length > 1) add("phase", ["all", ...data.phases], (at) => { chosen.phase = at - 1; });
   const search = element("input", { type: "search", "aria-label": "find a function" });
   search.addEventListener("input", () => { state.wanted = search.value.toLowerCase(); redraw(); });
   made.push(element("label", {}, "find a function", search));
