@@ -8,6 +8,9 @@ STAMP := .venv/.asikit-installed
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
 TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 procps
 
+# What the tests of pages need: a browser, with fonts.
+BROWSER_PACKAGES := chromium fonts-dejavu-core
+
 # What the slow ones need besides.
 SLOW_TEST_PACKAGES := golang-go
 
@@ -43,6 +46,7 @@ demo: $(STAMP)
 	@.venv/bin/asi demo
 
 test: $(STAMP) test-packages
+	@tools/debian-packages $(BROWSER_PACKAGES)
 	$(PYTEST) -m 'not slow'
 
 test-all: test

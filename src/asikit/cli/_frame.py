@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 import asikit
+from asikit.cli._html import keep_words
 from asikit.errors import AsikitError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "compare", "host", "calibrate", "run")
+_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "report", "compare", "host", "calibrate", "run")
 
 
 class _Commands(click.Group):
@@ -131,7 +132,9 @@ def _run(words: list[str]) -> int:
 def _invoke(words: list[str]) -> int:
     # Not Command.main: it has its own way with Ctrl-C and closed pipes.
     try:
+        typed = list(words)  # parsing takes words out
         with asi.make_context(PROGRAM, words) as context:
+            keep_words(context, typed)
             asi.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

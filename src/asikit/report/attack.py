@@ -18,6 +18,7 @@ from asikit.machine.x86 import load_cpu
 from asikit.mitigations import mitigation, mitigation_names
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
+from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
