@@ -6,7 +6,13 @@ PYTHON ?= $(shell tools/find-python)
 STAMP := .venv/.asikit-installed
 
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
-TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 zsh fish mandoc
+TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 procps
+
+# What the tests of pages, of shells and of man pages need: a browser, with fonts.
+MORE_TEST_PACKAGES := chromium fonts-dejavu-core zsh fish mandoc
+
+# What the slow ones need besides.
+SLOW_TEST_PACKAGES := golang-go
 
 # The suites of Debian that recording is promised on.
 SUITES := 12 13 sid
@@ -19,14 +25,15 @@ PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint dist sbom bench validate kernels workloads distortion lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint site dist sbom bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
 	@echo 'make test         run the tests but for the slow ones (installs the Debian packages they need when run as root)'
-	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
+	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment; larger state spaces'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
+	@echo 'make site         build the documentation as a site, in build/site'
 	@echo 'make dist         build the wheel and the source archive twice, compare them, and write what they are made of'
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
@@ -40,9 +47,11 @@ demo: $(STAMP)
 	@.venv/bin/asi demo
 
 test: $(STAMP) test-packages
+	@tools/debian-packages $(MORE_TEST_PACKAGES)
 	$(PYTEST) -m 'not slow'
 
 test-all: test
+	@tools/debian-packages $(SLOW_TEST_PACKAGES)
 	$(PYTEST) -m slow
 
 # What depends on QEMU, Python and the C library; the kernels of other suites are tried once, by `make test-all`.
@@ -67,6 +76,10 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+site: $(STAMP)
+	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/site
+	@echo 'build/site/index.html'
 
 # The same bytes each time: what is published can be built and compared by anybody.
 dist: $(STAMP)

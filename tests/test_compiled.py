@@ -106,7 +106,7 @@ def worked(module: Any) -> tuple[object, list[list[int]], int, int]:  # noqa: AN
     """Return what the loop says, what it leaves, and how often it was compiled and loaded."""
     numbers, flags = np.arange(5, dtype=np.uint8), np.array([True, True, False, True, True])
     table = np.zeros((2, 3), np.int64)
-    said = module.work(module.Given(numbers, flags, 4, True), table)
+    said = module.work(module.Given(numbers, flags, 4, backwards=True), table)
     return said, table.tolist(), module.work.compiled, module.work.loaded
 
 

@@ -229,7 +229,7 @@ def made(value: object, kind: type[T], place: KeyPlace) -> T:
         raise place.fault(str(error)) from error
 
 
-def read_json(path: Path, noun: str, error: type[AsikitError]) -> Any:  # noqa: ANN401 - whatever the file holds
+def read_json(path: Path, noun: str, error: type[AsikitError]) -> Any:
     """Return what a JSON file holds.
 
     :param noun: What the file should be, in messages.
@@ -257,7 +257,7 @@ def _toml(source: Traversable, place: KeyPlace) -> dict[str, Any]:
 # What a value must be, by its type.
 
 
-def checked(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
+def checked(value: object, kind: Any, place: KeyPlace) -> object:
     """Return a value of a file with its short forms spelled out, and each word as the value that it stands for.
 
     :raises AsikitError: The place's: a key that is misspelt or missing, a value that its key cannot have.
@@ -270,7 +270,7 @@ def checked(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN40
     return check(value, kind, place)
 
 
-def _annotated(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
+def _annotated(value: object, kind: Any, place: KeyPlace) -> object:
     kind, *notes = get_args(kind)
     for short in (note for note in notes if isinstance(note, Short)):
         if type(value) is (str if issubclass(short.given, Enum) else short.given):
@@ -281,25 +281,25 @@ def _annotated(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: AN
     return value
 
 
-def _bound(value: Any, bounds: msgspec.Meta, place: KeyPlace) -> None:  # noqa: ANN401 - a number
+def _bound(value: Any, bounds: msgspec.Meta, place: KeyPlace) -> None:
     low, high = bounds.ge, bounds.le
     if (low is not None and value < low) or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"
         raise place.fault(f"must be {wanted}, not {value}")
 
 
-def _optional(value: object, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - a type, of any form
+def _optional(value: object, kind: Any, place: KeyPlace) -> object:
     (kind,) = (each for each in get_args(kind) if each is not type(None))
     return checked(value, kind, place)
 
 
-def _list(value: Any, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
+def _list(value: Any, kind: Any, place: KeyPlace) -> object:
     _expect(value, list, place)
     of_item = get_args(kind)[0]
     return [item if place.inherits and item == INHERITED else checked(item, of_item, place) for item in value]
 
 
-def _table(value: Any, kind: type, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
+def _table(value: Any, kind: type, place: KeyPlace) -> object:
     _expect(value, dict, place)
     keys = _keys(kind)
     known = {name: key for name, key in keys.items() if not key.is_filled}
@@ -315,7 +315,7 @@ def _table(value: Any, kind: type, place: KeyPlace) -> object:  # noqa: ANN401 -
     return {name: checked(item, known[name].kind, place.inside(name)) for name, item in value.items()}
 
 
-def _mapping(value: Any, kind: Any, place: KeyPlace) -> object:  # noqa: ANN401 - whatever the file holds
+def _mapping(value: Any, kind: Any, place: KeyPlace) -> object:
     _expect(value, dict, place)
     of_key, of_item = get_args(kind)
     if isinstance(of_key, type) and issubclass(of_key, Enum):
@@ -399,7 +399,7 @@ def _is_table(kind: type) -> bool:
     return issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)
 
 
-def _is_filled(kind: Any) -> bool:  # noqa: ANN401 - a type, of any form
+def _is_filled(kind: Any) -> bool:
     return get_origin(kind) is Annotated and FILLED in get_args(kind)
 
 

@@ -65,8 +65,8 @@ def test_a_vmm_is_guarded_by_the_flush_of_its_own_domain(monkeypatch: pytest.Mon
         ("asi_exit.flush_control", AttackVerdict.NO_LEAK),
     ):
 
-        def build(cpu: CpuModel, smt: bool, path: str = path) -> mitigations.Setup:  # noqa: FBT001 - as it has it
-            setup = asi.build(cpu, smt)
+        def build(cpu: CpuModel, *, smt: bool, path: str = path) -> mitigations.Setup:
+            setup = asi.build(cpu, smt=smt)
             return replace(setup, protocol=setup.protocol.without(path))
 
         monkeypatch.setattr(mitigations, "_ALL", (mitigations.Mitigation("without", "", build),))
@@ -89,8 +89,8 @@ def test_a_wrong_order_leaks(
     """The attacker sees what is between any two steps: a window of one micro-operation is enough."""
     asi = mitigations.mitigation("asi")
 
-    def build(cpu: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
-        setup = asi.build(cpu, smt)
+    def build(cpu: CpuModel, *, smt: bool) -> mitigations.Setup:
+        setup = asi.build(cpu, smt=smt)
         return replace(setup, protocol=setup.protocol.reordered(moved, before=before))
 
     monkeypatch.setattr(mitigations, "_ALL", (mitigations.Mitigation("wrong-order", "", build),))

@@ -37,8 +37,8 @@ def test_a_measure_is_what_stops_it(
     """Linux without the measure leaks, and with it does not."""
     linux = mitigations.mitigation("linux")
 
-    def build(model: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
-        setup = linux.build(model, smt)
+    def build(cpu: CpuModel, *, smt: bool) -> mitigations.Setup:
+        setup = linux.build(cpu, smt=smt)
         left = setup.hardening.measures - {measure}
         return replace(setup, hardening=replace(setup.hardening, measures=left))
 
@@ -54,8 +54,8 @@ def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.Monke
     """Linux without the IBPB before a VMM's user mode leaks, whatever else it does."""
     linux = mitigations.mitigation("linux")
 
-    def build(model: CpuModel, smt: bool) -> mitigations.Setup:  # noqa: FBT001 - as a mitigation has it
-        setup = linux.build(model, smt)
+    def build(cpu: CpuModel, *, smt: bool) -> mitigations.Setup:
+        setup = linux.build(cpu, smt=smt)
         return replace(setup, protocol=setup.protocol.without(_FLUSH))
 
     monkeypatch.setattr(mitigations, "_ALL", (linux, mitigations.Mitigation("without", "", build)))
@@ -66,7 +66,7 @@ def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.Monke
 
 def test_only_the_first_return_after_a_guest_flushes() -> None:
     """A CPU that has run no guest since its last return to user mode flushes nothing for VMSCAPE's sake."""
-    protocol = mitigations.mitigation("linux").build(load_cpu("zen3-5600x"), False).protocol
+    protocol = mitigations.mitigation("linux").build(load_cpu("zen3-5600x"), smt=False).protocol
     call, guest = (Happening.SYSCALL_ENTRY,), (Happening.VM_ENTRY, Happening.VM_EXIT)
     state, flushes = protocol.initial(), []
     for happenings in (call, (*call, *guest, *guest), call, (*call, Happening.CONTEXT_SWITCH)):
@@ -80,7 +80,7 @@ def test_only_the_first_return_after_a_guest_flushes() -> None:
 def test_a_processor_that_has_it_not_flushes_nothing_for_it() -> None:
     """The flush is VMSCAPE's alone."""
     for cpu, has_it in (("skylake-6600u", True), ("ice-lake-6354", False)):
-        setup = mitigations.mitigation("linux").build(load_cpu(cpu), False)
+        setup = mitigations.mitigation("linux").build(load_cpu(cpu), smt=False)
         assert ("ibpb_after_guest" in setup.protocol.describe(Happening.RETURN_USER)) is has_it
 
 

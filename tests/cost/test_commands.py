@@ -35,7 +35,7 @@ def test_cost_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("What moves the answer for asi, denylist-2025 most") == 2
     assert "On skylake-6600u" in out
     assert "On zen3-5600x" in out
-    assert out.count("  Less than blanket") + out.count("  More than blanket") == 2
+    assert out.count("  Costs less than blanket") + out.count("  Costs more than blanket") == 2
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 100
 
 
@@ -47,10 +47,10 @@ def test_break_even_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         out = asi(capsys, *question)[1]
         row = json.loads(asi(capsys, *question, "--json")[1])["rows"][-1]
         for name, key in (("blanket", "break_even"), ("linux", "break_even_linux")):
-            word = "Less" if row[key]["mid"] > 0 else "More"
-            assert f"  {word} than {name} " in out
+            word = "less" if row[key]["mid"] > 0 else "more"
+            assert f"  Costs {word} than {name} " in out
             words.add(word)
-    assert words == {"Less", "More"}
+    assert words == {"less", "more"}
 
 
 def test_cost_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert (code, err) == (0, "")
     assert "Nearest CPU model: asi cost --cpu zen2-7452" in out
     unnecessary = "untrained return thunks, safe returns, retpolines, IBPB at a change of processes, RSB filling"
-    assert f"With ASI unnecessary: {unnecessary}" in out
+    assert f"Unnecessary with ASI: {unnecessary}" in out
     document = json.loads(asi(capsys, "host", "--from", folder, "--json")[1])
     assert document["schema"] == "asikit.host/1"
     assert {one["name"]: one["asi"] for one in document["vulnerabilities"]}["retbleed"] == "covered"

@@ -14,6 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LONG = (
+    "asi verify",
+    "asi verify --nesting 2",
+    "asi verify --method induction",
+    "asi verify --mutant exit-asks-own-taints",
+)
+"""Commands that visit millions of states, or prove as much: `make test-all` runs them."""
 _STATUS = re.compile(r"\[exit status (\d+)\]")
 
 
@@ -83,8 +90,18 @@ PLAIN = [page for page in PAGES if any(not example.records for example in _examp
 @pytest.mark.parametrize("page", PLAIN, ids=lambda page: page.name)
 def test_examples(page: Path, tmp_path: Path) -> None:
     """Each command of a page prints what the page shows."""
+    folder = _folder(tmp_path)
     for example in _examples(page):
-        _check(example, _folder(tmp_path) if not (tmp_path / "src").exists() else tmp_path)
+        if example.command not in LONG:
+            _check(example, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LONG)
+def test_long_examples(command: str, tmp_path: Path) -> None:
+    """So do those that take long, each by itself."""
+    (example,) = [example for page in PLAIN for example in _examples(page) if example.command == command]
+    _check(example, _folder(tmp_path))
 
 
 @pytest.mark.needs_qemu

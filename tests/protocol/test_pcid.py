@@ -11,7 +11,7 @@ from asikit.protocol.pcid import CR3_NOFLUSH, DYNAMIC_ASIDS, PCID_BITS
 
 
 @pytest.mark.parametrize("pti", [True, False], ids=["pti", "no pti"])
-def test_unique_and_in_range(pti: bool) -> None:  # noqa: FBT001  # a test's parameter
+def test_unique_and_in_range(pti: bool) -> None:
     """All (ASID, space, half) get different PCIDs of 12 bits, and none gets PCID 0."""
     layout = PcidLayout(pti=pti)
     asids = range(layout.max_asid + 1)

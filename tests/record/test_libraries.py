@@ -68,7 +68,7 @@ def _ldd(path: Path) -> tuple[set[str], set[str]]:
         ("", False),
     ],
 )
-def test_search_paths(link: Link, options: str, found: bool) -> None:  # noqa: FBT001
+def test_search_paths(link: Link, options: str, found: bool) -> None:
     """A library is found by the path in the program that needs it, and by that only."""
     library = link("lib/libprivate.so")
     program = link("bin/program", library, options=options)

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from asikit.cost.measure import measure
-from asikit.replay import NO_STEP, History, load_policy, replay
+from asikit.replay import NO_STEP, History, SelectionError, load_policy, replay
 from asikit.replay.causes import LABELS
+from asikit.replay.where import Where
 from asikit.trace import ENTRY_KINDS, RETURN_KINDS, EventKind, Trace
 from tests.builders import TraceBuilder
 from tests.replay.running import GFP_USER, policy
@@ -102,10 +103,27 @@ def test_phases_are_named() -> None:
     """A round trip has the names of all phases that are open at its entry."""
     with as_file(files("asikit.data") / "samples/phases.asitrace") as path:
         trace = Trace.open(path)
-        found = set(History.of(trace, load_policy("denylist-2025")).trips["phases"].to_list())
-    names = set(trace.table("phases")["name"].to_list())
-    assert {name for text in found for name in text.split(" + ") if name} <= names
-    assert found & names
+        history = History.of(trace, load_policy("denylist-2025"))
+    for name, begin, end in trace.table("phases").select("name", "begin", "end").iter_rows():
+        inside = history.trips.filter((pl.col("first") >= begin) & (pl.col("first") < end))["trip"]
+        assert history.trips.filter(pl.col("phases").list.contains(name))["trip"].to_list() == inside.to_list()
+        assert history.chosen(Where.parse(f"phase == '{name}'"))["trip"].to_list() == inside.to_list()
+
+
+def test_chosen(sample: Trace) -> None:
+    """An expression chooses round trips by all that they have, and refuses names that none has."""
+    history = History.of(sample, load_policy("denylist-2025"))
+    trips = history.trips
+    assert (
+        history.chosen(Where.parse("exits > 0"))["trip"].to_list()
+        == trips.filter(pl.col("exits") > 0)["trip"].to_list()
+    )
+    assert history.chosen(Where.parse("exits > 0 or not exits > 0")).height == trips.height
+    long = trips.filter(pl.col("instructions") >= 1000, pl.col("entry") == "syscall write")
+    assert history.chosen(Where.parse("instructions >= 1000 and entry == write")).equals(long)
+    assert not history.chosen(Where.parse("exits > 99999999")).height
+    with pytest.raises(SelectionError, match="no entry wrote in the recording; the nearest is"):
+        history.chosen(Where.parse("entry != wrote"))
 
 
 def test_before_the_first_entry_is_no_round_trip(tmp_path: Path) -> None:

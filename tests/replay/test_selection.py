@@ -24,18 +24,23 @@ from asikit.replay import (
     load_policy,
     replay,
 )
+from asikit.replay._chosen import Chosen
+from asikit.replay._events import ENTRY_SLOTS
 from asikit.replay._tables import SideTables
 from asikit.replay._tally import together
 from asikit.replay.engine import CompiledReplay
 from asikit.replay.grouping import CPUS, Group, Grouping, Labeller
 from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import Sensitive, apply_policy
+from asikit.replay.where import Where
 from asikit.trace import Trace
 from tests.builders import TraceBuilder
 from tests.replay.running import GFP_USER, policy
 from tests.replay.test_equivalence import TASKS, events, policies, sensitivities
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from asikit.replay._tally import Tally
 
 SAMPLES = Path(__file__).parents[2] / "src/asikit/data/samples"
@@ -67,10 +72,25 @@ def groupings(draw: st.DrawFn) -> Grouping:
     task_key, segment_key = keys(TASKS + 1, By.TASK), keys(len(bounds), By.PHASE)
     groups = tuple(Group(str(number)) for number in range(1 if by is None else most))
     arrays = (np.array(task_key, np.int64), cpu_key, np.array(bounds, np.int64), np.array(segment_key, np.int64))
-    return Grouping(Selection(), by, groups, *arrays)
+    return Grouping(Selection(), by, groups, *arrays, draw(st.none() | chosen(len(bounds))))
 
 
-def tallies(  # noqa: PLR0917  (what a replay is)
+@st.composite
+def chosen(draw: st.DrawFn, segments: int) -> Chosen:
+    """Make what an expression of three comparisons means: any bits of any thing."""
+    where = Where.parse(
+        draw(st.sampled_from(["cpu == 1 and not (cpu == 2 or cpu == 3)", "cpu == 1 or cpu == 2 and cpu == 3"]))
+    )
+    numbers = np.random.default_rng(draw(st.integers(0, 99)))
+
+    def bits(size: int) -> npt.NDArray[np.uint64]:
+        one, other = (numbers.integers(0, 8, size).astype(np.uint64) for _ in range(2))
+        return one & other
+
+    return Chosen(where, bits(TASKS + 1), bits(CPUS), bits(segments), bits(ENTRY_SLOTS))
+
+
+def tallies(
     frame: pl.DataFrame, cut: int, under: Policy, sensitive: Sensitive, tasks: int, grouping: Grouping
 ) -> tuple[list[Tally], list[Tally], Tally]:
     """Give the counts of each group, compiled and by the reference, and those of the whole."""

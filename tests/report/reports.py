@@ -239,7 +239,7 @@ REFUTED = dataclasses.replace(
     verdict=ProofVerdict.REFUTED,
     properties=(Property("T1", "untrusted code never observes what depends on a secret", holds=False),),
     counterexample=LEAK,
-    machine=Reproduction(True, "leak", "the guest learns data of the kernel", missed=1),
+    machine=Reproduction(leaks=True, kind="leak", says="the guest learns data of the kernel", missed=1),
 )
 
 

@@ -174,7 +174,7 @@ def test_compared_runs(tmp_path: Path) -> None:
     assert (
         shown("compared_runs", tmp_path)
         == """
-Both sides are of the same.
+No factor (policy, kernel, processor, ...) differs between the sides.
 8 and 8 runs: medians with 95 % intervals; ~ is no difference
 
 denylist-2025, kvm and userspace
@@ -202,8 +202,8 @@ def test_host(tmp_path: Path) -> None:
 Intel(R) Core(TM) i7-6600U CPU @ 2.60GHz (GenuineIntel, family 6, model 78),
 sibling threads in use
 Nearest CPU model: asi cost --cpu skylake-6600u
-This is a virtual machine: what its host does is not seen, and the host may hide
-what there is.
+This is a virtual machine. Its host may have mitigations that are not seen here,
+and may hide vulnerabilities.
 
  vulnerability   now                        with ASI   unnecessary then
  ──────────────────────────────────────────────────────────────────────────────
@@ -218,7 +218,7 @@ what there is.
 
 Not affected: retbleed
 
-With ASI unnecessary: PTI, IBRS, IBPB at a change of processes, RSB filling
+Unnecessary with ASI: PTI, IBRS, IBPB at a change of processes, RSB filling
 """
     )
 
@@ -317,13 +317,14 @@ def test_mutants(tmp_path: Path) -> None:
  ──────────────────────────────────────────────────────────────────────────────
  no-stun          PROVED    REFUTED       2   leak; on the machine too
  no-barrier       PROVED    PROVED            harmless
- stale-target *   REFUTED   -             2   leak; the machine goes wrong
-                                              without the mutant too
+ stale-target *   REFUTED   -             2   leak; the machine goes wrong with
+                                              the unchanged protocol too
 
-2 of 3 mutants are refuted. `asi verify --mutant NAME` tells one's
-counterexample.
+2 of 3 mutants are refuted. `asi verify --mutant NAME` shows the counterexample
+of one.
 1 of them break the model machine too.
-* a mutant of lazy, by which it comes to matter (asi verify --mutant lazy)
+* a mutant of the variant lazy; it is harmless without that variant (asi verify
+  --mutant lazy)
 """
     )
 

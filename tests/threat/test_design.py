@@ -42,7 +42,7 @@ def test_a_design_of_any_class(name: str) -> None:
 
 def built(name: str, *, smt: bool) -> Setup:
     """Return what a mitigation makes of a machine."""
-    return mitigation(name).build(CPU, smt)
+    return mitigation(name).build(CPU, smt=smt)
 
 
 WRONG = {

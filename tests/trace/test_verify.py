@@ -55,7 +55,7 @@ def test_good_trace(tmp_path: Path) -> None:
         (EventKind.ENTRY_SYSCALL, 0, 0, 2, "row 7: CPU 2, but the machine has 2"),
     ],
 )
-def test_wrong_event(tmp_path: Path, kind: EventKind, arg: int, stack: int, cpu: int, message: str) -> None:  # noqa: PLR0917
+def test_wrong_event(tmp_path: Path, kind: EventKind, arg: int, stack: int, cpu: int, message: str) -> None:
     """An event whose arg, stack or CPU is not there is named by its part and row."""
     builder = small_trace()
     rows = {name: column.copy() for name, column in builder.columns().items()}

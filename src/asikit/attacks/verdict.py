@@ -148,7 +148,7 @@ def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel)
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
     if vector.wants_siblings and model.threads == 1:
         return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} has no sibling threads")
-    setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
+    setup = mitigation(cell.mitigation).build(model, smt=vector.wants_siblings)
     one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
 
@@ -195,7 +195,7 @@ def machine_config(cell: Cell) -> MachineConfig:
     """Return the machine that a cell needs, for a scenario: its `CONFIG`. Raises as `attack`."""
     vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
     model = next((model_for(cpu, vulnerability, way) for way in vulnerability.ways), cpu)
-    return _config(mitigation(cell.mitigation).build(model, vector.wants_siblings), vector)
+    return _config(mitigation(cell.mitigation).build(model, smt=vector.wants_siblings), vector)
 
 
 def put_on(
@@ -208,7 +208,7 @@ def put_on(
     vulnerability, cpu, vector = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu), vector_named(cell.vector)
     way = vulnerability.ways[way_number - 1]
     model = model_for(cpu, vulnerability, way)
-    setup = mitigation(cell.mitigation).build(model, vector.wants_siblings)
+    setup = mitigation(cell.mitigation).build(model, smt=vector.wants_siblings)
     lab = _prepare(machine, vulnerability, way, model, setup)
     lab.tell = tell
     play(vector, Play(machine, lab, secret))

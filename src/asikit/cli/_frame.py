@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from asikit.cli._html import keep_words
 from asikit.cli._progress import Progress
 from asikit.errors import AsikitError
 
@@ -34,7 +35,10 @@ _ASKS = "_ASI_COMPLETE"
 """The variable with which a shell asks for completions; click's scripts set it."""
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("help", "demo", "record", "mark", "info", "replay", "cost", "compare", "host", "calibrate", "run")
+_ORDER = (
+    *("help", "demo", "record", "mark", "info", "replay", "trace", "cost", "report", "export", "compare", "host"),
+    *("calibrate", "run"),
+)
 
 
 class _Commands(click.Group):
@@ -190,7 +194,9 @@ def _run(words: list[str]) -> int:
 def _invoke(words: list[str]) -> int:
     # Not Command.main: it has its own way with Ctrl-C and closed pipes.
     try:
+        typed = list(words)  # parsing takes words out
         with asi.make_context(PROGRAM, words) as context, Progress(context) as context.obj:
+            keep_words(context, typed)
             asi.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

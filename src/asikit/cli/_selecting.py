@@ -39,6 +39,11 @@ def selecting(*, cpu_options: tuple[str, ...]) -> Callable[[_Command], _Command]
             metavar="A:B",
             help="Count from A to B only: instructions (5M) or shares of the recording (10%).",
         ),
+        click.option(
+            "--where",
+            metavar="EXPRESSION",
+            help="Count what an expression allows: 'task == redis-server and entry == recvfrom' (docs/where.md).",
+        ),
         click.option("--by", type=click.Choice(_BY), help="Show a table by task, process, CPU or open phases, too."),
     )
 
@@ -57,10 +62,11 @@ def selected(
     on_cpus: tuple[int, ...],
     phases: tuple[str, ...],
     between: str | None,
+    where: str | None,
     by: str | None,
 ) -> tuple[Selection | None, By | None]:
     """Return what the options say: nothing, if none was given."""
     from asikit.replay import By, Selection
 
-    chosen = Selection(tasks, pids, on_cpus, phases, between)
+    chosen = Selection(tasks, pids, on_cpus, phases, between, where)
     return (None if chosen == Selection() else chosen), (None if by is None else By(by))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
 from asikit.cli._progress import progress
 
@@ -64,6 +65,7 @@ _ALL = "all"
 )
 @click.option("--equivalence", is_flag=True, help="Compare ASI with the blanket mitigation, situation by situation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.verify/1).")
+@html_option
 @click.option("--list-mutants", is_flag=True, help="List mutants and alternatives, and stop.")
 @click.pass_context
 def command(
@@ -79,6 +81,7 @@ def command(
     smtlib: str | None,
     equivalence: bool,
     as_json: bool,
+    html: Path | None,
     list_mutants: bool,
 ) -> None:
     """Prove that ASI leaks nothing, or show how a mutant of it does.
@@ -94,11 +97,11 @@ def command(
     if method == "induction" and (equivalence or mutant == _ALL):
         raise click.UsageError("--method induction is for one verdict", context)
     if equivalence:
-        verdict = _compare(as_json=as_json)
+        verdict = _compare(html, as_json=as_json)
     elif mutant == _ALL:
         if mitigation != "asi" or classes is not None:
             raise click.UsageError("--mutant all is for --mitigation asi, and goes without --class", context)
-        verdict = _verify_all(threads, nesting, as_json=as_json)
+        verdict = _verify_all(threads, nesting, html, as_json=as_json)
     else:
         if threads is None:
             threads = 1 if mitigation == "blanket" else 2
@@ -112,7 +115,7 @@ def command(
             capabilities=_capabilities(attacker),
         )
         result = _verify_one(world, mutant, method, smtlib)
-        verdict = _shown(result, as_json=as_json)
+        verdict = _shown(result, html, as_json=as_json)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
 
 
@@ -130,18 +133,20 @@ def _verify_one(world: World, mutant: str | None, method: str | None, smtlib: st
         return prove(world, changed, smtlib=file)
 
 
-def _shown(result: Verification, *, as_json: bool) -> Verdict:
+def _shown(result: Verification, html: Path | None, *, as_json: bool) -> Verdict:
+    from asikit.report.verify import verification_report
+
+    write_html(html, lambda: verification_report(result))
     if as_json:
         write_json("verify", result.to_dict())
     else:
-        from asikit.report.verify import verification_report
-
         show(verification_report(result))
     return result.verdict
 
 
-def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
+def _verify_all(threads: int | None, nesting: int, html: Path | None, *, as_json: bool) -> Verdict:
     from asikit.proofs import CATALOGUE, Verdict, verify_mutants
+    from asikit.report.verify import mutants_report
 
     rows = []
     for row in verify_mutants(threads=threads, nesting=nesting, on_machine=True):
@@ -149,6 +154,7 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
         progress().at(len(rows), "mutants", total=len(CATALOGUE))
     verdicts = {row.verdict for row in rows}
     verdict = next(v for v in (Verdict.REFUTED, Verdict.UNKNOWN, Verdict.PROVED) if v in verdicts)
+    write_html(html, lambda: mutants_report(rows))
     if as_json:
         write_json(
             "verify",
@@ -162,17 +168,17 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import mutants_report
-
         show(mutants_report(rows))
     return verdict
 
 
-def _compare(*, as_json: bool) -> Verdict:
+def _compare(html: Path | None, *, as_json: bool) -> Verdict:
     from asikit.proofs import compare, equivalence_verdict
+    from asikit.report.verify import equivalence_report
 
     rows = list(compare())
     verdict = equivalence_verdict(rows)
+    write_html(html, lambda: equivalence_report(rows))
     if as_json:
         write_json(
             "verify",
@@ -186,8 +192,6 @@ def _compare(*, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import equivalence_report
-
         show(equivalence_report(rows))
     return verdict
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,9 @@ from asikit.protocol.vocabulary import TAINT, TAINTS
 from asikit.threat import Design, mutant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from asikit.machine.x86 import CpuModel
     from asikit.protocol import EffectKind, Transition
     from asikit.protocol.operations import Transitions
-
-    Build = Callable[["CpuModel", bool], "Setup"]
 
 __all__ = ["Mitigation", "Setup", "mitigation", "mitigation_names"]
 
@@ -44,12 +41,20 @@ class Setup(Design):
         return self.protocol.config.asi
 
 
+class Build(typing.Protocol):
+    """Makes a mitigation for a processor."""
+
+    def __call__(self, cpu: CpuModel, *, smt: bool) -> Setup:
+        """Return what the mitigation makes of a machine; `smt` is whether the siblings are to run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Mitigation:
     """A column of the matrix.
 
     :ivar says: What it is, in one line.
-    :ivar build: Makes it for a processor; the other argument is whether the siblings are to run.
+    :ivar build: Makes it for a processor.
     """
 
     name: str
@@ -71,18 +76,18 @@ def mitigation_names() -> tuple[str, ...]:
     return tuple(each.name for each in _ALL)
 
 
-def _none(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _none(cpu: CpuModel, *, smt: bool) -> Setup:
     del cpu
     return Setup(Protocol(ProtocolConfig(asi=False)), smt=smt)
 
 
-def _blanket(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _blanket(cpu: CpuModel, *, smt: bool) -> Setup:
     del smt  # it turns it off
     config = replace(blanket_config(), features=cpu.protocol_features, bugs=cpu.protocol_bugs)
     return Setup(Protocol(config), smt=False)
 
 
-def _asi(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _asi(cpu: CpuModel, *, smt: bool) -> Setup:
     return Setup(Protocol(_asi_config(cpu, smt=smt)), smt=smt)
 
 
@@ -91,11 +96,11 @@ def _asi_config(cpu: CpuModel, *, smt: bool) -> ProtocolConfig:
     return ProtocolConfig(classes=frozenset(classes), features=cpu.protocol_features, bugs=cpu.protocol_bugs, smt=smt)
 
 
-def _with_exit_flush(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _with_exit_flush(cpu: CpuModel, *, smt: bool) -> Setup:
     return Setup(Protocol(replace(_asi_config(cpu, smt=smt), flush_data_on_exit=True)), smt=smt)
 
 
-def _linux(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
+def _linux(cpu: CpuModel, *, smt: bool) -> Setup:
     done = hardening(load_mitigation("linux"), cpu)
     config = ProtocolConfig(
         asi=False, pti=Measure.PTI in done.measures, features=cpu.protocol_features, bugs=cpu.protocol_bugs
@@ -140,8 +145,8 @@ def _flushing_after_guests(transitions: Transitions, kinds: tuple[EffectKind, ..
 def _wrong(*mutants: str) -> Build:
     """Return ASI got wrong, by mutants of the catalogue; where there is no such element nothing is missing."""
 
-    def build(cpu: CpuModel, smt: bool) -> Setup:  # noqa: FBT001 - as `Build` has it
-        setup = _asi(cpu, smt)
+    def build(cpu: CpuModel, *, smt: bool) -> Setup:
+        setup = _asi(cpu, smt=smt)
         for name in mutants:
             setup = mutant(name).edit(setup)
         return setup

@@ -134,7 +134,7 @@ class Protocol:
         return step(self._compiled, core, thread, who)
 
     def interrupt(self, thread: ThreadState, happening: Happening) -> ThreadState:
-        """Interrupt kernel mode, between any two micro-operations, by a NESTED_ happening or DOUBLE_FAULT.
+        """Interrupt kernel mode, between any two micro-operations, by one of the happenings that are nested.
 
         The handler's own code runs once the entry is through (`in_handler`), until `leave`.
         """

@@ -141,7 +141,7 @@ class Feeder(threading.Thread):
         self._pipe = pipe
         self._bell = bell
         os.set_blocking(pipe, False)
-        bell.setblocking(False)
+        bell.setblocking(False)  # noqa: FBT003 - it takes no names
         self._stopped = threading.Event()
 
     def stop(self) -> None:

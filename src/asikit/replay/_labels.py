@@ -1,10 +1,11 @@
-"""The loop that says which group each event counts in, compiled. Imported only where counts are divided."""
+"""The loop that says whose each event is, compiled. Imported only where counts are divided or chosen from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asikit.compiled import jit
+from asikit.replay._events import SLOTS_PER_KIND
 from asikit.trace import EventKind
 
 if TYPE_CHECKING:
@@ -12,32 +13,45 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["label_events"]
+__all__ = ["Open", "Whose", "find_whose"]
 
-_TASK_SWITCH, _MM_SWITCH = int(EventKind.TASK_SWITCH), int(EventKind.MM_SWITCH)
+_TASK_SWITCH, _MM_SWITCH, _VM_EXIT = int(EventKind.TASK_SWITCH), int(EventKind.MM_SWITCH), int(EventKind.VM_EXIT)
+_SLOTS = SLOTS_PER_KIND
+
+
+class Open(NamedTuple):
+    """What is remembered of each CPU; the loop changes it.
+
+    :ivar task: The task that runs; the number of tasks if it is not known.
+    :ivar leaving: The task that left in the event before, -1 if none did.
+    :ivar entry: The slot of the last entry.
+    """
+
+    task: Array
+    leaving: Array
+    entry: Array
+
+
+class Whose(NamedTuple):
+    """Of each event: the task, the stretch of phases, and the entry that it counts for. The loop fills it in."""
+
+    task: Array
+    segment: Array
+    entry: Array
 
 
 @jit
-def label_events(  # noqa: PLR0917  (one loop, compiled as one function)
-    first: int,
-    cpu: Array,
-    kind: Array,
-    arg: Array,
-    task_key: Array,
-    cpu_key: Array,
-    bounds: Array,
-    segment_key: Array,
-    cpu_task: Array,
-    cpu_leaving: Array,
-    groups: Array,
+def find_whose(  # noqa: PLR0917  (columns)
+    first: int, cpu: Array, kind: Array, arg: Array, tasks: int, bounds: Array, cpus: Open, whose: Whose
 ) -> None:
-    """Fill in ``groups``.
+    """Run events.
 
     :param first: The number of the first of these events in the trace.
-    :param cpu_task: By CPU: the task that runs; the last of ``task_key`` if it is not known.
-    :param cpu_leaving: By CPU: the task that left in the event before, -1 if none did.
+    :param tasks: How many tasks are known.
+    :param bounds: The first rows of events of each stretch in which the same phases are open.
     """
-    unknown = task_key.size - 1
+    cpu_task, cpu_leaving, cpu_entry = cpus
+    task_of, segment_of, entry_of = whose
     segment = 0
     for i in range(kind.size):
         while segment + 1 < bounds.size and bounds[segment + 1] <= first + i:
@@ -50,5 +64,9 @@ def label_events(  # noqa: PLR0917  (one loop, compiled as one function)
         cpu_leaving[c] = -1
         if k == _TASK_SWITCH:
             cpu_leaving[c] = cpu_task[c]
-            cpu_task[c] = min(int(arg[i]), unknown)
-        groups[i] = task_key[task] * cpu_key[c] * segment_key[segment]
+            cpu_task[c] = min(int(arg[i]), tasks)
+        elif k <= _VM_EXIT:
+            cpu_entry[c] = _SLOTS * (int(k) - 1) + min(int(arg[i]), _SLOTS - 1)
+        task_of[i] = task
+        segment_of[i] = segment
+        entry_of[i] = cpu_entry[c]

@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from asikit.replay._chosen import check_names, entry_names
 from asikit.replay._events import NO_ENTRY, SLOTS_PER_KIND, class_of_entry, entry_label
 from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.causes import name_sites
+from asikit.replay.errors import SelectionError
 from asikit.replay.one_pass import ALL_CLASSES, ReplayPass
+from asikit.replay.where import Field
 from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from asikit.replay.pieces import Piece
     from asikit.replay.policy import Policy
     from asikit.replay.result import ReplayResult
+    from asikit.replay.where import Comparison, Where
     from asikit.trace import Trace
 
     Transitions = npt.NDArray[np.int32]
@@ -117,11 +121,13 @@ class History:
     :ivar trips: The round trips from 1 on, in the order of their entries: ``trip``, ``cpu``, ``begin`` and ``end``
         (times; ``end`` is null if the recording ends first), ``first`` and ``last`` (rows of events), ``instructions``
         (that CPU's), ``entry``, ``protected`` (from its domain's class), ``task`` (row of tasks), ``comm``,
-        ``pid`` (the process), ``exits``, ``left`` (time of the first exit, null if none), ``phases`` (the open ones).
+        ``pid`` (the process), ``exits``, ``left`` (time of the first exit, null if none), ``phases`` (names
+        of the open ones).
     :ivar exits: Each exit: ``row``, ``time``, ``cpu``, ``trip``, ``stack``, and what names its cause
         (:data:`asikit.replay.causes.LABELS`).
     """
 
+    trace: Trace
     policy: Policy
     tables: SideTables
     marks: pl.DataFrame
@@ -146,28 +152,74 @@ class History:
         marks = _with_trips(follower.frame())
         exits = _exits(marks, tables, replayed)
         trips = _trips(marks, exits, tables, classes)
-        return cls(policy, tables, marks, trips, exits, replayed)
+        return cls(trace, policy, tables, marks, trips, exits, replayed)
 
     def step(self, number: int) -> EventStep:
         """Return what a step leads to: the state after it, the effects asked for, the reason if it is an exit."""
         return self._replayed.step(number)
+
+    def steps_of(self, trip: int) -> pl.DataFrame:
+        """Return all events of a round trip in their order, touches too: as in ``marks``.
+
+        :raises SelectionError: There is no such round trip.
+        """
+        found = self.trips.filter(trip=trip)
+        if not found.height:
+            raise SelectionError(
+                f"--trip {trip}: there is no such round trip; the recording has 1 to {self.trips.height}"
+            )
+        cpu, first, last = found.select("cpu", "first", "last").row(0)
+        parts, row = [], 0
+        for chunk in self.trace.events():
+            if row <= last and row + chunk.height > first:
+                parts.append(chunk.with_row_index("row", row).filter(pl.col("row").is_between(first, last), cpu=cpu))
+            row += chunk.height
+        events = pl.concat(parts).with_columns(pl.col("row").cast(pl.UInt64))
+        steps = self.marks.filter(cpu=cpu).select("row", "step")
+        return events.join(steps, on="row", how="left", maintain_order="left").with_columns(
+            pl.col("step").fill_null(NO_STEP)
+        )
+
+    def chosen(self, where: Where) -> pl.DataFrame:
+        """Return the round trips that are meant.
+
+        :raises SelectionError: No round trip has a name that the expression compares with.
+        """
+        values: dict[Field, list[tuple[str, ...]]] = {
+            Field.TASK: [(comm,) if comm is not None else () for comm in self.trips["comm"].to_list()],
+            Field.PID: [(str(pid),) if pid is not None else () for pid in self.trips["pid"].to_list()],
+            Field.CPU: [(str(cpu),) for cpu in self.trips["cpu"].to_list()],
+            Field.PHASE: [tuple(names) for names in self.trips["phases"].to_list()],
+            Field.ENTRY: [entry_names(entry) for entry in self.trips["entry"].to_list()],
+            Field.EXITS: [(str(exits),) for exits in self.trips["exits"].to_list()],
+            Field.INSTRUCTIONS: [(str(number),) for number in self.trips["instructions"].to_list()],
+        }
+        check_names(where.comparisons, values)
+        true = [_true_of_each(comparison, values[comparison.field]) for comparison in where.comparisons]
+        keep = [where.true(column.__getitem__) for column in zip(*true, strict=True)]
+        return self.trips.filter(pl.Series(keep, dtype=pl.Boolean))
 
     def result(self) -> ReplayResult:
         """Return the counts, as :func:`asikit.replay.replay` gives them."""
         return self._replayed.result()
 
 
+def _true_of_each(comparison: Comparison, values: Sequence[tuple[str, ...]]) -> list[bool]:
+    known = {names: comparison.holds_of_any(names) for names in set(values)}
+    return [known[names] for names in values]
+
+
 def _with_trips(marks: pl.DataFrame) -> pl.DataFrame:
     """Add who runs, and the round trip that each mark lies in."""
-    entry, back = pl.col("kind").is_in(_ENTRIES), pl.col("kind").is_in(_RETURNS)
     switched = pl.when(pl.col("kind") == int(EventKind.TASK_SWITCH)).then(pl.col("arg"))
-    numbered = marks.with_columns(trip=pl.when(entry).then(entry.cum_sum())).with_columns(
+    entry, back = (np.isin(marks["kind"].to_numpy(), kinds) for kinds in (_ENTRIES, _RETURNS))
+    number = pl.Series(np.where(entry, np.cumsum(entry), 0), dtype=pl.UInt32).replace(0, None)
+    numbered = marks.with_columns(trip=number, back=pl.Series(back)).with_columns(
         task=switched.forward_fill().over("cpu"), trip=pl.col("trip").forward_fill().over("cpu")
     )
     # A mark is in the round trip up to the first return, that included.
-    returned = back.cum_sum().over("cpu", "trip") - back.cast(pl.UInt32)
-    inside = returned == 0
-    return numbered.with_columns(trip=pl.when(inside).then(pl.col("trip")).cast(pl.UInt32))
+    returned = pl.col("back").cum_sum().over("cpu", "trip") - pl.col("back").cast(pl.UInt32)
+    return numbered.with_columns(trip=pl.when(returned == 0).then(pl.col("trip"))).drop("back")
 
 
 def _exits(marks: pl.DataFrame, tables: SideTables, replayed: Replayed) -> pl.DataFrame:
@@ -191,13 +243,12 @@ def _exits(marks: pl.DataFrame, tables: SideTables, replayed: Replayed) -> pl.Da
 
 
 def _trips(marks: pl.DataFrame, exits: pl.DataFrame, tables: SideTables, classes: frozenset[AsiClass]) -> pl.DataFrame:
-    inside = marks.filter(pl.col("trip").is_not_null())
-    back = pl.col("kind").is_in(_RETURNS)
+    inside = marks.filter(pl.col("trip").is_not_null()).with_columns(back=pl.col("kind").is_in(_RETURNS))
     slot = SLOTS_PER_KIND * (pl.col("kind").cast(pl.UInt32) - 1) + pl.col("arg").clip(upper_bound=SLOTS_PER_KIND - 1)
     trips = inside.group_by("trip").agg(
         pl.col("cpu").first(),
         begin=pl.col("time").first(),
-        end=pl.col("time").filter(back).first(),
+        end=pl.col("time").filter(pl.col("back")).first(),
         first=pl.col("row").first(),
         last=pl.col("row").last(),
         instructions=pl.col("clock").last() - pl.col("clock").first(),
@@ -230,11 +281,9 @@ def _entries(slots: pl.Series, tables: SideTables) -> pl.Series:
 
 
 def _phases(rows: pl.Series, tables: SideTables) -> pl.Series:
-    """Return the names of the phases that are open at each row, as one text."""
-    names: pl.Series = pl.Series([""] * rows.len(), dtype=pl.String)
-    for name, begin, end in tables.phases.select("name", "begin", "end").iter_rows():
-        here = (rows >= begin) & (rows < end)
-        names = pl.select(
-            pl.when(here & (names == "")).then(pl.lit(name)).when(here).then(names + f" + {name}").otherwise(names)
-        ).to_series()
-    return names
+    """Return the names of the phases that are open at each row."""
+    phases = list(tables.phases.select("name", "begin", "end").iter_rows())
+    bounds = np.array(sorted({0, *(row for _, *stretch in phases for row in stretch)}), np.uint64)
+    names = [sorted({name for name, begin, end in phases if begin <= bound < end}) for bound in bounds.tolist()]
+    stretch = np.searchsorted(bounds, rows.to_numpy(), side="right") - 1
+    return pl.Series(names, dtype=pl.List(pl.String)).gather(stretch)

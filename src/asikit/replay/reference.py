@@ -32,13 +32,14 @@ _EPHMAP_BIT = {
 class _Cpu:
     """One CPU: its state, its task if known, and of its open round trip the entry, its group, whether it has exited.
 
+    :ivar last_entry: The entry of its last round trip, open or not.
     :ivar left: The task that has left it in the event before, if one has: the task, or None if that was not known.
     """
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.task: int | None = None
-        self.entry = NO_ENTRY
+        self.entry = self.last_entry = NO_ENTRY
         self.group = 0
         self.exited = False
         self.left: tuple[int | None] | None = None
@@ -98,7 +99,7 @@ class ReferenceReplay:
         for cpu, kind, arg, stack in events:
             event = EventKind(kind)
             known = self._cpus.setdefault(cpu, _Cpu(self._stepper.initial()))
-            group = 0 if self._grouping is None else self._grouping.group(known.counts_for(event), cpu, self._rows)
+            group = 0 if self._grouping is None else self._group_of(known, cpu, event, arg)
             self._group(group).tally.events += 1
             leaving = known.task
             self._event(known, group, event, arg, stack)
@@ -116,6 +117,12 @@ class ReferenceReplay:
     def exits(self) -> int:
         """All exits so far."""
         return sum(counts.tally.reasons.total() for counts in self._groups.values())
+
+    def _group_of(self, known: _Cpu, cpu: int, kind: EventKind, arg: int) -> int:
+        assert self._grouping is not None  # it is asked only then
+        if kind in ENTRY_KINDS:
+            known.last_entry = entry_slot(kind, arg)
+        return self._grouping.group(known.counts_for(kind), cpu, self._rows, known.last_entry)
 
     def _group(self, number: int) -> _Counts:
         if number not in self._groups:  # making counts takes longer than an event

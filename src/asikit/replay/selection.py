@@ -30,6 +30,8 @@ class Selection:
     :ivar phases: Names of phases, or globs; ``none`` is what lies in none, unless a phase is called so.
     :ivar between: ``A:B``: from A on and before B, each as instructions that all CPUs have retired (``5M``), or as a
         share of all of them (``10%``); empty is the recording's beginning or end.
+    :ivar where: What an expression allows (:mod:`asikit.replay.where`): of an event's task, process, CPU and phases,
+        and of the entry with which its CPU's round trip began.
     """
 
     tasks: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Selection:
     cpus: tuple[int, ...] = ()
     phases: tuple[str, ...] = ()
     between: str | None = None
+    where: str | None = None
 
     @property
     def text(self) -> str:
@@ -45,4 +48,6 @@ class Selection:
         parts = [f"{what} {' or '.join(map(str, values))}" for what, values in named if values]
         if self.between is not None:
             parts.append(f"between {self.between}")
+        if self.where is not None:
+            parts.append(f"where {self.where}")
         return ", ".join(parts)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH_WORDS", "REASON_WORDS", "REGION_WORDS", "size_text"]
 
+_KIBI = 1024
+
 FLUSH_WORDS: Mapping[str, str] = MappingProxyType({primitive.kind.value: primitive.words for primitive in PRIMITIVES})
 REGION_WORDS: Mapping[str, str] = MappingProxyType({"bpf": "a BPF program"})
 """Where a touched page is mapped, if the region's own name does not say it."""
@@ -29,11 +31,11 @@ REASON_WORDS: Mapping[str, str] = MappingProxyType(
 
 def size_text(size: int) -> str:
     """Give a number of bytes as people read it: ``512 bytes``, ``3.2 MiB``."""
-    if size < 1 << 10:
+    if size < _KIBI:
         return f"{size} bytes"
     number = float(size)
     for unit in ("KiB", "MiB", "GiB"):
-        number /= 1024
-        if number < 1024:  # noqa: PLR2004
+        number /= _KIBI
+        if number < _KIBI:
             return f"{number:.1f} {unit}"
-    return f"{number / 1024:.1f} TiB"
+    return f"{number / _KIBI:.1f} TiB"

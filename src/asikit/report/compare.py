@@ -25,7 +25,7 @@ def compare_report(comparison: Comparison, *, top: int = 10) -> Report:
         Note(f"{one} -> {other}", f"{facet}: ") for facet, (one, other) in comparison.differs.items()
     ]
     if not comparison.differs:
-        parts.append(Note("Both sides are of the same."))
+        parts.append(Note("No factor (policy, kernel, processor, ...) differs between the sides."))
     first, second = comparison.runs
     if (first, second) != (1, 1):
         parts.append(Note(f"{first} and {second} runs: medians with 95 % intervals; ~ is no difference"))
@@ -78,7 +78,7 @@ def _causes(pair: Pair, top: int) -> list[Chart]:
         bars.append(Bar(f"... and {len(changed[top:]):,} more"))
     if pair.read_as_one:
         causes = "cause has" if pair.read_as_one == 1 else "causes have"
-        bars.append(Bar(f"({pair.read_as_one:,} {causes} other names in B, where others are inlined: a | b)"))
+        bars.append(Bar(f"({pair.read_as_one:,} {causes} other names in B than in A: A's name | B's name)"))
     return [Chart(tuple(bars), "Most changed", Style.PLAIN)]
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_report", "cost_sources", "interval", "percent"]
 
+_LONGEST = 60
+"""The most characters of a workload's command line to show."""
 SOURCE_WORDS = {
     "predictor_flush": "predictor flush (IBPB, BHB)",
     "predictor_refill": "  mispredictions after it",
@@ -97,7 +99,7 @@ def interval(figures: Range) -> str:
 def _base_line(result: CostResult) -> str:
     kernel = result.kernel_instructions / max(1, result.instructions)
     workload = " ".join(" ".join(map(str, result.trace.get("workload", ()))).split())
-    shown = workload if len(workload) <= 60 else f"{workload[:57]}..."  # noqa: PLR2004
+    shown = workload if len(workload) <= _LONGEST else f"{workload[: _LONGEST - 3]}..."
     time = "" if result.base_seconds is None else f", {result.base_seconds:g} s measured"
     return f"{shown}: {result.instructions:,} instructions, {kernel:.0%} of them in the kernel{time}"
 
@@ -165,8 +167,8 @@ def _even_text(name: str, even: BreakEven) -> str:
     here = f"here {percent(even.observed)} do"
     if figures.mid <= 0:
         ends = f"{percent(figures.low)} to {percent(figures.high)}"
-        return f"More than {name} even if no round trip exits ({percent(figures.mid)}, {ends}); {here}."
-    return f"Less than {name} while under {interval(figures)} of the round trips exit; {here}."
+        return f"Costs more than {name} even if no round trip exits ({percent(figures.mid)}, {ends}); {here}."
+    return f"Costs less than {name} while fewer than {interval(figures)} of the round trips exit; {here}."
 
 
 def _sensitivity(row: CostRow, top: int) -> Chart:

@@ -23,7 +23,7 @@ def host_report(host: Host) -> Report:
         parts += [Note(f"{one.title}: {reason}", "  ") for one in affected for reason in one.remains]
     if spared:
         parts.append(Section((Note(f"Not affected: {', '.join(spared)}"),)))
-    parts.append(Section((Note(f"With ASI unnecessary: {', '.join(host.redundant) or 'nothing'}"),)))
+    parts.append(Section((Note(f"Unnecessary with ASI: {', '.join(host.redundant) or 'nothing'}"),)))
     return Report(tuple(parts))
 
 
@@ -34,7 +34,8 @@ def _identity(identity: Identity) -> list[str]:
     nearest = f"asi cost --cpu {identity.model}" if identity.model else "none; `asi calibrate` makes one"
     lines.append(f"Nearest CPU model: {nearest}")
     if identity.guest:
-        lines.append("This is a virtual machine: what its host does is not seen, and the host may hide what there is.")
+        hidden = "Its host may have mitigations that are not seen here, and may hide vulnerabilities."
+        lines.append(f"This is a virtual machine. {hidden}")
     return lines
 
 

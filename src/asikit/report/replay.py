@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["cause_line", "compare_replays", "replay_report"]
 
 _COUNT = Column(number=True)
+_LEAST_RATIO = 0.001
 
 
 def replay_report(result: ReplayResult, *, top: int = 10) -> Report:
@@ -184,7 +185,7 @@ def _percent(part: int, whole: int) -> str:
 def _ratio(part: int, whole: int) -> str:
     if not whole:
         return "-"
-    return "under 0.001" if 0 < part / whole < 0.001 else f"{part / whole:.3f}"  # noqa: PLR2004
+    return f"under {_LEAST_RATIO}" if 0 < part / whole < _LEAST_RATIO else f"{part / whole:.3f}"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ _HOLDS = {True: "holds", False: "broken", None: "unknown"}
 _AND_MACHINE = {
     True: "on the machine too",
     False: "not on the machine",
-    None: "the machine goes wrong without the mutant too",
+    None: "the machine goes wrong with the unchanged protocol too",
 }
 
 
@@ -69,15 +69,18 @@ def mutants_report(rows: Sequence[MutantRow]) -> Report:
         Column("steps", number=True),
         Column("what comes of it", breaks=True),
     )
-    advice = "`asi verify --mutant NAME` tells one's counterexample."
+    advice = "`asi verify --mutant NAME` shows the counterexample of one."
     return Report(
         (
             Table(columns, tuple(lines)),
             Note(f"{refuted} of {len(rows)} mutants are refuted. {advice}"),
             Note(f"{sum(_breaks_machine(row) for row in rows)} of them break the model machine too."),
             *(
-                Note(f"a mutant of {variant}, by which it comes to matter (asi verify --mutant {variant})", "* ")
-                for variant in sorted({row.variant for row in rows if row.variant})
+                Note(
+                    f"a mutant of the variant {name}; it is harmless without that variant (asi verify --mutant {name})",
+                    "* ",
+                )
+                for name in sorted({row.variant for row in rows if row.variant})
             ),
         )
     )

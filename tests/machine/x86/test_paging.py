@@ -28,7 +28,7 @@ LA57 = MODE._replace(la57=True)
     ("la57", "last_low", "first_high"),
     [(False, 0x7FFF_FFFF_FFFF, 0xFFFF_8000_0000_0000), (True, 0xFF_FFFF_FFFF_FFFF, 0xFF00_0000_0000_0000)],
 )
-def test_canonical(la57: bool, last_low: int, first_high: int) -> None:  # noqa: FBT001 - a test's parameter
+def test_canonical(la57: bool, last_low: int, first_high: int) -> None:
     """The halves of the address space, to the byte; the hole and what is no 64-bit number is #GP."""
     memory = PhysicalMemory(4096)
     mode = LA57 if la57 else MODE
@@ -93,7 +93,7 @@ def test_check_only() -> None:
 
 @pytest.mark.parametrize("user", [False, True])
 @pytest.mark.parametrize("ac", [False, True])
-def test_implicit_accesses(user: bool, ac: bool) -> None:  # noqa: FBT001 - a test's parameters
+def test_implicit_accesses(user: bool, ac: bool) -> None:
     """4.6.1: an implicit access is supervisor-mode at any CPL, and AC does not let it through SMAP."""
     memory = PhysicalMemory(1 << 24)
     tables = Tables(memory)

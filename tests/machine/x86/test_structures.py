@@ -141,7 +141,7 @@ def test_registers_and_units() -> None:
     ("sharing", "sibling_sees"),
     [(Sharing.THREAD, False), (Sharing.PARTITIONED, False), (Sharing.CORE, True), (Sharing.UNCORE, True)],
 )
-def test_sharing(sharing: Sharing, sibling_sees: bool) -> None:  # noqa: FBT001 - a test's parameter
+def test_sharing(sharing: Sharing, sibling_sees: bool) -> None:
     """Who comes by a thread's data, and whose data a thread clears."""
     structure = FillBuffer(StructureModel(entries=4, sharing=sharing, cleared_by=()), threads=2)
     mine, theirs = Datum("a", b"a", None, 0), Datum("b", b"b", None, 1)

@@ -258,5 +258,6 @@ def test_same_page_again() -> None:
     """A translation of the same page takes the place of the old one."""
     tlb = Tlb(4)
     for paddr in (OLD, NEW):
-        tlb.insert(HERE, MINE, Translation(paddr, 4096, True, True, False, False, False, 0))
+        bits = {"writable": True, "user": True, "nx": False, "global_": False, "dirty": False}
+        tlb.insert(HERE, MINE, Translation(paddr, 4096, **bits, entry_paddr=0))
     assert [entry.paddr for entry in tlb.entries()] == [NEW]

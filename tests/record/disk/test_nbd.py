@@ -45,7 +45,7 @@ def _io(server: NbdServer, path: Path | None, *commands: str) -> str:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_qemu_reads_and_writes(disk: HostDisk, tmp_path: Path, named: bool) -> None:  # noqa: FBT001
+def test_qemu_reads_and_writes(disk: HostDisk, tmp_path: Path, named: bool) -> None:
     """QEMU's client finds the size, reads what is there and what it wrote, in pieces that are no blocks, too."""
     path = tmp_path / "socket" if named else None
     with disk, NbdServer(disk, path) as server:

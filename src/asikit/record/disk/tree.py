@@ -90,7 +90,7 @@ class HostTree:
         self._hidden_identities = set()
         for name in self._hidden:
             with suppress(OSError):  # it is not there
-                self._hidden_identities.add(_identity(os.stat(self._on_host(name))))  # noqa: PTH116  (paths are bytes)
+                self._hidden_identities.add(_identity(os.stat(self._on_host(name))))
 
     def graft(self, place: Path, folder: Path) -> None:
         """Show a folder of the host at another place, instead of what is there."""
@@ -101,7 +101,7 @@ class HostTree:
 
         :raises OSError: It is not there.
         """
-        return _entry(b"", os.stat(self._root or b"/"))  # noqa: PTH116  (paths are bytes)
+        return _entry(b"", os.stat(self._root or b"/"))
 
     def entries(self, path: bytes, identity: tuple[int, int] | None) -> list[DirectoryEntry]:
         """List a folder, sorted by name; as empty if this user may not.
@@ -113,7 +113,7 @@ class HostTree:
         for name, folder in made.folders.items():
             if folder.source is not None:
                 with suppress(OSError):  # it has gone
-                    found[name] = _entry(name, os.stat(folder.source))  # noqa: PTH116  (paths are bytes)
+                    found[name] = _entry(name, os.stat(folder.source))
             elif name not in found or not found[name].is_folder:
                 found[name] = DirectoryEntry(name, _FOLDER, None)
         for name, file in made.files.items():
@@ -124,7 +124,7 @@ class HostTree:
     def target(self, path: bytes) -> bytes:
         """Read a symbolic link; one that has gone points nowhere."""
         try:
-            return os.readlink(self._on_host(path)) or b"?"  # noqa: PTH115  (paths are bytes)
+            return os.readlink(self._on_host(path)) or b"?"
         except OSError:
             return b"?"
 
@@ -177,7 +177,7 @@ class HostTree:
                 continue
             at.append(name)
             try:
-                target = os.readlink(self._on_host(b"/".join(at)))  # noqa: PTH115  (paths are bytes)
+                target = os.readlink(self._on_host(b"/".join(at)))
             except OSError:  # it is none
                 continue
             links += 1

@@ -26,7 +26,7 @@ from tests.machine.kernel.core.running import Program, machine, seen, spawn
         if not smt or cpus % 2 == 0
     ],
 )
-def test_every_combination_runs_a_program(asi: bool, levels: int, cpus: int, smt: bool) -> None:  # noqa: FBT001
+def test_every_combination_runs_a_program(asi: bool, levels: int, cpus: int, smt: bool) -> None:
     """asi=on and off, 4 and 5 levels, 1 to 4 CPUs, with and without hyperthreads: the same results."""
     target = machine(asi=asi, levels=levels, cpus=cpus, smt=smt)
 
@@ -126,7 +126,7 @@ def test_a_cpu_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("pti", [False, True])
 @pytest.mark.parametrize("name", cpu_names())
-def test_every_cpu_model_boots(name: str, pti: bool) -> None:  # noqa: FBT001
+def test_every_cpu_model_boots(name: str, pti: bool) -> None:
     """Without PCIDs too, as AMD's before Zen 3: then every write of CR3 flushes, and shootdowns need no INVPCID."""
     config = MachineConfig(cpu=name, cpus=2, debug=True)
     target = Machine(config, protocol=Protocol(replace(config.protocol_config(), pti=pti)))

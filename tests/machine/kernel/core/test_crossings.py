@@ -87,7 +87,7 @@ def test_a_touch_is_the_first_of_its_kind() -> None:
 
 
 @pytest.mark.parametrize("smt", [False, True])
-def test_guests(smt: bool) -> None:  # noqa: FBT001
+def test_guests(smt: bool) -> None:
     """Into a guest and back: the restricted space of KVM, and round trips of its own."""
     target = machine(cpus=2 if smt else 1, smt=smt)
     guests = Guests()
@@ -97,7 +97,7 @@ def test_guests(smt: bool) -> None:  # noqa: FBT001
     spaces: list[Space] = []
 
     def program(user: Program) -> None:
-        def run_guest(touch: bool) -> int:  # noqa: FBT001 - a test's choice
+        def run_guest(touch: bool) -> int:
             kernel.domains.init(kernel.contexts.of(user.mm), AsiClass.KVM)
             for _ in range(3):
                 while not kernel.entry.vm_entry():

@@ -33,7 +33,7 @@ def test_a_sensitive_touch_exits_once() -> None:
 def test_asi_faults_are_not_events() -> None:
     """An observer sees no nested entry for a fault that only ASI makes; the same events with ASI on and off."""
 
-    def events(asi: bool) -> list[tuple[object, ...]]:  # noqa: FBT001 - what is compared
+    def events(asi: bool) -> list[tuple[object, ...]]:
         target = machine(asi=asi)
         recorder = Recorder()
         target.observe(recorder)
@@ -99,7 +99,7 @@ def test_segmentation_faults() -> None:
 
 
 @pytest.mark.parametrize("asi", [True, False])
-def test_a_wild_pointer_is_an_oops(asi: bool) -> None:  # noqa: FBT001
+def test_a_wild_pointer_is_an_oops(asi: bool) -> None:
     """The kernel's own mistakes end the run, and say where; a program cannot catch them."""
     target = machine(asi=asi)
 

@@ -266,7 +266,7 @@ def test_programs_make_nothing_from_outside() -> None:
 
 
 @pytest.mark.parametrize("smt", [False, True])
-def test_setting_up_after_a_run_is_like_setting_up_before(smt: bool) -> None:  # noqa: FBT001
+def test_setting_up_after_a_run_is_like_setting_up_before(smt: bool) -> None:
     """Sensitive memory is touched in no critical section, and pageblocks change hands with all CPUs at rest."""
     target = Machine(cpus=2, smt=smt, debug=True, memory=16 << 20, pageblock_order=4)
     for gfp in (GFP_KERNEL, GFP_USER):

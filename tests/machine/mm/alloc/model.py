@@ -103,7 +103,7 @@ class Model:
     def on_free(self, pfn: int, order: int) -> None:
         """Accounted for by `free`."""
 
-    def on_flip(self, pageblock: int, sensitive: bool) -> None:  # noqa: FBT001 - the observer's signature
+    def on_flip(self, pageblock: int, sensitive: bool) -> None:
         """A block changed: no shootdown, and it may stay readable."""
         start = pageblock * self.block_frames
         frames = range(start, start + self.block_frames)

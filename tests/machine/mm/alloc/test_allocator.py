@@ -97,7 +97,7 @@ def test_observers_are_told_what_happened() -> None:
         def on_free(self, pfn: int, order: int) -> None:
             events.append(("free", pfn, order))
 
-        def on_flip(self, pageblock: int, sensitive: bool) -> None:  # noqa: FBT001 - the protocol's signature
+        def on_flip(self, pageblock: int, sensitive: bool) -> None:
             events.append(("flip", pageblock, sensitive))
 
     rig = Rig()

@@ -154,7 +154,7 @@ OPERATIONS = {"ro": (0, pg.RW), "rw": (pg.RW, 0), "x": (0, pg.NX), "nx": (pg.NX,
 
 @pytest.mark.parametrize("sensitive", [False, True])
 @pytest.mark.parametrize("names", list(itertools.product(OPERATIONS, repeat=3)), ids="-".join)
-def test_attributes_are_mirrored_and_presence_is_not(names: tuple[str, ...], sensitive: bool) -> None:  # noqa: FBT001
+def test_attributes_are_mirrored_and_presence_is_not(names: tuple[str, ...], sensitive: bool) -> None:
     """For every sequence of three calls: same flags in both maps, but present only if nonsensitive and present."""
     rig = Rig(2 * BLOCK, pageblock_order=9)
     direct_map = rig.direct_map
@@ -236,7 +236,7 @@ def test_split_that_another_cpu_did_meanwhile_is_kept() -> None:
 
 
 @pytest.mark.parametrize("sensitive", [False, True])
-def test_removed_page_stays_out_whatever_happens(sensitive: bool) -> None:  # noqa: FBT001
+def test_removed_page_stays_out_whatever_happens(sensitive: bool) -> None:
     """I10's experiment: one page out of the restricted map, through changes of its block and of attributes."""
     rig = Rig(4 * BLOCK, pageblock_order=9)
     direct_map = rig.direct_map

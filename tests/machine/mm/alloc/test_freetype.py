@@ -46,7 +46,7 @@ def test_freetype_holds_migratetype_and_sensitivity() -> None:
         (GFP_HIGHUSER_MOVABLE, Migratetype.MOVABLE, True),
     ],
 )
-def test_freetype_of_a_request(gfp: Gfp, migratetype: Migratetype, sensitive: bool) -> None:  # noqa: FBT001
+def test_freetype_of_a_request(gfp: Gfp, migratetype: Migratetype, sensitive: bool) -> None:
     """gfp_freetype; nonsensitive for all with ASI off."""
     assert gfp_freetype(gfp) == migrate_to_freetype(migratetype, sensitive)
     assert gfp_freetype(gfp, asi=False) == migrate_to_freetype(migratetype, sensitive=False)

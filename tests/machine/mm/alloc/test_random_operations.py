@@ -68,7 +68,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         batch=st.integers(1, 6),
         debug=st.booleans(),
     )
-    def boot(self, order: int, extra: int, split: bool, batch: int, debug: bool) -> None:  # noqa: FBT001
+    def boot(self, order: int, extra: int, split: bool, batch: int, debug: bool) -> None:
         """A machine of 256 frames."""
         rig = Rig(
             256,

@@ -72,7 +72,7 @@ class Tlb:
         """What is freed is in no TLB any more."""
         self._check(pfn, order)
 
-    def on_flip(self, pageblock: int, sensitive: bool) -> None:  # noqa: FBT001 - the observer's signature
+    def on_flip(self, pageblock: int, sensitive: bool) -> None:
         """Not this test's matter."""
 
     def _check(self, pfn: int, order: int) -> None:

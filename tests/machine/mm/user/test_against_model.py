@@ -48,7 +48,7 @@ class Histories(RuleBasedStateMachine):
     """Up to four processes and two files."""
 
     @initialize(asi=st.booleans(), levels=st.sampled_from([4, 5]))
-    def boot(self, asi: bool, levels: int) -> None:  # noqa: FBT001 - drawn
+    def boot(self, asi: bool, levels: int) -> None:
         """Start with one empty process."""
         self.rig = Rig(2048, asi=asi, levels=levels, pageblock_order=5)
         self.free = self.rig.free_frames()
@@ -72,7 +72,7 @@ class Histories(RuleBasedStateMachine):
         return self.processes[which % len(self.processes)]
 
     @rule(who=st.integers(0, 3), first=pages, count=counts, prot=protections, what=st.integers(0, 5), at=counts)
-    def mmap(self, who: int, first: int, count: int, prot: Prot, what: int, at: int) -> None:  # noqa: PLR0917
+    def mmap(self, who: int, first: int, count: int, prot: Prot, what: int, at: int) -> None:
         """Map memory or a file at a fixed place."""
         mm, model = self._process(who)
         shared = bool(what & 1)
@@ -112,7 +112,7 @@ class Histories(RuleBasedStateMachine):
         assert mm.set_brk(wanted) == model.brk
 
     @rule(who=st.integers(0, 3), page=pages, offset=st.integers(0, PAGE - 1), data=contents, heap=st.booleans())
-    def store(self, who: int, page: int, offset: int, data: bytes, heap: bool) -> None:  # noqa: FBT001
+    def store(self, who: int, page: int, offset: int, data: bytes, heap: bool) -> None:
         """Write memory, also where that is refused."""
         mm, model = self._process(who)
         vaddr = (BRK // PAGE + page if heap else WINDOW + page) * PAGE + offset
@@ -120,7 +120,7 @@ class Histories(RuleBasedStateMachine):
             self.rig.store(mm, vaddr, data)
 
     @rule(who=st.integers(0, 3), page=pages, offset=st.integers(0, PAGE - 1), fetch=st.booleans())
-    def load(self, who: int, page: int, offset: int, fetch: bool) -> None:  # noqa: FBT001
+    def load(self, who: int, page: int, offset: int, fetch: bool) -> None:
         """Read memory or execute it, also where that is refused."""
         mm, model = self._process(who)
         vaddr = (WINDOW + page) * PAGE + offset
@@ -176,7 +176,7 @@ class Histories(RuleBasedStateMachine):
         del self.roots[mm.id]
 
     @rule(who=st.integers(0, 3), which=st.integers(0, 1), pos=offsets, page=pages, offset=offsets, count=offsets)
-    def read(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0917
+    def read(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:
         """Read a file, possibly to where memory cannot be written."""
         mm, model = self._process(who)
         inode, file = self.files[which]
@@ -203,7 +203,7 @@ class Histories(RuleBasedStateMachine):
         assert self.rig.cache.read_iter(inode, pos, uaddr, count, copy_to_user) == done
 
     @rule(who=st.integers(0, 3), which=st.integers(0, 1), pos=offsets, page=pages, offset=offsets, count=offsets)
-    def write(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:  # noqa: PLR0917
+    def write(self, who: int, which: int, pos: int, page: int, offset: int, count: int) -> None:
         """Write a file, possibly from where memory cannot be read."""
         mm, model = self._process(who)
         inode, file = self.files[which]

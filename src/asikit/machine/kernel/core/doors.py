@@ -49,17 +49,34 @@ class Points(Protocol):
     """Where another CPU may go on, or an interrupt come; `asikit.machine.kernel.core.execution` has them."""
 
     @property
-    def point(self) -> Callable[[str], None]: ...  # noqa: D102
+    def point(self) -> Callable[[str], None]:
+        """Called where the running CPU may be interrupted, with the name of the place."""
+        ...
+
     @property
-    def at_point(self) -> Callable[[CpuContext, str], None]: ...  # noqa: D102
+    def at_point(self) -> Callable[[CpuContext, str], None]:
+        """As `point`, for a given CPU."""
+        ...
+
     @property
-    def micro_op_point(self) -> Callable[[CpuContext, str], None]: ...  # noqa: D102
+    def micro_op_point(self) -> Callable[[CpuContext, str], None]:
+        """Called after each micro-operation of a CPU, with its path."""
+        ...
+
     @property
-    def wait_for(self) -> WaitFor: ...  # noqa: D102
+    def wait_for(self) -> WaitFor:
+        """Lets other CPUs go on until something is so."""
+        ...
+
     @property
-    def check_alive(self) -> Callable[[], None]: ...  # noqa: D102
+    def check_alive(self) -> Callable[[], None]:
+        """Raises what the machine crashed with, if it did."""
+        ...
+
     @property
-    def crash(self) -> Callable[[BaseException], NoReturn]: ...  # noqa: D102
+    def crash(self) -> Callable[[BaseException], NoReturn]:
+        """Stops the machine with an error."""
+        ...
 
 
 class WaitFor(Protocol):

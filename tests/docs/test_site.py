@@ -1,0 +1,64 @@
+"""The site: it builds without a warning, needs no network, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+class _Page(HTMLParser):
+    """What a page has and refers to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids.add(found.get("id") or "")
+        if tag == "a" and found.get("href"):
+            self.links.append(str(found["href"]))
+        if tag in {"script", "img"} and found.get("src"):
+            self.loaded.append(str(found["src"]))
+        if tag == "link" and "stylesheet" in (found.get("rel") or ""):
+            self.loaded.append(str(found["href"]))
+
+
+def test_every_page_is_on_the_site() -> None:
+    """Each page of the documentation is in the table of contents, once."""
+    listed = re.findall(r"^([a-z-]+)$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [path.stem for path in DOCS.glob("*.md") if path.stem != "index"]
+    assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.slow
+def test_site(tmp_path: Path) -> None:
+    """It builds, every link to a place of it leads there, and nothing is loaded from elsewhere."""
+    words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-b", "html"]
+    done = subprocess.run([*words, str(DOCS), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    pages = {path: _Page(path) for path in tmp_path.rglob("*.html")}
+    for path, page in pages.items():
+        assert not [url for url in page.loaded if urlsplit(url).netloc], path
+        for link in page.links:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            assert target.exists(), f"{path.name}: {link}"
+            assert not url.fragment or target not in pages or unquote(url.fragment) in pages[target].ids, (
+                f"{path}: {link}"
+            )
+    assert "searchindex.js" in {path.name for path in tmp_path.iterdir()}  # the search runs in the browser

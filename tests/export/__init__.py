@@ -1,0 +1,1 @@
+"""Tests of exports: what other tools read is what the recording has."""
