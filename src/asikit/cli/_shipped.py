@@ -7,12 +7,15 @@ from pathlib import Path
 
 __all__ = ["pages", "samples", "scenarios"]
 
+_OF_SITE = frozenset({"api", "contributing", "index"})
+"""Pages that only Sphinx can fill."""
+
 
 def pages() -> dict[str, Path]:
     """Return the file of each page of the documentation, by name."""
     folder = _beside("docs")
-    found = sorted(folder.rglob("*.md")) if folder is not None else []
-    return {path.stem: path for path in found if path.stem != "index"}
+    found = sorted(folder.rglob("*.md"), key=lambda path: path.stem) if folder is not None else []
+    return {path.stem: path for path in found if path.stem not in _OF_SITE}
 
 
 def samples() -> list[Path]:
