@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from asikit.report.parts import PART_WORDS, rest_label
 from asikit.report.view import Bar, Chart, Column, Note, Report, Row, Section, Style, Table
 from asikit.sources import known_sources
-from asikit.sources import known_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
