@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
+from asikit.cli._progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,13 +92,9 @@ def _attack(wanted: Sequence[Cell]) -> list[Finding]:
     from asikit.attacks import matrix
 
     findings = []
-    shows = sys.stderr.isatty()
-    for number, found in enumerate(matrix(wanted), 1):
+    for found in matrix(wanted):
         findings.append(found)
-        if shows:
-            click.echo(f"\r{number} of {len(wanted)} attacks", err=True, nl=False)
-    if shows:
-        click.echo("\r\x1b[K", err=True, nl=False)
+        progress().at(len(findings), "attacks", total=len(wanted))
     return findings
 
 

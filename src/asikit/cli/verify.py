@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,10 +9,9 @@ import click
 
 from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
+from asikit.cli._progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from asikit.proofs import Capability, Verdict, Verification, World
     from asikit.protocol import AsiClass
 
@@ -21,7 +19,6 @@ _Value = TypeVar("_Value")
 
 _EXIT_REFUTED, _EXIT_UNKNOWN = 10, 11
 _ALL = "all"
-_PROGRESS_STEP = 100_000
 
 
 @click.command()
@@ -128,9 +125,8 @@ def _verify_one(world: World, mutant: str | None, method: str | None, smtlib: st
 
     changed = None if mutant is None else find_mutant(mutant)
     if (method or method_for(world, changed)) == "explore":
-        result = verify(world, changed, costs=True, on_machine=True, progress=_states_progress())
-        _end_progress()
-        return result
+        line = progress()
+        return verify(world, changed, costs=True, on_machine=True, progress=lambda states: line.at(states, "states"))
     if smtlib is None:
         return prove(world, changed)
     with Path(smtlib).open("w", encoding="utf-8") as file:
@@ -155,8 +151,7 @@ def _verify_all(threads: int | None, nesting: int, html: Path | None, *, as_json
     rows = []
     for row in verify_mutants(threads=threads, nesting=nesting, on_machine=True):
         rows.append(row)
-        _progress(f"{len(rows)} of {len(CATALOGUE)} mutants")
-    _end_progress()
+        progress().at(len(rows), "mutants", total=len(CATALOGUE))
     verdicts = {row.verdict for row in rows}
     verdict = next(v for v in (Verdict.REFUTED, Verdict.UNKNOWN, Verdict.PROVED) if v in verdicts)
     write_html(html, lambda: mutants_report(rows))
@@ -232,25 +227,3 @@ def _list_mutants() -> None:
     from asikit.report.verify import mutant_names
 
     show(mutant_names(CATALOGUE, ALTERNATIVES))
-
-
-def _states_progress() -> Callable[[int], None]:
-    shown = 0
-
-    def show(states: int) -> None:
-        nonlocal shown
-        if states >= shown + _PROGRESS_STEP:
-            shown = states
-            _progress(f"{states:,} states")
-
-    return show
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-
-
-def _end_progress() -> None:
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", err=True, nl=False)
