@@ -83,7 +83,10 @@ def trip_table(history: History, trip: int, most: int) -> tuple[Table, int]:
     :param most: The most steps to show.
     """
     lines = list(_lines(history, trip))
-    rows = [Row((f"{since:,}", _INDENT * depth + text), style) for since, depth, text, style in lines[:most]]
+    # What ASI does stands before what it does nothing about, and the earlier before the later.
+    first = sorted(range(len(lines)), key=lambda number: (number > 0 and lines[number][-1] is Style.PLAIN, number))
+    shown = [lines[number] for number in sorted(first[:most])]
+    rows = [Row((f"{since:,}", _INDENT * depth + text), style) for since, depth, text, style in shown]
     columns = (Column("instructions", number=True), Column("step", breaks=True))
     return Table(columns, tuple(rows), ruled=False), max(0, len(lines) - most)
 

@@ -36,7 +36,7 @@ def _opened(side: PolicyView, words: str, trip: int, most: int) -> Fold:
     notes = [Note(f"{first}. It takes {row['instructions']:,}.")]
     table, more = trip_table(side.history, trip, most)
     if more:
-        notes.append(Note(f"Its first {most} steps; {more:,} follow.", style=Style.FAINT))
+        notes.append(Note(f"{more:,} steps about which ASI does nothing are left out.", style=Style.FAINT))
     return Fold(words, (*notes, table))
 
 
