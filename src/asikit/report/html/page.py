@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from asikit.report.html.pictures import Page
+from asikit.report.html.pictures import HtmlPage
 from asikit.report.view.text import printable
 
 if TYPE_CHECKING:
@@ -53,20 +53,20 @@ _TEMPLATE = """<!doctype html>
 """
 
 
-def page_of(report: Report, title: str) -> Page:
+def page_of(report: Report, title: str) -> HtmlPage:
     """Return the page of a report.
 
     :param title: Its heading, if the report has none of its own.
     """
-    return Page(report.title or title, report.parts)
+    return HtmlPage(report.title or title, report.parts)
 
 
-def page_data(page: Page) -> Any:  # noqa: ANN401  (any JSON value)
+def page_data(page: HtmlPage) -> Any:  # noqa: ANN401  (any JSON value)
     """Return what a page says as plain values, as its script reads them."""
     return _shown(msgspec.to_builtins(page))
 
 
-def page_text(page: Page) -> str:
+def page_text(page: HtmlPage) -> str:
     """Return a page as HTML."""
     script, style = _script(), _asset("page.css")
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'"
@@ -81,7 +81,7 @@ def page_text(page: Page) -> str:
     )
 
 
-def write_page(page: Page, path: Path) -> int:
+def write_page(page: HtmlPage, path: Path) -> int:
     """Write a page to a file, all of it or nothing, and return how many bytes it has.
 
     :raises OSError: It cannot be written.
