@@ -43,6 +43,19 @@ def test_every_page_is_on_the_site() -> None:
     assert sorted(listed) == sorted(pages)
 
 
+def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
+    """``docs/pictures.py`` draws the committed pictures, no more and no fewer, and each is on a page."""
+    subprocess.run([sys.executable, str(DOCS / "pictures.py"), str(tmp_path)], check=True)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (DOCS / "pictures").iterdir()}
+    shown = {
+        Path(found).name
+        for page in DOCS.glob("*.md")
+        for found in re.findall(r"!\[[^\]]+\]\((pictures/[^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown == set(drawn)
+
+
 @pytest.mark.slow
 def test_site(tmp_path: Path) -> None:
     """It builds, every link to a place of it leads there, and nothing is loaded from elsewhere."""
