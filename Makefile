@@ -6,7 +6,7 @@ PYTHON ?= $(shell tools/find-python)
 STAMP := .venv/.asikit-installed
 
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
-TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2
+TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 procps
 
 # What the slow ones need besides.
 SLOW_TEST_PACKAGES := golang-go
@@ -27,7 +27,7 @@ NAME ?=
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
 	@echo 'make test         run the tests but for the slow ones (installs the Debian packages they need when run as root)'
-	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment'
+	@echo 'make test-all     run the slow ones too: recordings on all of Debian'"'"'s kernels, of many commands, cut off at any moment; larger state spaces'
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
 	@echo 'make site         build the documentation as a site, in build/site'

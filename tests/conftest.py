@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 import hypothesis
 import pytest
 
+from tests.once import Once
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,6 +33,7 @@ _NEEDS: Final = {
     "needs_make": (("make",), "make"),
     "needs_sqlite3": (("sqlite3",), "sqlite3"),
     "needs_ip": (("ip",), "iproute2"),
+    "needs_ps": (("ps",), "procps"),
     "needs_go": (("go",), "golang-go"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
@@ -44,6 +47,13 @@ _TOLD: Final = {"left_out": _LEFT_OUT, "slow": _SLOW}
 # No deadlines: a test's verdict does not depend on how busy the machine is. In CI the examples are the same every time.
 hypothesis.settings.register_profile("asikit", deadline=None, derandomize=_REQUIRE_ALL in os.environ)
 hypothesis.settings.load_profile("asikit")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Give what makes things once for all processes of this run: each of them has its own folder in a shared one."""
+    own = tmp_path_factory.getbasetemp()
+    return Once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once")
 
 
 def _missing(item: pytest.Item) -> list[str]:

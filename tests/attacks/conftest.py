@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
 from asikit.attacks import AttackVerdict, Finding, cells, matrix
+
+if TYPE_CHECKING:
+    from tests.once import Once
 
 Matrix = Mapping[tuple[str, str, str], AttackVerdict]
 """Verdicts by vulnerability, vector and mitigation."""
 
 
 @pytest.fixture(scope="session")
-def findings() -> tuple[Finding, ...]:
+def findings(once: Once) -> tuple[Finding, ...]:
     """Attack every vulnerability from every position, with each of the default mitigations."""
-    return tuple(matrix(cells(("none", "linux", "blanket", "asi"))))
+    return once("matrix", lambda _: tuple(matrix(cells(("none", "linux", "blanket", "asi")))))
 
 
 @pytest.fixture(scope="session")

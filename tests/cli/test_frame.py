@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ _ASI = [sys.executable, "-c", "from asikit.cli import main; main()"]
 
 def _run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
     return subprocess.run([*_ASI, *words], capture_output=True, text=True, check=False, **options)
+
+
+@cache
+def _whole(*words: str) -> subprocess.CompletedProcess[str]:
+    """Give what the command does with all streams open."""
+    return _run(*words)
 
 
 @pytest.fixture
@@ -201,7 +208,7 @@ def test_closed_streams(closed: str, words: list[str], code: int) -> None:
     """A stream that the shell closed takes nothing and gives nothing; all else is as it is without."""
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
     done = subprocess.run([*shell, *_ASI, *words], capture_output=True, text=True, check=False)
-    whole = _run(*words)
+    whole = _whole(*words)
     assert (done.returncode, whole.returncode) == (code, code)
     assert done.stdout == ("" if ">&- " in f"{closed} ".replace("2>&-", "") else whole.stdout)
     assert done.stderr == ("" if "2>&-" in closed else whole.stderr)

@@ -128,7 +128,9 @@ def close(one: Range, other: Range) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("by", By)
-@pytest.mark.parametrize("stem", ["phases", "kvm-guest", "processes"])
+@pytest.mark.parametrize(
+    "stem", ["phases", *(pytest.param(stem, marks=pytest.mark.slow) for stem in ("kvm-guest", "processes"))]
+)
 def test_costs_of_parts_are_the_whole(stem: str, by: By, options: dict[str, Any]) -> None:
     """Low, best guess and high of every mitigation add up to the run's."""
     result = priced(PHASES.with_name(f"{stem}.asitrace"), by=by, **options)

@@ -19,6 +19,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"(?:#|//) ([\w.-]+\.\w+)\n")
+LONG = (
+    "asi verify",
+    "asi verify --nesting 2",
+    "asi verify --method induction",
+    "asi verify --mutant exit-asks-own-taints",
+)
+"""Commands that visit millions of states, or prove as much: `make test-all` runs them."""
 _STATUS = re.compile(r"\[exit status (\d+)\]")
 _RECORDED = re.compile(r"(?:^|\s)[\w.-]+\.(?:asitrace|json)\b")
 _NUMBER = re.compile(r"-?\d[\d,.]*")
@@ -123,7 +130,8 @@ def _folder(page: Path, tmp_path: Path) -> Path:
 
 def _follow(page: Path, folder: Path) -> None:
     for example in _examples(page):
-        _check(example, folder)
+        if example.command not in LONG:
+            _check(example, folder)
 
 
 RECORDING = [page for page in PAGES if any(example.records for example in _examples(page))]
@@ -137,6 +145,14 @@ _IN_EMPTY_FOLDER = ("record", "start", "tutorial-page-cache", "tutorial-protocol
 def test_examples(page: Path, tmp_path: Path) -> None:
     """Each command of a page prints what the page shows."""
     _follow(page, _folder(page, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LONG)
+def test_long_examples(command: str, tmp_path: Path) -> None:
+    """So do those that take long, each by itself."""
+    (example,) = [example for page in PLAIN for example in _examples(page) if example.command == command]
+    _check(example, tmp_path)
 
 
 @pytest.mark.needs_qemu

@@ -20,7 +20,7 @@ from asikit.proofs.threads import (
     in_transition,
     shared_bits,
 )
-from asikit.protocol import HANDLER, AsiClass, Effect, Happening, MisuseError, Space, Status
+from asikit.protocol import HANDLER, AsiClass, Effect, Happening, MisuseError, Role, Space, Status
 from asikit.protocol.entries import NESTED_RETURN_TO_USER_HALF, STOP_WAITING
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Oracle:
             )
             return
         if done.status is Status.BLOCKED:
-            if self.world.place(thread).endswith(".resume"):
+            if self._role(thread) is Role.RESUME:
                 stopped = thread._replace(state=self.world.protocol.stop_waiting(before))
                 yield Move("stops waiting", STOP_WAITING, stopped, shared, owed=bool(shared & OWN_BEHIND))
             return
@@ -116,6 +116,11 @@ class Oracle:
         )
         ended = len(done.thread.frames) < len(before.frames)
         yield from self._ended(before.frames[-1].program, move) if ended else (move,)
+
+    def _role(self, thread: Thread) -> Role | None:
+        """Return what the micro-operation is for that a thread in a transition runs next."""
+        name, pc = thread.state.frames[-1]
+        return self.world.protocol.programs[name].ops[pc].role
 
     def _in_handler(self, thread: Thread, shared: int) -> Iterator[Move]:
         left = thread._replace(state=self.world.protocol.leave(thread.state))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from asikit.proofs import method_for, mutant, world_for
+
 ASI = str(Path(sys.executable).with_name("asi"))
 
 
@@ -83,9 +85,21 @@ def test_induction(tmp_path: Path) -> None:
 
 
 def test_too_many_states_to_explore() -> None:
-    """Handlers inside handlers on two threads: the answer comes by induction, unless a mutant is asked about."""
+    """Handlers inside handlers on two threads: the answer comes by induction."""
     code, found = document("--nesting", "2")
     assert (code, found["verdict"], found["method"], found["threads"]) == (0, "PROVED", "induction", 2)
+
+
+def test_methods() -> None:
+    """Exploring is left only where there are too many states for it, and never for a mutant."""
+    large = world_for(threads=2, nesting=2)
+    assert (method_for(large), method_for(large, mutant("no-stun-check"))) == ("induction", "explore")
+    assert [method_for(world_for(threads=threads, nesting=3 - threads)) for threads in (1, 2)] == ["explore"] * 2
+
+
+@pytest.mark.slow
+def test_a_mutant_with_too_many_states_is_explored() -> None:
+    """Handlers inside handlers on two threads: the way to a mutant's leak is found before all states are."""
     code, found = document("--nesting", "2", "--threads", "2", "--mutant", "no-stun-check", "--class", "userspace")
     assert (code, found["verdict"], found["method"]) == (10, "REFUTED", "explore")
 

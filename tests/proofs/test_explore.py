@@ -36,7 +36,14 @@ def test_the_numbers_of_the_protocols_own_tests(name: str) -> None:
     assert (explored.states, explored.leak, explored.stuck) == (states, None, None)
 
 
-@pytest.mark.parametrize("others", [frozenset(), frozenset({AsiClass.IDLE}), frozenset({AsiClass.KVM})])
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param(frozenset(), id="userspace"),
+        pytest.param(frozenset({AsiClass.IDLE}), id="idle"),
+        pytest.param(frozenset({AsiClass.KVM}), id="kvm", marks=pytest.mark.slow),
+    ],
+)
 def test_the_explorer_of_the_protocols_own_tests_with_two_threads(others: frozenset[AsiClass]) -> None:
     """Two threads, each state counted: as many as that explorer reaches when it tries every order."""
     config = replace(TWO_THREADS, classes=USERSPACE_ONLY | others)

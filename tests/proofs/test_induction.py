@@ -127,7 +127,15 @@ WORLDS = {
 REACHED = {name: Reached(world) for name, world in WORLDS.items()}
 LEAKY = {"no shootdown": Reached(replace(WORLDS["NOFLUSH"], shootdown=False))}
 BOTH = pytest.mark.parametrize("reached", REACHED.values(), ids=REACHED)
-SLOW = {"handlers two deep, PTI", "PTI on two threads", "NOFLUSH on two threads"}
+SLOW = {
+    "handlers two deep, PTI",
+    "handlers three deep",
+    "handlers two deep on two threads",
+    "PTI on two threads",
+    "NOFLUSH on two threads",
+    "guests alone, PTI",
+    "all of them",
+}
 LEAKY_TOO = pytest.mark.parametrize(
     "reached",
     [

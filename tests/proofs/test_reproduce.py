@@ -17,7 +17,7 @@ from asikit.proofs import (
     verify_mutants,
     world_for,
 )
-from asikit.proofs.reproduce import ATTACKER, VICTIM
+from asikit.proofs.stage import ATTACKER, VICTIM
 from asikit.proofs.story import StoryStep
 from asikit.protocol import Happening, TaskState
 from tests.proofs.test_mutants import NEEDS_GUESTS, ONE_THREAD, TWO_THREADS, WITH_HANDLERS
@@ -187,7 +187,7 @@ def test_two_runs_that_differ_in_nothing_give_the_same(monkeypatch: pytest.Monke
     world = world_for(threads=1)
     found = found_in(world, "no-data-flush")
     assert reproduce(world, mutant("no-data-flush"), found).leaks
-    module = import_module("asikit.proofs.reproduce")
+    module = import_module("asikit.proofs.stage.contents")
     monkeypatch.setattr(module, "_CHANGED", b"K")
     monkeypatch.setattr(module, "_CONTENT", dict.fromkeys(module._CONTENT, b"K"))
     assert reproduce(world, mutant("no-data-flush"), found).leaks is False

@@ -31,9 +31,10 @@ from tests.protocol.exploring import Explorer, explore, stuck
 USERSPACE = frozenset({AsiClass.USERSPACE})
 TWO_THREADS = ProtocolConfig(classes=USERSPACE, smt=True, rsb_fill=False, bugs=frozenset({CpuBug.L1TF}))
 KERNEL_WORK = (Happening.EXPLICIT_EXIT, Happening.MM_SWITCH)
+NMI_IN_NMI = "published, an NMI or machine check inside an NMI"
 ONE_THREAD = {
     "published": (ProtocolConfig(), 1, 12_995),
-    "published, an NMI or machine check inside an NMI": (ProtocolConfig(classes=USERSPACE), 2, 90_894),
+    NMI_IN_NMI: (ProtocolConfig(classes=USERSPACE), 2, 90_894),
     "with one class": (ProtocolConfig(classes=frozenset({AsiClass.KVM})), 1, 2_595),
     "noflush": (ProtocolConfig(noflush=True), 1, 25_616),
     "with PTI too": (ProtocolConfig(pti=True), 1, 14_801),
@@ -41,7 +42,9 @@ ONE_THREAD = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_THREAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == NMI_IN_NMI else []) for name in ONE_THREAD]
+)
 def test_one_thread_with_nmis_anywhere(name: str) -> None:
     """An NMI that may touch sensitive memory, between any two micro-operations of anything, breaks nothing."""
     config, nmis, states = ONE_THREAD[name]
@@ -128,7 +131,9 @@ def test_two_threads_without(path: str, expected: str) -> None:
     assert verdict(Explorer(Protocol(replace(TWO_THREADS, smt=False)))) == ""
 
 
-@pytest.mark.parametrize(("other", "states"), [(AsiClass.IDLE, 20_773), (AsiClass.KVM, 68_824)])
+@pytest.mark.parametrize(
+    ("other", "states"), [(AsiClass.IDLE, 20_773), pytest.param(AsiClass.KVM, 68_824, marks=pytest.mark.slow)]
+)
 def test_two_threads_with_two_classes(other: AsiClass, states: int) -> None:
     """Siblings that idle, which must be done restricted or the other waits for ever; and siblings that run guests."""
     config = replace(TWO_THREADS, classes=USERSPACE | {other})
@@ -139,7 +144,7 @@ def test_two_threads_with_two_classes(other: AsiClass, states: int) -> None:
     assert len(graph.moves) == states
 
 
-@pytest.mark.parametrize("other", [AsiClass.IDLE, AsiClass.KVM])
+@pytest.mark.parametrize("other", [AsiClass.IDLE, pytest.param(AsiClass.KVM, marks=pytest.mark.slow)])
 def test_the_sibling_trains_too(other: AsiClass) -> None:
     """With SMT an exit that asks its own thread's taints needs every class to leave one; ours does not ask."""
     config = replace(TWO_THREADS, classes=USERSPACE | {other})

@@ -18,6 +18,8 @@ from tests.record.guests import GUESTS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.once import Once
+
 HERE = Path(__file__).parent
 
 
@@ -53,20 +55,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
 
 
 @pytest.fixture(scope="session", params=[pytest.param(guest, id=str(guest), marks=guest.marks()) for guest in GUESTS])
-def asked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled: Callable[[Path], str]
-) -> Asked:
+def asked(request: pytest.FixtureRequest, once: Once, compiled: Callable[[Path], str]) -> Asked:
     """Record ``truth.c`` and give what its kernel told it."""
-    folder = tmp_path_factory.mktemp("truth")
-    made = run(request.param.recording(compiled(HERE / "truth.c")), folder / "truth.asitrace")
+
+    def recorded(folder: Path) -> Run:
+        return run(request.param.recording(compiled(HERE / "truth.c")), folder / "truth.asitrace")
+
+    made = once(f"truth-{request.param}", recorded)
     assert made.done.exit_status == 0
     assert not any(made.done.lost.values())
     return ask(made.trace, made.out)
 
 
 @pytest.fixture(scope="session")
-def fio(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def fio(once: Once) -> Run:
     """Record random reads of a file in tmpfs."""
     job = "--name=job --filename=/tmp/data --size=4m --io_size=8m --rw=randread --bs=4k --ioengine=psync --thread"
-    trace = tmp_path_factory.mktemp("fio") / "fio.asitrace"
-    return run(Recording(("fio", *job.split(), "--output-format=json"), bare=True), trace)
+    recording = Recording(("fio", *job.split(), "--output-format=json"), bare=True)
+    return once("fio", lambda folder: run(recording, folder / "fio.asitrace"))

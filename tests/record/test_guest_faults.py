@@ -58,6 +58,7 @@ def test_argument_of_any_bytes(command: Command) -> None:
     assert Trace.open(command.folder / "t.asitrace").recorder.workload.command == ["echo", "\\xff caf\u00e9"]
 
 
+@pytest.mark.slow
 def test_closed_output(command: Command) -> None:
     """Where the shell has closed stdout the recording is made all the same."""
     process = command.start(
@@ -69,7 +70,7 @@ def test_closed_output(command: Command) -> None:
     Trace.open(command.folder / "t.asitrace").verify()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_during_the_workload(command: Command, number: int) -> None:
     """Ctrl-C and SIGTERM are heard while the workload does nothing, too."""
     process = command.start("--", "sh", "-c", "echo begun; sleep 1000000")

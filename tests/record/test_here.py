@@ -13,8 +13,9 @@ import sys
 import tempfile
 import termios
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -26,6 +27,8 @@ from tests.record.conftest import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.once import Once
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_busybox, pytest.mark.needs_cc]
 
@@ -41,14 +44,61 @@ def _record(folder: Path, *words: str, **options: object) -> subprocess.Complete
     return subprocess.run([*ASI, *words], cwd=folder, capture_output=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_environment(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """A folder with a few files, credentials among them, and what the guest showed of it and of this machine.
+
+    :ivar environment: What `asi record` had.
+    :ivar found: What ``LOOK`` printed.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    found: dict[str, Any]
+
+
+LOOK = """
+import json, os, socket, subprocess, time
+
+def sh(script):
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout
+
+print(json.dumps({
+    "environment": dict(os.environ),
+    "listed": sh("ls -A"),
+    "read": sh("cat .ssh/* .netrc notes"),
+    "age": time.time() - os.stat("old").st_mtime,
+    "host": socket.gethostname(),
+    "written": sh("echo new >> old; cat old; mkdir d; mv old d/moved; ls d; rm -r d; ls"),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(once: Once) -> Shown:
+    """Look at this machine from within, once for several tests."""
+
+    def look(folder: Path) -> Shown:
+        for name in (".ssh/id_ed25519", ".netrc", "notes"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(f"{SECRET}\n")
+        (folder / "old").write_text("old\n")
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "ASI_A": "a b\nc", "ASI_B": ""}
+        environment |= {"XDG_CACHE_HOME": CACHE, "LC_ALL": "C.UTF-8", "TMPDIR": str(folder)}
+        # A python3 of PATH may be a script, which changes the environment.
+        words = ("--env", "ASI_C=x=y", "-o", "t", "--", sys.executable, "-c", LOOK)
+        done = _record(folder, *words, env=environment)
+        assert done.returncode == 0, done.stderr
+        return Shown(folder, environment, json.loads(done.stdout))
+
+    return once("here", look)
+
+
+def test_environment(shown: Shown, tmp_path: Path) -> None:
     """It is this one; ``--clean-env`` leaves PATH, HOME and what ``--env`` names."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ASI_A": "a b\nc", "ASI_B": ""}
-    environment |= {"XDG_CACHE_HOME": CACHE, "LC_ALL": "C.UTF-8"}
-    show = ("--", "env", "-0")
-    whole = _record(tmp_path, "--env", "ASI_C=x=y", "-o", "t1", *show, env=environment)
-    assert _variables(whole.stdout) == {**environment, "ASI_C": "x=y"}
-    clean = _record(tmp_path, "--clean-env", "--env", "ASI_A", "--env", "NOT_SET", "-o", "t2", *show, env=environment)
+    assert shown.found["environment"] == {**shown.environment, "ASI_C": "x=y"}
+    words = ("--clean-env", "--env", "ASI_A", "--env", "NOT_SET", "-o", "t", "--", "env", "-0")
+    clean = _record(tmp_path, *words, env=shown.environment)
     assert set(_variables(clean.stdout)) - {"LC_CTYPE"} == {"ASI_A", "HOME", "PATH"}
 
 
@@ -73,37 +123,32 @@ def _variables(printed: bytes) -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
-def test_credentials(tmp_path: Path) -> None:
+def test_credentials(shown: Shown, tmp_path: Path) -> None:
     """They are not there, unless they are asked for; the trace holds nothing of them."""
+    assert (shown.found["listed"], shown.found["read"]) == ("notes\nold\n", f"{SECRET}\n")
     for name in (".ssh/id_ed25519", ".netrc", "notes"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{SECRET}\n")
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": CACHE}
     words = ("--", "sh", "-c", "ls -A; cat .ssh/* .netrc notes")
-    hidden = _record(tmp_path, "-o", "t1", *words, env=environment)
-    assert hidden.stdout.decode().split("\n") == ["notes", SECRET, ""]
-    shown = _record(tmp_path, "--show", "~/.ssh", "-o", "t2", *words, env=environment)
-    assert shown.stdout.decode().split("\n") == [".ssh", "notes", "t1", SECRET, SECRET, ""]
-    for file in (path for trace in ("t1", "t2") for path in (tmp_path / trace).rglob("*") if path.is_file()):
+    asked = _record(tmp_path, "--show", "~/.ssh", "-o", "t", *words, env=environment)
+    assert asked.stdout.decode().split("\n") == [".ssh", "notes", SECRET, SECRET, ""]
+    traces = (shown.folder / "t", tmp_path / "t")
+    for file in (path for trace in traces for path in trace.rglob("*") if path.is_file()):
         assert SECRET.encode() not in file.read_bytes()
 
 
-def test_nothing_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written(shown: Shown) -> None:
     """What the command changes it sees, and nobody else."""
-    (tmp_path / "old").write_text("old\n")
-    script = "echo new >> old; cat old; mkdir d; mv old d/moved; ls d; rm -r d; ls"
-    done = _record(tmp_path, "-o", "t", "--", "sh", "-c", script)
-    assert (done.stdout, done.returncode) == (b"old\nnew\nmoved\n", 0)
-    assert (tmp_path / "old").read_text() == "old\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "t"]
+    assert shown.found["written"] == "old\nnew\nmoved\nnotes\n"
+    assert (shown.folder / "old").read_text() == "old\n"
 
 
-def test_own_files(tmp_path: Path) -> None:
+def test_own_files(shown: Shown) -> None:
     """What a recording makes for itself it does not show: its folder of temporary files, and the unfinished trace."""
-    (tmp_path / "theirs").touch()
-    done = _record(tmp_path, "-o", "t", "--", "ls", "-A", env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert done.stdout == b"theirs\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t", "theirs"]
+    assert shown.environment["TMPDIR"] == str(shown.folder)
+    assert shown.found["listed"] == "notes\nold\n"
+    assert sorted(path.name for path in shown.folder.iterdir()) == [".netrc", ".ssh", "notes", "old", "t"]
 
 
 @pytest.fixture
@@ -138,13 +183,10 @@ def test_without_root(others: Path) -> None:
     Trace.open(others / "t").verify()
 
 
-def test_time_and_host(tmp_path: Path) -> None:
+def test_time_and_host(shown: Shown) -> None:
     """The wall clock is this machine's: files are not of the future. So is the host's name."""
-    (tmp_path / "file").touch()
-    script = "import os, time, socket; print(time.time() - os.stat('file').st_mtime, socket.gethostname())"
-    age, name = _record(tmp_path, "-o", "t", "--", "python3", "-c", script).stdout.decode().split()
-    assert -1 <= float(age) < 600
-    assert name == os.uname().nodename
+    assert -1 <= shown.found["age"] < 600
+    assert shown.found["host"] == os.uname().nodename
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
@@ -14,6 +15,9 @@ from asikit.record._build import mark_header, programs
 from asikit.record._marks import Mark, phases_of
 from asikit.trace import EventKind, Trace
 from tests.record.conftest import Run, run
+
+if TYPE_CHECKING:
+    from tests.once import Once
 
 HERE = Path(__file__).parent
 WRITE, PREAD, CLONE, WAIT, OPENAT, MMAP = 1, 17, 56, 61, 257, 9
@@ -37,14 +41,21 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module", params=[(1, True), (2, True), (1, False)], ids=["1cpu-bare", "2cpus-bare", "1cpu"])
-def recorded(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((1, True), id="1cpu-bare"),
+        pytest.param((2, True), id="2cpus-bare", marks=pytest.mark.slow),
+        pytest.param((1, False), id="1cpu"),
+    ],
+)
+def recorded(request: pytest.FixtureRequest, program: Path, once: Once) -> Run:
     """Record it, in a phase that a shell marks, with the command that each guest has."""
     script = f"asi-mark begin script; {program}; asi-mark end script; asi-mark begin ''; asi-mark until x; true"
-    trace = tmp_path_factory.mktemp("marks") / "t.asitrace"
     cpus, bare = request.param
     include = (program,) if bare else ()
-    return run(Recording(("sh", "-c", script), cpus=cpus, bare=bare, include=include), trace)
+    recording = Recording(("sh", "-c", script), cpus=cpus, bare=bare, include=include)
+    return once(f"marks-{cpus}-{bare}", lambda folder: run(recording, folder / "t.asitrace"))
 
 
 def phases(trace: Trace) -> dict[str, pl.DataFrame]:

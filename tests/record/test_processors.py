@@ -48,7 +48,7 @@ def test_unknown_model(tmp_path: Path) -> None:
     assert command.left() == []
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("cpus", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_clock(tmp_path: Path, cpus: int) -> None:
     """Any number of CPUs read the TSC, which is no system call; tsc-early is its name until it is calibrated."""
     done = run(Recording(("cat", CLOCK), cpus=cpus, bare=True), tmp_path / "clock.asitrace")

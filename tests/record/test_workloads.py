@@ -17,7 +17,7 @@ PAGE = TOP / "docs/workloads.md"
 QUICK = (
     pytest.param("sqlite", marks=pytest.mark.needs_sqlite3),
     pytest.param("make", marks=[pytest.mark.needs_cc, pytest.mark.needs_make]),
-    pytest.param("unshare", marks=pytest.mark.needs_ip),
+    pytest.param("unshare", marks=[pytest.mark.needs_ip, pytest.mark.needs_ps]),
 )
 
 

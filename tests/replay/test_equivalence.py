@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 PLACES, STACKS, TASKS = 6, 3, 4
 SAMPLES = sorted((Path(__file__).parents[2] / "src/asikit/data/samples").glob("*.asitrace"))
 """Recorded traces; there are none in a checkout whose samples have not been recorded."""
-SAMPLE_ROWS = 200_000
 
 
 @st.composite
@@ -122,7 +121,8 @@ def test_small_trace(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", ["denylist-2025", "ephmap", "allowlist-2022"])
-def test_recorded(sample: Path, name: str) -> None:
+@pytest.mark.parametrize("rows", [40_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_recorded(sample: Path, name: str, rows: int) -> None:
     """On recordings of a real kernel both count the same."""
     trace = Trace.open(sample)
     # Importing here keeps the list of what the random tests need short.
@@ -130,7 +130,7 @@ def test_recorded(sample: Path, name: str) -> None:
     from asikit.replay.sensitivity import apply_policy  # noqa: PLC0415
 
     tables, under = SideTables.of(trace), load_policy(name)
-    first = next(trace.events(chunk_rows=SAMPLE_ROWS))
+    first = next(trace.events(chunk_rows=rows))
     compiled, reference = tallies_of([first], under, apply_policy(under, tables), tables.tasks.height, ALL_CLASSES)
     assert compiled.same_as(reference)
     conserved(compiled)

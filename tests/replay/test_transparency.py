@@ -122,13 +122,18 @@ CONFIGS = {
 }
 
 
-@settings(max_examples=12, suppress_health_check=list(HealthCheck))
-@given(PROGRAMS)
-def test_results_are_the_same_under_every_policy(ops: list[Op]) -> None:
+@pytest.mark.parametrize("programs", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_results_are_the_same_under_every_policy(programs: int) -> None:
     """Every shipped policy, and whole regions removed, against a kernel without ASI."""
-    wanted = _run(MachineConfig(asi=False), ops)
-    for name, config in CONFIGS.items():
-        assert _run(config, ops) == wanted, name
+
+    @settings(max_examples=programs, suppress_health_check=list(HealthCheck))
+    @given(PROGRAMS)
+    def same(ops: list[Op]) -> None:
+        wanted = _run(MachineConfig(asi=False), ops)
+        for name, config in CONFIGS.items():
+            assert _run(config, ops) == wanted, name
+
+    same()
 
 
 class _Touched(Observer):
@@ -155,7 +160,7 @@ EVERYTHING: list[Op] = [
 ]
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
 def test_removing_any_one_touched_mapping_changes_no_result(part: int) -> None:
     """All kernel pages that a run touches, one at a time (a quarter of them in each part)."""
     touched = _Touched()

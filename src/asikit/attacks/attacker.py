@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.evidence import Observation
 from asikit.attacks.places import CALL, CHECKS, ENTRY, FILL, GADGET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.transient import transient_load
 from asikit.attacks.vulnerability import Mechanism, Tag
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
+from asikit.threat import left_behind, transient_load
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -102,17 +102,15 @@ class Attacker:
         self._see(step, f"L1D line of physical {lab.secret_paddr:#x}", shown)
 
     def _sample(self, step: str) -> None:
-        for structure in self._lab.recorder.structures:
-            if structure.name not in self._way.structures:
-                continue
-            if self._lab.hides(structure.name):
-                self._see(step, structure.name, _OUT_OF_REACH)
+        for name, entries in left_behind(self._lab.recorder, self._lab.hw.thread, self._way.structures).items():
+            if self._lab.hides(name):
+                self._see(step, name, _OUT_OF_REACH)
                 continue
             shown = [
                 f"{entry.source:#x}->{entry.target:#x}" if isinstance(entry, Training) else entry.value.hex()
-                for entry in structure.visible(self._lab.hw.thread)
+                for entry in entries
             ]
-            self._see(step, structure.name, *shown)
+            self._see(step, name, *shown)
 
     def _bypass(self, step: str) -> None:
         lab = self._lab

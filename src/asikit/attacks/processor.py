@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.lab import KERNEL
 from asikit.attacks.places import CALL, CHECKS, ELSEWHERE, ENTRY, GADGET, GUEST_SECRET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.transient import transient_load
 from asikit.attacks.vulnerability import Branch, Mechanism, Tag
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
 from asikit.protocol import Space
-from asikit.threat import Code
+from asikit.threat import Code, left_behind, transient_load
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -150,13 +149,9 @@ class TransientProcessor:
 
     def _entries(self) -> list[Datum]:
         """Return what may answer a faulting load."""
-        return [
-            entry
-            for structure in self._lab.recorder.structures
-            if structure.name in self._way.structures and not self._lab.hides(structure.name)
-            for entry in structure.visible(self._lab.hw.thread)
-            if isinstance(entry, Datum)
-        ]
+        names = {name for name in self._way.structures if not self._lab.hides(name)}
+        left = left_behind(self._lab.recorder, self._lab.hw.thread, names)
+        return [entry for entries in left.values() for entry in entries if isinstance(entry, Datum)]
 
     @property
     def _is_user(self) -> bool:

@@ -12,7 +12,7 @@ from asikit.attacks.processor import TransientProcessor
 from asikit.attacks.vulnerability import Holds, Mechanism
 from asikit.machine.mm import GFP_USER
 from asikit.machine.x86 import Training
-from asikit.threat import Code
+from asikit.threat import Code, left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,9 +159,8 @@ class Play:
                 left = branch_of(secret)
                 return any(
                     entry.source == left if isinstance(entry, Training) else secret[:WORD] in entry.value
-                    for structure in recorder.structures
-                    if structure.name in lab.way.structures
-                    for entry in structure.visible(lab.hw.thread)
+                    for entries in left_behind(recorder, lab.hw.thread, lab.way.structures).values()
+                    for entry in entries
                 )
             case _:
                 return False

@@ -5,9 +5,10 @@
 >>> may_learn(Owner(Code.USER, "a"), Owner(Code.USER, "b"), ProtocolConfig())
 False
 
-`parties` says whose data there are and who may learn them, `structures` what they stay behind in, `attacker` what
-untrusted code can do. A `design` is a protocol and what the rest of the kernel owes it; `mutants` is the catalogue of
-ways to get one wrong, made by `edits`. `runs` compares two runs that differ in a secret.
+`parties` says whose data there are and who may learn them, `structures` what they stay behind in, `transient` how far
+a load gets that never retires, `attacker` what untrusted code can do. A `design` is a protocol and what the rest of the
+kernel owes it; `mutants` is the catalogue of ways to get one wrong, made by `edits`. `runs` compares two runs that
+differ in a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from asikit.threat.structures import (
     ContentsLayout,
     assumed,
     layout_for,
+    left_behind,
 )
+from asikit.threat.transient import transient_address, transient_load
 
 __all__ = [
     "ALL_CAPABILITIES",
@@ -58,8 +61,11 @@ __all__ = [
     "has_element",
     "layout_for",
     "leave_stale_translations",
+    "left_behind",
     "may_learn",
     "may_not_learn",
     "mutant",
     "nothing_is_sensitive",
+    "transient_address",
+    "transient_load",
 ]

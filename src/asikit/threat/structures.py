@@ -12,7 +12,9 @@ from asikit.protocol import PRIMITIVES, FlushSide
 from asikit.threat.parties import FOLDED, Party
 
 if TYPE_CHECKING:
-    from asikit.machine.x86 import CpuModel
+    from collections.abc import Container
+
+    from asikit.machine.x86 import CpuModel, Datum, Recorder, Training
     from asikit.protocol import EffectKind, ProtocolConfig
 
 
@@ -119,3 +121,10 @@ def assumed(model: CpuModel) -> CpuModel:
         for name, (cleared, _) in {**DATA, **PREDICTORS}.items()
     }
     return replace(model, structures=replace(model.structures, **structures))
+
+
+def left_behind(
+    recorder: Recorder, thread: int, names: Container[str]
+) -> dict[str, tuple[Datum, ...] | tuple[Training, ...]]:
+    """Return what a hardware thread may come by in a core's structures of some names, each's newest first (H4)."""
+    return {structure.name: structure.visible(thread) for structure in recorder.structures if structure.name in names}

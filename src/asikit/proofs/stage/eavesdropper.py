@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
+from asikit.machine.x86 import Datum
 from asikit.protocol import HANDLER
-from asikit.threat import DATA, KERNEL, PREDICTORS, Owner
+from asikit.threat import DATA, KERNEL, PREDICTORS, Owner, left_behind, transient_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,15 +59,13 @@ class Eavesdropper:
     :ivar processes: Each process' mm.
     :ivar secrets: What is to stay hidden.
     :ivar learnt: What untrusted code came by.
-    :ivar began: Whether the machine has come to where the story begins.
     """
 
     world: World
     kernel: Kernel
     processes: dict[Owner, MmStruct]
-    secrets: list[Secret] = field(default_factory=list)
+    secrets: tuple[Secret, ...]
     learnt: list[Learnt] = field(default_factory=list)
-    began: bool = False
 
     def __post_init__(self) -> None:
         """Find out which structures the CPU leaks through: those that the protocol's flushes are for."""
@@ -84,8 +82,6 @@ class Eavesdropper:
 
     def look(self) -> None:
         """Let every hardware thread do what it could do here."""
-        if not self.began:
-            return
         cpus = [cpu for cpu in self.kernel.cpus if cpu.hw.recorder is not None]
         for cpu in cpus:
             self._speculate(cpu)
@@ -129,8 +125,9 @@ class Eavesdropper:
         wanted = list(reach)
         if not wanted:
             return
+        left = left_behind(_recorder(cpu), cpu.hw.thread, self._predictors)
         for name, label in self._predictors.items():
-            trainers = {entry.owner for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread) if entry.owner}
+            trainers = {entry.owner for entry in left[name] if entry.owner}
             for trainer in (self._owners[each] for each in sorted(trainers)):
                 for secret in wanted:
                     if self.hidden_from(trainer, secret):
@@ -142,8 +139,9 @@ class Eavesdropper:
         who = self.who(cpu)
         if who is None:
             return
+        left = left_behind(_recorder(cpu), cpu.hw.thread, self._data)
         for name, label in self._data.items():
-            values = tuple(entry.value for entry in getattr(_recorder(cpu), name).visible(cpu.hw.thread))
+            values = tuple(entry.value for entry in left[name] if isinstance(entry, Datum))
             self._learn(who, f"on thread {cpu.hw.thread} it sampled the {label}", values)
 
     def who(self, cpu: CpuContext) -> Owner | None:
@@ -159,19 +157,13 @@ class Eavesdropper:
             self.learnt.append(new)
 
     def _mapped(self, cpu: CpuContext, secret: Secret) -> bool:
-        """Whether an access to a secret would find it: by the TLB, or by the page tables, permissions aside."""
-        return any(self._translate(cpu, vaddr) == secret.paddr for vaddr in secret.addresses)
+        """Whether an access to a secret would find it: by the TLB, or by the page tables, permissions aside.
 
-    def _translate(self, cpu: CpuContext, vaddr: int) -> int:
-        hw = cpu.hw
-        entry = hw.tlb.lookup(vaddr, hw.pcid)
-        if entry is not None:
-            return entry.paddr | vaddr & entry.page_bytes - 1
-        mode = hw.mode._replace(user=False, ac=True, smap=False)
-        try:
-            return walk(hw.memory, hw.root, vaddr, Access.READ, mode, mark=False).paddr
-        except (PageFault, GeneralProtection):
-            return -1
+        What reaches it comes into more than the L1D, by H1; so this is not `transient_load`.
+        """
+        return any(
+            transient_address(cpu.hw, vaddr, defer_permission=True) == secret.paddr for vaddr in secret.addresses
+        )
 
     def _bytes(self, secret: Secret) -> bytes:
         return self.kernel.physical.read(secret.paddr, LINE)

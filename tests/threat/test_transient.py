@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asikit.attacks.transient import transient_load
 from asikit.machine.x86 import Core, Cpu, PhysicalMemory, Pte, load_cpu
+from asikit.threat import transient_address, transient_load
 from tests.machine.x86.tables import Tables
 
 HERE, FRAME, PAGE = 0x7000_0000, 0x5000, 0x1000
@@ -80,3 +80,18 @@ def test_no_accessed_bit() -> None:
     before = cpu.memory.read(tables.root, PAGE)
     transient_load(cpu, HERE, 8)
     assert cpu.memory.read(tables.root, PAGE) == before
+
+
+@pytest.mark.parametrize("flags", [USER, KERNEL, 0])
+@pytest.mark.parametrize("cpl", [0, 3])
+@pytest.mark.parametrize("defers", [False, True])
+def test_how_far_it_would_get(flags: int, cpl: int, *, defers: bool) -> None:
+    """An address just where a load gets something, and nothing is left of the question: no translation, no line."""
+    cpu, _ = made(flags, cpl=cpl)
+    reached = transient_address(cpu, HERE + 3, defer_permission=defers)
+    assert cpu.recorder is not None
+    assert (cpu.tlb.entries(), cpu.recorder.l1d.entries()) == ((), ())
+    value = transient_load(cpu, HERE + 3, 5, defer_permission=defers)
+    assert (reached, value) in {(None, None), (FRAME + 3, SECRET[3:])}
+    assert len(cpu.tlb.entries()) == int(value is not None)
+    assert transient_address(cpu, HERE + 3, defer_permission=defers) == reached  # by the TLB now

@@ -1,0 +1,56 @@
+"""A page of the kernel's that turns sensitive while a CPU's TLB has its translation: another core does that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asikit.proofs.stage.eavesdropper import LINE
+from asikit.threat import leave_stale_translations
+
+if TYPE_CHECKING:
+    from asikit.machine.kernel import Machine
+    from asikit.machine.kernel.core.percpu import CpuContext
+
+__all__ = ["TurningPage"]
+
+_PAGE = 4096
+_FRAMES = 2
+"""The smallest pageblock."""
+
+
+class TurningPage:
+    """Two pages, as sensitivity is by the pageblock.
+
+    :ivar other: The CPU on which they turn sensitive; it shares no core with CPU 0 unless the story has two threads.
+    """
+
+    def __init__(self, machine: Machine, address: int, content: bytes, *, shootdown: bool) -> None:
+        """Say where it is.
+
+        :param content: What is stored there once it is sensitive.
+        :param shootdown: Whether the kernel flushes its translations from the TLBs meanwhile, as it must.
+        """
+        self._machine = machine
+        self._address = address
+        self._content = content
+        self._shootdown = shootdown
+        self._asked = False
+        self.other = 1
+
+    def turn(self, cpu: CpuContext) -> None:
+        """Let a CPU's TLB have the translation, and ask the other CPU to go on."""
+        cpu.hw.load(self._address, LINE)
+        self._asked = True
+
+    def run(self) -> None:
+        """What the other CPU does: it waits until it is asked, and turns the page sensitive."""
+        kernel = self._machine.kernel
+        while not self._asked:
+            kernel.wait_for(kernel.cpu, "a page to turn sensitive", lambda: self._asked, idle=True)
+        if not self._shootdown:
+            leave_stale_translations(self._machine)
+        pfn = kernel.layout.phys(self._address) // _PAGE
+        kernel.direct_map.set_direct_map_sensitive(pfn, _FRAMES, sensitive=True)
+        kernel.access.store(self._address, self._content)
+        while True:
+            kernel.wait_for(kernel.cpu, "nothing", lambda: False, idle=True)
