@@ -158,24 +158,24 @@ def round_trips() -> Picture:
     _lane(
         picture,
         70,
-        ((30, 160, user, "user"), (160, 680, kernel, "kernel, everything mapped"), (680, 830, user, "user")),
+        [(30, 160, user, "user"), (160, 680, kernel, "kernel, everything mapped"), (680, 830, user, "user")],
     )
     picture.mark(160, 66, 118, "flush predictors")
     picture.mark(680, 66, 118, "flush buffers")
 
     picture.text(30, 174, "ASI, nothing sensitive touched", "head")
-    rows = ((30, 160, user, "user"), (160, 680, "restricted", "kernel, restricted"), (680, 830, user, "user"))
+    rows = [(30, 160, user, "user"), (160, 680, "restricted", "kernel, restricted"), (680, 830, user, "user")]
     _lane(picture, 210, rows)
     picture.text(160, 200, "entry: nothing", "soft", "middle")
     picture.text(680, 200, "return: nothing", "soft", "middle")
 
     picture.text(30, 314, "ASI, sensitive memory touched", "head")
-    rows = (
+    rows = [
         (30, 160, user, "user"),
         (160, 370, "restricted", "kernel, restricted"),
         (370, 640, kernel, "kernel, unrestricted"),
         (640, 830, user, "user"),
-    )
+    ]
     _lane(picture, 350, rows)
     picture.text(160, 340, "entry: nothing", "soft", "middle")
     picture.mark(370, 346, 398, "EXIT: flush predictors, then CR3")
@@ -185,7 +185,7 @@ def round_trips() -> Picture:
     return picture
 
 
-def _lane(picture: Picture, y: int, stretches: tuple[tuple[int, int, str, str], ...]) -> None:
+def _lane(picture: Picture, y: int, stretches: list[tuple[int, int, str, str]]) -> None:
     """Draw what one CPU does, from the left to the right: begin, end, colour, words."""
     for begin, end, kind, label in stretches:
         picture.box((begin, y, end - begin, 44), kind, label)
@@ -204,17 +204,17 @@ def stun() -> Picture:
     )
     guest = "untrusted"
     picture.text(30, 84, "thread 0", "head")
-    rows = (
+    rows = [
         (120, 210, guest, "guest"),
         (210, 320, "restricted", "restricted"),
         (320, 420, "restricted", "waits"),
         (420, 610, "unrestricted", "unrestricted"),
         (610, 700, "restricted", "flushes"),
         (700, 830, guest, "guest"),
-    )
+    ]
     _lane(picture, 58, rows)
     picture.text(30, 224, "thread 1", "head")
-    rows = ((120, 380, guest, "guest"), (380, 740, "plain", "stunned: waits in the kernel"), (740, 830, guest, "guest"))
+    rows = [(120, 380, guest, "guest"), (380, 740, "plain", "stunned: waits in the kernel"), (740, 830, guest, "guest")]
     _lane(picture, 198, rows)
     picture.text(320, 44, "touch", "soft", "middle")
     picture.text(420, 26, "flush predictors, then CR3", "flush", "middle")
