@@ -8,6 +8,9 @@ STAMP := .venv/.asikit-installed
 # What the tests need of Debian; a test whose program is missing is left out, and said so.
 TEST_PACKAGES := qemu-system-x86 qemu-utils busybox-static cpio fio e2fsprogs zstd kmod sqlite3 iproute2 procps
 
+# What the tests of pages, of shells and of man pages need: a browser, with fonts.
+MORE_TEST_PACKAGES := chromium fonts-dejavu-core zsh fish mandoc
+
 # What the slow ones need besides.
 SLOW_TEST_PACKAGES := golang-go
 
@@ -22,7 +25,7 @@ PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 # What `make workloads` records: names of tests/record/workloads/table.toml; all if empty.
 NAME ?=
 
-.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint site bench validate kernels workloads distortion lock clean test-packages
+.PHONY: help demo test test-all test-recorder test-recorder-all test-suites lint site dist sbom bench validate kernels workloads distortion lock clean test-packages
 
 help:
 	@echo 'make demo         replay the sample recordings and show what ASI would cost'
@@ -31,6 +34,7 @@ help:
 	@echo 'make test-suites  as root: the first steps of the README and the tests of recording on Debian $(SUITES)'
 	@echo 'make lint         ruff, mypy --strict, import-linter'
 	@echo 'make site         build the documentation as a site, in build/site'
+	@echo 'make dist         build the wheel and the source archive twice, compare them, and write what they are made of'
 	@echo 'make bench        measure recording and replay, as ratios'
 	@echo 'make validate     compare predicted exits with those of a real kernel with ASI (minutes)'
 	@echo 'make kernels      record on each kernel of Debian and compare with its own counts (minutes)'
@@ -43,6 +47,7 @@ demo: $(STAMP)
 	@.venv/bin/asi demo
 
 test: $(STAMP) test-packages
+	@tools/debian-packages $(MORE_TEST_PACKAGES)
 	$(PYTEST) -m 'not slow'
 
 test-all: test
@@ -75,6 +80,19 @@ lint: $(STAMP)
 site: $(STAMP)
 	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/site
 	@echo 'build/site/index.html'
+
+# The same bytes each time: what is published can be built and compared by anybody.
+dist: $(STAMP)
+	rm -rf dist build
+	.venv/bin/python -m hatchling build --directory dist
+	.venv/bin/python -m hatchling build --directory build/again
+	diff -r dist build/again
+	@$(MAKE) --no-print-directory sbom
+	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+sbom: $(STAMP)
+	@mkdir -p dist
+	.venv/bin/python tools/sbom.py dist/asikit.cdx.json
 
 bench: $(STAMP)
 	.venv/bin/python bench/run.py

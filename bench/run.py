@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("replay.py", "record.py", "machine.py", "allocator.py", "paging.py")
+BENCHMARKS = ("start.py", "replay.py", "record.py", "machine.py", "allocator.py", "paging.py")
 
 
 def main() -> int:

@@ -35,6 +35,10 @@ _NEEDS: Final = {
     "needs_ip": (("ip",), "iproute2"),
     "needs_ps": (("ps",), "procps"),
     "needs_go": (("go",), "golang-go"),
+    "needs_chromium": (("chromium", "chromium-browser", "google-chrome"), "chromium"),
+    "needs_zsh": (("zsh",), "zsh"),
+    "needs_fish": (("fish",), "fish"),
+    "needs_mandoc": (("mandoc",), "mandoc"),
     "needs_cc": (("cc", "gcc", "clang"), "gcc"),
 }
 

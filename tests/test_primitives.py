@@ -13,7 +13,7 @@ import pytest
 
 import asikit
 from asikit.cost import CostError, known_parameters
-from asikit.cost.pricing import _unit_of
+from asikit.cost.pricing import unit_of
 from asikit.cost.terms import CostTerm
 from asikit.machine.x86 import cpu_names, load_cpu
 from asikit.machine.x86.model import Structures
@@ -60,7 +60,7 @@ def test_all_places_know_all_primitives() -> None:
 def test_a_price_that_nobody_knows() -> None:
     """A term whose parameter is in no file is refused, and the message says where it belongs."""
     with pytest.raises(CostError) as caught:
-        _unit_of(CostTerm(Source.PREDICTOR_FLUSH, "pht clear", 1, ("pht_clear",)), known_parameters())
+        unit_of(CostTerm(Source.PREDICTOR_FLUSH, "pht clear", 1, ("pht_clear",)), known_parameters())
     assert str(caught.value) == (
         "data/costs.toml has no [pht_clear], which 'pht clear' costs: add it, with unit, basis, source and figures"
     )

@@ -17,6 +17,7 @@ import pytest
 import asikit
 from asikit.cli import _frame, main
 from asikit.errors import AsikitError
+from asikit.trace import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +99,26 @@ def test_every_module_is_a_command(run: Callable[..., tuple[int, str, str]]) -> 
 
 
 def test_version(run: Callable[..., tuple[int, str, str]]) -> None:
-    """--version says the package's version."""
-    assert run("--version") == (0, f"asi {asikit.__version__}\n", "")
+    """--version says the package's version in its first line, and then what is there."""
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    first, *others = out.splitlines()
+    assert first == f"asi {asikit.__version__}"
+    assert [line.split(":")[0] for line in others] == ["Python", "QEMU", "kernel", "data", "formats"]
+    assert others[3].endswith("7 policies, 9 CPU models, 31 vulnerabilities, 4 sample recordings")
+    assert f"traces {VERSION}; JSON attack/1 " in others[4]
+
+
+def test_version_without_qemu_or_kernel(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is missing is said, with what to do; it is no error."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("asikit.record.kernel._system", lambda: tmp_path)
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert "QEMU:    none: asi record needs it (Debian: apt-get install qemu-system-x86)\n" in out
+    assert "kernel:  none that can be read: asi record takes Debian's newest cloud kernel, or --kernel" in out
 
 
 def test_no_words(run: Callable[..., tuple[int, str, str]]) -> None:

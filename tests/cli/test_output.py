@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+from asikit import report
 from asikit.cli._output import show, write_json
 from asikit.report import size_text
 from asikit.report.view import Note, Report
@@ -77,3 +80,12 @@ def test_width(
     assert lines[0] == "title"
     assert [len(line) for line in lines[1:-1]] == [width] * (len(lines) - 2)
     assert "".join(lines[1:]) == "x" * 200
+
+
+def test_public_names_of_reports() -> None:
+    """A name that is loaded when it is first used is the one of its module, and no module is called so."""
+    for name, module in report._HOME.items():
+        assert getattr(report, name) is getattr(import_module(f"asikit.report.{module}"), name)
+        assert not (Path(report.__file__).parent / f"{name}.py").exists()
+    with pytest.raises(AttributeError, match=r"module 'asikit.report' has no attribute 'nothing'"):
+        report.nothing  # noqa: B018

@@ -42,7 +42,9 @@ def test_licences() -> None:
     """Each licence that a file names lies in LICENSES under its SPDX name, and the package names no other."""
     there = {path.stem for path in (ROOT / "LICENSES").iterdir()}
     sources = [path for folder in ("src", "samples") for path in (ROOT / folder).rglob("*.[ch]")]
-    named = {word for path in sources for word in re.findall(r"SPDX-License-Identifier: (\S+)", path.read_text())}
+    sources.append(ROOT / "REUSE.toml")
+    name = re.compile(r"SPDX-License-Identifier(?:: | = .)([\w.-]+)")
+    named = {word for path in sources for word in name.findall(path.read_text())}
     assert named == there == set(PROJECT["license"].split(" AND "))
     plugin = (ROOT / "src/asikit/record/plugin").glob("*.[ch]")
     assert {"GPL-2.0-or-later" in path.read_text().splitlines()[0] for path in plugin} == {True}

@@ -25,6 +25,7 @@ FILES = (
     "README.md",
     "REUSE.toml",
     "SECURITY.md",
+    "hatch_build.py",
     "pyproject.toml",
     "requirements.lock",
 )

@@ -10,12 +10,14 @@ import sys
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import PurePath
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-import asikit
+from asikit.cli._html import keep_words
+from asikit.cli._progress import Progress
 from asikit.errors import AsikitError
 
 if TYPE_CHECKING:
@@ -29,8 +31,14 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
+_ASKS = "_ASI_COMPLETE"
+"""The variable with which a shell asks for completions; click's scripts set it."""
+
 # What a newcomer does first stands first; commands that are not in the list follow by name.
-_ORDER = ("demo", "record", "mark", "info", "replay", "cost", "compare", "host", "calibrate", "run")
+_ORDER = (
+    *("help", "demo", "record", "mark", "info", "replay", "trace", "cost", "report", "export", "compare", "host"),
+    *("calibrate", "run"),
+)
 
 
 class _Commands(click.Group):
@@ -49,6 +57,10 @@ class _Commands(click.Group):
             return None
         module = import_module(f"asikit.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
+        if ctx.resilient_parsing:  # the shell asks what may come next
+            from asikit.cli._completion import add_values
+
+            return add_values(cmd_name, command)
         return command
 
     def resolve_command(
@@ -74,9 +86,53 @@ class _Terminated(BaseException):
         self.exit_code = 128 + number
 
 
+def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click's form)
+    if not value or context.resilient_parsing:
+        return
+    from asikit.cli._pager import put
+    from asikit.cli._version import version_text
+
+    group = context.command
+    assert isinstance(group, click.Group)
+    commands = (group.get_command(context, name) for name in group.list_commands(context))
+    put(version_text(command for command in commands if command is not None))
+    context.exit()
+
+
+def _install_completion(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is None or context.resilient_parsing:
+        return
+    from asikit.cli._completion import SHELLS, install
+
+    shell = value or PurePath(os.environ.get("SHELL", "")).name
+    if shell not in SHELLS:
+        raise click.BadParameter(f"{shell!r} is none of {', '.join(SHELLS)}: name one", context, option)
+    where, then = install(shell)
+    click.echo(f"asi: wrote {where}: {then}", err=True)
+    context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(asikit.__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
-def asi() -> None:
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Say the version, what is found here to work with, and stop.",
+)
+@click.option(
+    "--install-completion",
+    is_flag=False,
+    flag_value="",
+    metavar="[SHELL]",
+    is_eager=True,
+    expose_value=False,
+    callback=_install_completion,
+    help="Have bash, zsh or fish complete what you type, and stop. [default: your shell]",
+)
+@click.option("--no-pager", is_flag=True, help="Print long output as it is.")
+def asi(*, no_pager: bool) -> None:
     """Address Space Isolation (ASI) that one can run, attack, prove and price.
 
     Record what a Linux kernel does under your workload, run ASI over the recording, and see how often it would leave
@@ -97,7 +153,14 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
                 signal.signal(number, _terminate)
         atexit.register(_ignore_signals)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(words))
+    sys.exit(_run(words) if _ASKS not in os.environ else _answer())
+
+
+def _answer() -> int:
+    """Answer the shell, which asks what may come next in a command line that its environment has."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(asi, {}, PROGRAM, _ASKS, os.environ[_ASKS])
 
 
 def _run(words: list[str]) -> int:
@@ -131,7 +194,9 @@ def _run(words: list[str]) -> int:
 def _invoke(words: list[str]) -> int:
     # Not Command.main: it has its own way with Ctrl-C and closed pipes.
     try:
-        with asi.make_context(PROGRAM, words) as context:
+        typed = list(words)  # parsing takes words out
+        with asi.make_context(PROGRAM, words) as context, Progress(context) as context.obj:
+            keep_words(context, typed)
             asi.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

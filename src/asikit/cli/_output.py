@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asikit.cli._pager import on_terminal, put
+from asikit.cli._progress import progress
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -16,13 +19,19 @@ if TYPE_CHECKING:
     from asikit.report.view import Report
 
 _COLUMNS = 80
-_LOOKS = {"plain": "", "strong": "bold", "faint": "dim", "notable": "cyan", "warning": "yellow"}
+_LOOKS: dict[str, Any] = {
+    "plain": {"reset": False},
+    "strong": {"bold": True},
+    "faint": {"dim": True},
+    "notable": {"fg": "cyan"},
+    "warning": {"fg": "yellow"},
+}
 """How a terminal shows each :class:`asikit.report.view.Style`."""
 
 
 def write_json(name: str, document: Mapping[str, Any], *, version: int = 1) -> None:
     """Print a document in the JSON envelope of :func:`json_text`."""
-    click.echo(json_text(name, document, version=version))
+    put(f"{json_text(name, document, version=version)}\n")
 
 
 def json_text(name: str, document: Mapping[str, Any], *, version: int = 1) -> str:
@@ -41,21 +50,16 @@ def json_text(name: str, document: Mapping[str, Any], *, version: int = 1) -> st
 def warn(lines: Iterable[str]) -> None:
     """Print warnings on stderr, before what is printed on stdout."""
     for line in lines:
-        click.echo(f"asi: warning: {line}", err=True)
+        progress().say(f"warning: {line}")
 
 
 def show(report: Report) -> None:
     """Print a report, as wide as the terminal is: 80 columns where there is none, or as many as COLUMNS says."""
-    # Only commands that print text pay for rich.
-    from rich.console import Console
-    from rich.text import Text
-
     from asikit.report.view.text import lines
 
-    # Colour on a terminal only, and never with NO_COLOR. The lines are set: they are not to be wrapped again.
-    out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    for line in lines(report, get_terminal_size(fallback=(_COLUMNS, 0)).columns):
-        out.print(Text(line.text, style=_LOOKS[line.style]))
+    shown = lines(report, get_terminal_size(fallback=(_COLUMNS, 0)).columns)
+    coloured = on_terminal() and not os.environ.get("NO_COLOR")
+    put("".join(f"{click.style(line.text, **_LOOKS[line.style]) if coloured else line.text}\n" for line in shown))
 
 
 def save(path: Path, pieces: Iterable[bytes]) -> None:

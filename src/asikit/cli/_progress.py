@@ -1,4 +1,4 @@
-"""One line at the foot of a terminal that says how far a recording has come."""
+"""One line at the foot of a terminal that says how far a command has come."""
 
 from __future__ import annotations
 
@@ -16,33 +16,28 @@ if TYPE_CHECKING:
 
     from asikit.record import Output, RecordingStatus
 
-__all__ = ["Above", "StatusLine"]
+__all__ = ["Above", "Progress", "StatusLine", "progress"]
 
 _TICK_SECONDS = 0.5
 _SHORT_SECONDS = 1.0
-"""What is done sooner is not worth a line."""
+"""A recording that is done sooner is not worth a line."""
+_LONG_SECONDS = 1.5
+"""Another command that is done a tick later is not worth one."""
 _CLEAR = "\r\x1b[K"
 
 
-class StatusLine(threading.Thread):
-    """Shows a status on stderr, if that is a terminal, until its block ends. A context manager.
+class Line(threading.Thread):
+    """A line on stderr, if that is a terminal, until its block ends. A context manager."""
 
-    What else is written to a terminal meanwhile is to go through :meth:`above`.
-    """
+    def __init__(self, *, after: float) -> None:
+        """Prepare.
 
-    def __init__(self, status: RecordingStatus, *, verbose: bool = False) -> None:
-        """Prepare to show ``status``.
-
-        :param verbose: Write a line for each stage, too, wherever stderr goes.
+        :param after: Seconds before there is anything to see.
         """
         super().__init__(daemon=True)
-        self._status = status
-        if verbose:
-            status.told = self._say_stage
+        self._after = after
         self._began = time.monotonic()
         self._shown = False
-        self._in_line = False
-        """The workload's last output has not ended its line, on which nothing is shown then."""
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -56,6 +51,10 @@ class StatusLine(threading.Thread):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clear the line and end."""
+        self.end()
+
+    def end(self) -> None:
+        """Clear the line and end."""
         self._ended.set()
         if self.ident is not None:
             self.join()
@@ -63,19 +62,92 @@ class StatusLine(threading.Thread):
             self._clear()
 
     def run(self) -> None:
-        """Show the status twice a second."""
-        if self._ended.wait(_SHORT_SECONDS):
+        """Show the line twice a second."""
+        if self._ended.wait(self._after):
             return
         while not self._ended.wait(_TICK_SECONDS):
             with self._lock:
-                if not self._in_line:
-                    self._show()
+                self._show()
 
     def say(self, line: str) -> None:
         """Write a line of ours above."""
         with self._lock:
             self._clear()
             click.echo(f"asi: {line}", err=True)
+
+    def text(self, seconds: float) -> str:
+        """Return what the line says now, this long after it began; nothing, to leave it as it is."""
+        raise NotImplementedError
+
+    def _show(self) -> None:
+        text = self.text(time.monotonic() - self._began)
+        if text:
+            sys.stderr.write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
+            sys.stderr.flush()
+            self._shown = True
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
+            self._shown = False
+
+
+class Progress(Line):
+    """How long a command takes, what it has done, and when it will end where that can be known."""
+
+    def __init__(self, context: click.Context | None = None) -> None:
+        """Prepare to show how far the command of a context has come."""
+        super().__init__(after=_LONG_SECONDS)
+        self._context = context
+        self._done, self._total, self._unit = 0, 0, ""
+
+    def at(self, done: int, unit: str, *, total: int = 0) -> None:
+        """Say how far it has come.
+
+        :param unit: What is counted.
+        :param total: How many there are; 0 if nobody knows.
+        """
+        self._done, self._total, self._unit = done, total, unit
+
+    def text(self, seconds: float) -> str:
+        """Return the command's name, what it has done, and the time."""
+        name = self._context.invoked_subcommand if self._context is not None else None
+        said = [name or "working"]
+        if self._total:
+            said.append(f"{self._done:,} of {self._total:,} {self._unit}")
+        elif self._unit:
+            said.append(f"{self._done:,} {self._unit}")
+        said.append(_time(seconds))
+        if 0 < self._done < self._total:
+            said.append(f"about {_time(seconds / self._done * (self._total - self._done))} left")
+        return f"asi: {', '.join(said)}"
+
+
+def progress() -> Progress:
+    """Return the line of the command that runs; outside one, a line that is never shown."""
+    context = click.get_current_context(silent=True)
+    found = context.find_root().obj if context is not None else None
+    return found if isinstance(found, Progress) else Progress()
+
+
+class StatusLine(Line):
+    """Shows the status of a recording.
+
+    What else is written to a terminal meanwhile is to go through :meth:`above`.
+    """
+
+    def __init__(self, status: RecordingStatus, *, verbose: bool = False) -> None:
+        """Prepare to show ``status``.
+
+        :param verbose: Write a line for each stage, too, wherever stderr goes.
+        """
+        super().__init__(after=_SHORT_SECONDS)
+        self._status = status
+        if verbose:
+            status.told = self._say_stage
+        self._in_line = False
+        """The workload's last output has not ended its line, on which nothing is shown then."""
 
     def _say_stage(self, stage: str) -> None:
         self.say(f"[{time.monotonic() - self._began:.1f} s] {stage}")
@@ -90,17 +162,9 @@ class StatusLine(threading.Thread):
             self._clear()
             self._in_line = not data.endswith(b"\n")
 
-    def _show(self) -> None:
-        text = _text(self._status, time.monotonic() - self._began)
-        sys.stderr.write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
-        sys.stderr.flush()
-        self._shown = True
-
-    def _clear(self) -> None:
-        if self._shown:
-            sys.stderr.write(_CLEAR)
-            sys.stderr.flush()
-            self._shown = False
+    def text(self, seconds: float) -> str:
+        """Return the stage of the recording, and how much there is of it."""
+        return "" if self._in_line else _text(self._status, seconds)
 
 
 class Above:
@@ -123,6 +187,12 @@ class Above:
     def flush(self) -> None:
         """Write what is buffered."""
         self._stream.flush()
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _text(status: RecordingStatus, seconds: float) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
+from asikit.cli._progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from asikit.attacks import Cell, Finding
 
@@ -36,6 +38,7 @@ _ALL = "all"
 )
 @click.option("--list", "list_names", is_flag=True, help="List vulnerabilities, vectors and mitigations, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.attack/1).")
+@html_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -48,6 +51,7 @@ def command(
     save: str | None,
     list_names: bool,
     as_json: bool,
+    html: Path | None,
 ) -> None:
     """Attack the model machine, and say what leaks.
 
@@ -76,6 +80,9 @@ def command(
     findings = _attack(wanted)
     if save is not None:
         _save(findings[0], save)
+    from asikit.report.attack import attack_page
+
+    write_html(html, lambda: attack_page(findings))
     _show(findings, why=why, as_json=as_json)
     verdicts = {str(found.verdict) for found in findings}
     context.exit(_EXIT_LEAK if "LEAK" in verdicts else _EXIT_UNKNOWN if "UNKNOWN" in verdicts else 0)
@@ -85,13 +92,9 @@ def _attack(wanted: Sequence[Cell]) -> list[Finding]:
     from asikit.attacks import matrix
 
     findings = []
-    shows = sys.stderr.isatty()
-    for number, found in enumerate(matrix(wanted), 1):
+    for found in matrix(wanted):
         findings.append(found)
-        if shows:
-            click.echo(f"\r{number} of {len(wanted)} attacks", err=True, nl=False)
-    if shows:
-        click.echo("\r\x1b[K", err=True, nl=False)
+        progress().at(len(findings), "attacks", total=len(wanted))
     return findings
 
 

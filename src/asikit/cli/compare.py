@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from asikit.cost import Comparison
 
 EXIT_REGRESSION = 10
@@ -30,6 +33,7 @@ _DEFAULT_TOP = 10
     "--fail-over", metavar="PERCENT", type=float, help="Exit with 10 if B has that many per cent more exits than A."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.compare/1).")
+@html_option
 @click.option("--top", type=click.IntRange(min=0), help=f"Causes to show. [default: {_DEFAULT_TOP}; JSON: all]")
 def command(
     a: str,
@@ -39,6 +43,7 @@ def command(
     anyway: bool,
     fail_over: float | None,
     as_json: bool,
+    html: Path | None,
     top: int | None,
 ) -> None:
     """Say what changed from A to B: two replays, or two costs.
@@ -47,23 +52,20 @@ def command(
     of such files, or several with commas between: then there are medians with 95 % intervals, and ~ is no difference.
     """
     from asikit.cost import compare
+    from asikit.report import compare_report
 
     names = [name.strip() for item in factors for name in item.split(",")]
     comparison = compare(a, b, factors=names, anyway=anyway)
+    report = compare_report(comparison, top=_DEFAULT_TOP if top is None else top)
+    write_html(html, lambda: report, a=a, b=b)
     if as_json:
         document = comparison.to_dict(top=top)
         del document["schema"]  # the envelope has it
         write_json("compare", document)
     else:
-        _print(comparison, _DEFAULT_TOP if top is None else top)
+        show(report)
     if fail_over is not None:
         _gate(comparison, fail_over)
-
-
-def _print(comparison: Comparison, top: int) -> None:
-    from asikit.report import compare_report
-
-    show(compare_report(comparison, top=top))
 
 
 def _gate(comparison: Comparison, percent: float) -> None:

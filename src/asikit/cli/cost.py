@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from asikit.cost import CostResult, Range
+    from asikit.report.view import Report
 
 _DEFAULT_POLICY = "denylist-2025"
 _DEFAULT_MITIGATIONS = "none,linux,blanket,asi"
@@ -42,6 +46,7 @@ _DEFAULT_TOP = 5
 @click.option("--smt", is_flag=True, help="The machine runs work on its sibling threads.")
 @click.option("--why", is_flag=True, help="Print every term, and the source of every figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.cost/1).")
+@html_option
 @click.option("--top", type=click.IntRange(min=0), default=_DEFAULT_TOP, show_default=True, help="Parameters to show.")
 @click.option("--list-cpus", is_flag=True, help="List the processors that come with asikit, and stop.")
 def command(
@@ -55,6 +60,7 @@ def command(
     smt: bool,
     why: bool,
     as_json: bool,
+    html: Path | None,
     top: int,
     list_cpus: bool,
     **part: Any,  # noqa: ANN401  (the options of _selecting)
@@ -94,6 +100,8 @@ def command(
         by=by,
     )
     warn(result.warnings)
+    identity = {name: str(result.trace[key]) for name, key in (("trace", "content_hash"), ("kernel", "kernel"))}
+    write_html(html, lambda: _with_sources(result, top), **identity)
     if as_json:
         _write_json(result)
     else:
@@ -142,3 +150,11 @@ def _print(result: CostResult, *, top: int, why: bool) -> None:
     show(cost_report(result, top=top))
     if why:
         show(cost_sources(result))
+
+
+def _with_sources(result: CostResult, top: int) -> Report:
+    """Return what a page says: the sources too, as it has room."""
+    from asikit.report import cost_report, cost_sources
+    from asikit.report.view import Report
+
+    return Report((*cost_report(result, top=top).parts, *cost_sources(result).parts), "What mitigations cost")

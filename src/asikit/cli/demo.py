@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import click
 
 from asikit.cli._output import show, write_json
+from asikit.cli._shipped import samples, scenarios
 
 SAMPLES = ("page-cache", "processes", "kvm-guest")
 POLICIES = ("blanket", "denylist-2025", "ephmap")
@@ -15,23 +19,29 @@ PRICED_POLICY = "ephmap"
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.demo/1).")
-def command(*, as_json: bool) -> None:
+@click.option(
+    "--copy",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Copy the sample recordings and the scenarios of asi run to DIR, a new folder, and stop.",
+)
+def command(*, as_json: bool, copy: Path | None) -> None:
     """Replay the sample recordings under three policies, and price them on two processors.
 
     The samples come with the package: they were made with `asi record` from a stock Debian kernel (samples/record.sh).
     """
-    from importlib.resources import files
-    from pathlib import Path
-
+    if copy is not None:
+        _copy(copy)
+        return
     from asikit.cost import price
     from asikit.machine.x86 import load_cpu
     from asikit.replay import load_policy, replay
     from asikit.report import overview
     from asikit.trace import Trace
 
-    folder = Path(str(files("asikit.data") / "samples"))
+    folders = {path.stem: path for path in samples()}
     policies = [load_policy(name) for name in POLICIES]
-    traces = {name: Trace.open(folder / f"{name}.asitrace") for name in SAMPLES}
+    traces = {name: Trace.open(folders[name]) for name in SAMPLES}
     results = {name: replay(trace, policies) for name, trace in traces.items()}
     cpus = [load_cpu(name) for name in CPUS]
     priced = [load_policy(PRICED_POLICY)]
@@ -45,3 +55,12 @@ def command(*, as_json: bool) -> None:
     release = traces[SAMPLES[0]].recorder.kernel.release
     title = f"Three recordings of a stock Linux {release}, each replayed under three policies:"
     show(overview(title, results, costs))
+
+
+def _copy(folder: Path) -> None:
+    """Copy what comes with the package, for commands that take a path."""
+    folder.mkdir(parents=True)
+    for sample in samples():
+        shutil.copytree(sample, folder / sample.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for scenario in scenarios():
+        shutil.copy(scenario, folder)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
-
-if TYPE_CHECKING:
-    from asikit.cost import Host
 
 
 @click.command()
@@ -18,24 +15,21 @@ if TYPE_CHECKING:
     "--from", "folder", metavar="DIR", type=click.Path(path_type=Path), help="What another machine saved, not this one."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.host/1).")
-def command(*, folder: Path | None, as_json: bool) -> None:
+@html_option
+def command(*, folder: Path | None, as_json: bool, html: Path | None) -> None:
     """Say what this machine is vulnerable to, and what ASI would do about it.
 
     To save another machine's: mkdir DIR; cp -r /sys/devices/system/cpu/vulnerabilities /sys/devices/system/cpu/smt
     /proc/cpuinfo DIR
     """
     from asikit.cost import read_host
+    from asikit.report import host_report
 
     host = read_host(folder)
+    write_html(html, lambda: host_report(host))
     if as_json:
         document = host.to_dict()
         del document["schema"]  # the envelope has it
         write_json("host", document)
     else:
-        _print(host)
-
-
-def _print(host: Host) -> None:
-    from asikit.report import host_report
-
-    show(host_report(host))
+        show(host_report(host))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from asikit.cli._output import json_text
-from asikit.cli._progress import StatusLine
+from asikit.cli._progress import StatusLine, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,6 +145,7 @@ def _record(recording: Recording, trace: Path, *, overwrite: bool, verbose: bool
     from asikit.record import RecordingStatus, Streams, record
     from asikit.trace import TraceExistsError
 
+    progress().end()  # a recording has a line of its own
     status, own = RecordingStatus(), Streams.of_this_process()
     with StatusLine(status, verbose=verbose) as line:
         streams = replace(own, out=line.above(own.out), err=line.above(own.err))

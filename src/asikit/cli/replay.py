@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asikit import __version__
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from asikit.protocol import AsiClass
     from asikit.replay import ReplayResult
+    from asikit.report.view import Report
     from asikit.trace import Trace
 
 _DEFAULT_POLICY = "denylist-2025"
 _DEFAULT_TOP = 10
+_PAGE_TOP = 200
+"""A page has room, and a table there can be searched."""
 
 
 @click.command()
@@ -38,10 +44,11 @@ _DEFAULT_TOP = 10
 )
 @selecting(cpu_options=("--cpu", "--on-cpu"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.replay/1).")
+@html_option
 @click.option(
     "--top",
     type=click.IntRange(min=0),
-    help=f"Causes and entries to show, 0 for no tables of them. [default: {_DEFAULT_TOP}; JSON: all]",
+    help=f"Causes and entries to show, 0 for no such tables. [default: {_DEFAULT_TOP}; HTML: {_PAGE_TOP}; JSON: all]",
 )
 @click.option("--list-policies", is_flag=True, help="List the policies that come with asikit, and stop.")
 def command(
@@ -50,6 +57,7 @@ def command(
     policies: tuple[str, ...],
     classes: str,
     as_json: bool,
+    html: Path | None,
     top: int | None,
     list_policies: bool,
     **part: Any,  # noqa: ANN401  (the options of _selecting)
@@ -76,10 +84,12 @@ def command(
     selection, by = selected(**part)
     results = replay(opened, loaded, chosen, selection=selection, by=by)
     warn(line for result in results for line in result.warnings)
+    identity = {"trace": opened.content_hash, "kernel": opened.recorder.kernel.release}
+    write_html(html, lambda: _report(results, _PAGE_TOP if top is None else top), **identity)
     if as_json:
         _write_json(results, opened, top)
     else:
-        _print(results, _DEFAULT_TOP if top is None else top)
+        show(_report(results, _DEFAULT_TOP if top is None else top))
 
 
 def _classes(text: str) -> frozenset[AsiClass]:
@@ -124,10 +134,9 @@ def _write_json(results: list[ReplayResult], trace: Trace, top: int | None) -> N
     write_json("replay", shown | {"asikit": __version__, "trace": identity})
 
 
-def _print(results: list[ReplayResult], top: int) -> None:
+def _report(results: list[ReplayResult], top: int) -> Report:
     from asikit.report import compare_replays, replay_report
 
     if len(results) == 1:
-        show(replay_report(results[0], top=top))
-    else:
-        show(compare_replays(results, causes=min(top, 3), top=top))
+        return replay_report(results[0], top=top)
+    return compare_replays(results, causes=min(top, 3), top=top)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from asikit.cli._html import html_option, write_html
 from asikit.cli._output import show, write_json
+from asikit.cli._progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from asikit.proofs import Capability, Verdict, Verification, World
     from asikit.protocol import AsiClass
 
@@ -20,7 +19,6 @@ _Value = TypeVar("_Value")
 
 _EXIT_REFUTED, _EXIT_UNKNOWN = 10, 11
 _ALL = "all"
-_PROGRESS_STEP = 100_000
 
 
 @click.command()
@@ -67,6 +65,7 @@ _PROGRESS_STEP = 100_000
 )
 @click.option("--equivalence", is_flag=True, help="Compare ASI with the blanket mitigation, situation by situation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.verify/1).")
+@html_option
 @click.option("--list-mutants", is_flag=True, help="List mutants and alternatives, and stop.")
 @click.pass_context
 def command(
@@ -82,6 +81,7 @@ def command(
     smtlib: str | None,
     equivalence: bool,
     as_json: bool,
+    html: Path | None,
     list_mutants: bool,
 ) -> None:
     """Prove that ASI leaks nothing, or show how a mutant of it does.
@@ -97,11 +97,11 @@ def command(
     if method == "induction" and (equivalence or mutant == _ALL):
         raise click.UsageError("--method induction is for one verdict", context)
     if equivalence:
-        verdict = _compare(as_json=as_json)
+        verdict = _compare(html, as_json=as_json)
     elif mutant == _ALL:
         if mitigation != "asi" or classes is not None:
             raise click.UsageError("--mutant all is for --mitigation asi, and goes without --class", context)
-        verdict = _verify_all(threads, nesting, as_json=as_json)
+        verdict = _verify_all(threads, nesting, html, as_json=as_json)
     else:
         if threads is None:
             threads = 1 if mitigation == "blanket" else 2
@@ -115,7 +115,7 @@ def command(
             capabilities=_capabilities(attacker),
         )
         result = _verify_one(world, mutant, method, smtlib)
-        verdict = _shown(result, as_json=as_json)
+        verdict = _shown(result, html, as_json=as_json)
     context.exit({"PROVED": 0, "REFUTED": _EXIT_REFUTED}.get(str(verdict), _EXIT_UNKNOWN))
 
 
@@ -125,35 +125,36 @@ def _verify_one(world: World, mutant: str | None, method: str | None, smtlib: st
 
     changed = None if mutant is None else find_mutant(mutant)
     if (method or method_for(world, changed)) == "explore":
-        result = verify(world, changed, costs=True, on_machine=True, progress=_states_progress())
-        _end_progress()
-        return result
+        line = progress()
+        return verify(world, changed, costs=True, on_machine=True, progress=lambda states: line.at(states, "states"))
     if smtlib is None:
         return prove(world, changed)
     with Path(smtlib).open("w", encoding="utf-8") as file:
         return prove(world, changed, smtlib=file)
 
 
-def _shown(result: Verification, *, as_json: bool) -> Verdict:
+def _shown(result: Verification, html: Path | None, *, as_json: bool) -> Verdict:
+    from asikit.report.verify import verification_report
+
+    write_html(html, lambda: verification_report(result))
     if as_json:
         write_json("verify", result.to_dict())
     else:
-        from asikit.report.verify import verification_report
-
         show(verification_report(result))
     return result.verdict
 
 
-def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
+def _verify_all(threads: int | None, nesting: int, html: Path | None, *, as_json: bool) -> Verdict:
     from asikit.proofs import CATALOGUE, Verdict, verify_mutants
+    from asikit.report.verify import mutants_report
 
     rows = []
     for row in verify_mutants(threads=threads, nesting=nesting, on_machine=True):
         rows.append(row)
-        _progress(f"{len(rows)} of {len(CATALOGUE)} mutants")
-    _end_progress()
+        progress().at(len(rows), "mutants", total=len(CATALOGUE))
     verdicts = {row.verdict for row in rows}
     verdict = next(v for v in (Verdict.REFUTED, Verdict.UNKNOWN, Verdict.PROVED) if v in verdicts)
+    write_html(html, lambda: mutants_report(rows))
     if as_json:
         write_json(
             "verify",
@@ -167,17 +168,17 @@ def _verify_all(threads: int | None, nesting: int, *, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import mutants_report
-
         show(mutants_report(rows))
     return verdict
 
 
-def _compare(*, as_json: bool) -> Verdict:
+def _compare(html: Path | None, *, as_json: bool) -> Verdict:
     from asikit.proofs import compare, equivalence_verdict
+    from asikit.report.verify import equivalence_report
 
     rows = list(compare())
     verdict = equivalence_verdict(rows)
+    write_html(html, lambda: equivalence_report(rows))
     if as_json:
         write_json(
             "verify",
@@ -191,8 +192,6 @@ def _compare(*, as_json: bool) -> Verdict:
             },
         )
     else:
-        from asikit.report.verify import equivalence_report
-
         show(equivalence_report(rows))
     return verdict
 
@@ -228,25 +227,3 @@ def _list_mutants() -> None:
     from asikit.report.verify import mutant_names
 
     show(mutant_names(CATALOGUE, ALTERNATIVES))
-
-
-def _states_progress() -> Callable[[int], None]:
-    shown = 0
-
-    def show(states: int) -> None:
-        nonlocal shown
-        if states >= shown + _PROGRESS_STEP:
-            shown = states
-            _progress(f"{states:,} states")
-
-    return show
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-
-
-def _end_progress() -> None:
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", err=True, nl=False)

@@ -31,8 +31,9 @@ from asikit.cost.expression import Range
 from asikit.cost.host import HOST_SCHEMA, Host, HostVerdict, HostVulnerability, Identity, read_host, read_identity
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
 from asikit.cost.priced import priced_mitigation
-from asikit.cost.pricing import BaseTime, mitigation_names, price
+from asikit.cost.pricing import BaseTime, mitigation_names, policy_on, price
 from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
+from asikit.cost.steps import step_cycles
 from asikit.cost.terms import CostTerm
 
 __all__ = [
@@ -72,8 +73,10 @@ __all__ = [
     "known_parameters",
     "mitigation_names",
     "model_text",
+    "policy_on",
     "price",
     "priced_mitigation",
     "read_host",
     "read_identity",
+    "step_cycles",
 ]

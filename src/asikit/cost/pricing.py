@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from asikit.replay import By, Policy, Selection
     from asikit.trace import Trace
 
-__all__ = ["ASI", "BLANKET", "NONE", "BaseTime", "mitigation_names", "price"]
+__all__ = ["ASI", "BLANKET", "NONE", "BaseTime", "mitigation_names", "policy_on", "price", "unit_of"]
 
 NONE, BLANKET, ASI = "none", "blanket", "asi"
 _NS_PER_SECOND = 1e9
@@ -77,7 +77,7 @@ def price(
     _check(cpus, policies, mitigations, smt=smt)
     chosen = base_time or BaseTime()
     needed = [
-        _on(policy, cpu, smt=smt)
+        policy_on(policy, cpu, smt=smt)
         for cpu in cpus
         for policy in (*(policies if ASI in mitigations else ()), load_policy(BLANKET))
     ]
@@ -125,8 +125,11 @@ def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Se
             )
 
 
-def _on(policy: Policy, cpu: CpuModel, *, smt: bool) -> Policy:
-    """Return a policy on a processor: its flushes are those that the processor needs."""
+def policy_on(policy: Policy, cpu: CpuModel, *, smt: bool = False) -> Policy:
+    """Return a policy on a processor: its flushes are those that the processor needs.
+
+    :param smt: The machine runs work on its sibling threads, which ASI stuns.
+    """
     described = PolicyCpu(
         features=tuple(sorted(cpu.protocol_features)),
         bugs=tuple(sorted(cpu.protocol_bugs)),
@@ -324,7 +327,7 @@ class _Pricer:
 
     def _in_cycles(self, term: CostTerm, parameters: Mapping[str, Parameter]) -> Monomial:
         product = term.monomial()
-        match _unit_of(term, parameters):
+        match unit_of(term, parameters):
             case Unit.NANOSECONDS:
                 return product.times(1, "frequency")
             case Unit.SHARE if self._seconds is None:
@@ -361,7 +364,11 @@ class _Pricer:
         return notes
 
 
-def _unit_of(term: CostTerm, parameters: Mapping[str, Parameter]) -> Unit:
+def unit_of(term: CostTerm, parameters: Mapping[str, Parameter]) -> Unit:
+    """Return what a term counts: its parameters have one time, or are all shares.
+
+    :raises CostError: There is no such parameter.
+    """
     missing = [name for name in term.price if name not in parameters]
     if missing:
         raise CostError(

@@ -13,7 +13,7 @@ from asikit.protocol import PRIMITIVES, EffectKind, FlushSide, Happening
 from asikit.replay import ALL_CLASSES, MechanismKind, Stepper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from asikit.cost.measure import Base, Measured, Walked
     from asikit.machine.x86 import CpuModel
@@ -30,6 +30,7 @@ __all__ = [
     "ephmap_terms",
     "policy_terms",
     "rest_terms",
+    "step_terms",
     "trace_parameters",
     "unit_exit",
 ]
@@ -209,6 +210,20 @@ def rest_terms(measured: Measured, base: Base) -> list[CostTerm]:
         if key in counted:
             counted[key] = max(0.0, counted[key] - exits * term.count)
     return [CostTerm(source, what, count, price) for (source, what, price), count in counted.items() if count]
+
+
+def step_terms(
+    effects: Sequence[Effect], *, exits: bool, enters: bool, to_userspace: bool, refills: bool
+) -> list[CostTerm]:
+    """Return the price of one step of the protocol; those of all steps add up to what a run's exits and entries cost.
+
+    :param exits: It leaves the restricted address space; ``enters``: it loads one again.
+    :param refills: A load of an address space loses what the TLB has.
+    """
+    terms = [*effect_terms(Counter(effects)), *_transition_terms(int(exits), int(enters))]
+    if enters and refills:
+        terms += _refill_terms(1, int(to_userspace))
+    return [term for term in terms if term.count]
 
 
 def _transition_terms(out: int, into: int) -> list[CostTerm]:

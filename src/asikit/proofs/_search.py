@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Arrays", "Shape", "enter", "expand", "settle_stuck"]
+__all__ = ["Arrays", "Shape", "enter", "expand", "mark_waiting", "settle_stuck"]
 
 # Columns of `Arrays.moves`.
 TO, SHARED, CLEARS, ADDS, FLAGS = range(5)
@@ -196,28 +196,38 @@ def expand(  # noqa: PLR0917  (one loop, compiled as one function)
 
 
 @jit
-def settle_stuck(stuck: Array, arrays: Arrays, shape: Shape) -> int:
-    """Set `stuck` (one flag a state, zero on entry) where a thread waits and no owed moves end that; say how many stay.
+def mark_waiting(waiting: Array, arrays: Arrays, shape: Shape) -> None:
+    """Set `waiting` (one flag a state, zero on entry) where a thread waits.
 
     A thread that broke a rule has stopped the machine, and holds up nobody.
     """
-    left = 0
-    for index in range(len(stuck)):
+    for index in range(len(waiting)):
         rows = _rows_of(arrays.states[index], arrays, shape)
         flags = arrays.rows[rows[0], ROW_FLAGS] | arrays.rows[rows[1], ROW_FLAGS]
         if flags & SPINS and not flags & BROKEN:
-            stuck[index] = 1
-            left += 1
-    todo = np.flatnonzero(stuck)
+            waiting[index] = 1
+
+
+@jit
+def settle_stuck(stuck: Array, todo: Array, arrays: Arrays, shape: Shape) -> int:
+    """Clear `stuck`, the flags of `mark_waiting`, where owed moves end the waiting; say how many stay.
+
+    `todo` are the states that wait, in their order; it is used up.
+    """
+    left = len(todo)
     while True:
         before = left
-        for index in todo[::-1]:
-            if _escapes(index, stuck, arrays, shape):
-                stuck[index] = 0
+        for place in range(before - 1, -1, -1):
+            if _escapes(todo[place], stuck, arrays, shape):
+                stuck[todo[place]] = 0
                 left -= 1
-        if left in (before, 0):
+        if left == before or left == 0:  # noqa: PLR1714 - compiles to comparisons
             return left
-        todo = todo[stuck[todo] == 1]
+        kept = 0
+        for place in range(before):
+            if stuck[todo[place]]:
+                todo[kept] = todo[place]
+                kept += 1
 
 
 @jit

@@ -187,7 +187,8 @@ class _Exploration:
 
     def _stuck(self) -> Path | None:
         stuck = np.zeros(self.count, dtype=np.uint8)
-        left = _search.settle_stuck(stuck, self._arrays, self.shape)
+        _search.mark_waiting(stuck, self._arrays, self.shape)
+        left = _search.settle_stuck(stuck, np.flatnonzero(stuck), self._arrays, self.shape)
         return self._path(int(np.flatnonzero(stuck)[0])) if left else None
 
     # Paths: the way back is by the parents' numbers, the moves are found again by asking the model.

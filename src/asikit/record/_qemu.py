@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from asikit.record.disk import NbdServer
 
-__all__ = ["DEFAULT_CPU", "GuestMachine", "Plugin", "RunningGuest"]
+__all__ = ["DEFAULT_CPU", "GuestMachine", "Plugin", "RunningGuest", "qemu_version"]
 
 _PIPE_BYTES = 1 << 20
 """As much as any user may ask for; the recorder writes this much at once."""
@@ -47,6 +47,14 @@ is a system call. ``cgroup_disable=cpuset``: once there is a cpuset, as containe
 
 DEFAULT_CPU = "max"
 """QEMU's ``-cpu``, where the user names none: with five levels of page tables, where the kernel can."""
+
+
+def qemu_version() -> str | None:
+    """Return QEMU's name and version; None if it is not installed."""
+    if shutil.which(_QEMU) is None:
+        return None
+    told = subprocess.run([_QEMU, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return told[0] if told else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +206,7 @@ class RunningGuest:
 
     def emulator(self) -> str:
         """Give QEMU's name and version."""
-        told = subprocess.run([_QEMU, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
-        return told[0] if told else _QEMU
+        return qemu_version() or _QEMU
 
     def qemu_error(self) -> str:
         """Say why QEMU ended: its last line of complaint, or the signal."""

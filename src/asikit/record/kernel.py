@@ -18,7 +18,7 @@ from asikit.record.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["KernelImage", "find_kernel", "read_release"]
+__all__ = ["KernelImage", "find_kernel", "kernel_here", "read_release"]
 
 _IMAGE_HEAD_BYTES = 0x8000
 """Of a bzImage: its setup code, which has the release, is at most 64 sectors."""
@@ -73,8 +73,16 @@ def find_kernel(image: Path | None, say: Callable[[str], None], *, modules: Path
     """
     if image is not None:
         return _kernel(image, read_release(image), modules)
-    here = _newest(images_below(_system()), modules)
+    here = kernel_here(modules=modules)
     return here if here is not None else _downloaded(say, modules)
+
+
+def kernel_here(*, modules: Path | None = None) -> KernelImage | None:
+    """Return the newest kernel on this machine that can be recorded; nothing is downloaded.
+
+    :param modules: As of :func:`find_kernel`.
+    """
+    return _newest(images_below(_system()), modules)
 
 
 def read_release(image: Path) -> str:

@@ -50,6 +50,7 @@ _NESTED_EXCEPTION = int(EventKind.NESTED_EXCEPTION)
 _RETURN_USER = int(EventKind.RETURN_USER)
 _VM_ENTRY = int(EventKind.VM_ENTRY)
 _TOUCH_READ, _TOUCH_FETCH = int(EventKind.TOUCH_READ), int(EventKind.TOUCH_FETCH)
+_ACCESSES = _TOUCH_FETCH - _TOUCH_READ + 1
 _FIRST_TOUCH = np.uint8(_TOUCH_READ)
 _TASK_SWITCH = int(EventKind.TASK_SWITCH)
 _PAGE_ALLOC, _PAGE_FREE = int(EventKind.PAGE_ALLOC), int(EventKind.PAGE_FREE)
@@ -237,7 +238,8 @@ def run_events(  # noqa: C901, PLR0911, PLR0912, PLR0915, PLR0917 - one loop, co
         if of_event.size:
             of_event[i] = s * event_classes + h
         cpu_state[c] = following
-        cpu_mask[c] = touch_mask[following]
+        for access in range(_ACCESSES):
+            cpu_mask[c, access] = touch_mask[following, access]
         if is_exit[s, h]:
             cpu_exited[c] = 1
             entry_counts[g, 1, cpu_entry[c]] += 1

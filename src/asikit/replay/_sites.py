@@ -55,7 +55,8 @@ class SiteTable:
         :param exits: The rows of the events that were exits.
         :param transitions: The number of the transition at each.
         """
-        where, how = _identify(events.kind, events.arg, events.stack, events.group, exits, transitions)
+        where, how = np.empty(exits.size, np.uint64), np.empty(exits.size, np.uint64)
+        _identify(events.kind, events.arg, events.stack, events.group, exits, transitions, where, how)
         done = 0
         while True:
             done, self._used = _count(where, how, done, self._table, self._used)
@@ -87,10 +88,16 @@ class SiteTable:
 
 @jit
 def _identify(  # noqa: PLR0917  (columns)
-    kind: Bytes, arg: Words, stack: Words, groups: Words, events: Rows, transitions: Rows
-) -> tuple[Numbers, Numbers]:
-    """Return where and how of exits. Apart from the counting, so that the processor can fetch many rows at once."""
-    where, how = np.empty(events.size, np.uint64), np.empty(events.size, np.uint64)
+    kind: Bytes,
+    arg: Words,
+    stack: Words,
+    groups: Words,
+    events: Rows,
+    transitions: Rows,
+    where: Numbers,
+    how: Numbers,
+) -> None:
+    """Fill in where and how of exits. Apart from the counting, so that the processor can fetch many rows at once."""
     for i in range(events.size):
         event = np.uintp(events[i])
         place = np.uint64(arg[event]) if _FIRST_TOUCH <= kind[event] <= _LAST_TOUCH else _NOWHERE
@@ -98,7 +105,6 @@ def _identify(  # noqa: PLR0917  (columns)
         how[i] = (
             np.uint64(groups[event]) << _GROUP_SHIFT | np.uint64(transitions[i]) << _KIND_BITS | np.uint64(kind[event])
         )
-    return where, how
 
 
 @jit
@@ -119,7 +125,8 @@ def _move(table: Numbers, larger: Numbers) -> None:
     """Copy a table into a larger one."""
     for old in table:
         if old[_EXITS] != 0:
-            larger[_row(old[_WHERE], old[_HOW], larger)] = old
+            row = _row(old[_WHERE], old[_HOW], larger)
+            larger[row, _WHERE], larger[row, _HOW], larger[row, _EXITS] = old[_WHERE], old[_HOW], old[_EXITS]
 
 
 @jit

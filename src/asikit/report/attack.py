@@ -16,6 +16,7 @@ from asikit.attacks import (
 )
 from asikit.machine.x86 import load_cpu
 from asikit.mitigations import mitigation, mitigation_names
+from asikit.report.html import Fold, Matrix, Page, PageSection
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
 
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
     from asikit.attacks import Finding
 
-__all__ = ["attack_names", "attack_reason", "attack_report"]
+__all__ = ["attack_names", "attack_page", "attack_reason", "attack_report"]
 
 _LONGEST_NAME: Final = 9
 _FEW_COLUMNS: Final = 6
 _WIDE: Final = 8
 _MOST_LINES: Final = 30
 _LONGEST_STEP: Final = 320
+_MOST_STORIES: Final = 200
 _WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
 
 
@@ -98,6 +100,30 @@ def _steps(finding: Finding) -> tuple[Note, ...]:
     if skipped != left_out:
         notes.append(Note(f"and {left_out} more", " " * 5))
     return tuple(notes)
+
+
+def attack_page(findings: Sequence[Finding]) -> Page:
+    """Return the matrix as a page, with the story of each leak."""
+    table, below = attack_report(findings).parts
+    assert isinstance(table, Table)
+    assert isinstance(below, Section)
+    leaks = [found for found in findings if found.verdict is AttackVerdict.LEAK]
+    # The findings stand in the order of the table's cells.
+    cells = tuple(
+        (number, column)
+        for number, row in enumerate(table.rows)
+        if isinstance(row, Row)
+        for column, cell in enumerate(row.cells)
+        if cell == _WORDS[AttackVerdict.LEAK]
+    )
+    told = (attack_reason(found) for found in leaks[:_MOST_STORIES])
+    stories = tuple(Fold(each.title, each.parts) for each in told)
+    notes = [Note("Each LEAK leads to the story of how it came about.", style=Style.FAINT)]
+    if leaks[_MOST_STORIES:]:
+        more = len(leaks) - len(stories)
+        notes.append(Note(f"{more} more leaks have no story here: asi attack --why tells one's", style=Style.FAINT))
+    parts = (*below.parts, *notes, Matrix(table, cells, stories))
+    return Page("Attacks on the model machine", (PageSection(parts, "What leaks"),))
 
 
 def attack_names() -> Report:

@@ -1,0 +1,57 @@
+"""The option with which a command writes its report as one HTML file, too."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from asikit import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asikit.report.html import Page
+    from asikit.report.view import Report
+
+__all__ = ["as_typed", "html_option", "keep_words", "write_html"]
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+_WORDS = "asikit.words"
+
+
+def html_option(command: _Command) -> _Command:
+    """Add ``--html FILE`` to a command; it arrives as ``html``."""
+    return click.option(
+        "--html",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the report to FILE, too, as one HTML page that needs nothing else.",
+    )(command)
+
+
+def keep_words(context: click.Context, words: list[str]) -> None:
+    """Remember what was typed."""
+    context.meta[_WORDS] = [str(context.info_name), *words]
+
+
+def as_typed() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(click.get_current_context().meta.get(_WORDS, ()))
+
+
+def write_html(path: Path | None, build: Callable[[], Report | Page], **made: str) -> None:
+    """Write a report to a file, if there is one to write to.
+
+    :param made: What the report was made of, by name.
+    """
+    if path is None:
+        return
+    from asikit.report.html import Page, page_of, write_page
+
+    built = build()
+    page = built if isinstance(built, Page) else page_of(built, click.get_current_context().command_path)
+    write_page(page.with_made((("command", as_typed()), ("asikit", __version__), *made.items())), path)

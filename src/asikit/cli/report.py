@@ -1,0 +1,67 @@
+"""``asi report``: what a recording says, as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asikit import __version__
+from asikit.cli._html import as_typed
+from asikit.cli._output import warn
+
+_DEFAULT_POLICY = "denylist-2025"
+_DEFAULT_CPUS = "skylake-6600u,zen2-7452"
+
+
+@click.command()
+@click.argument("traces", metavar="TRACE...", type=click.Path(), nargs=-1, required=True)
+@click.option(
+    "--policy",
+    "policies",
+    metavar="NAME|FILE.toml",
+    multiple=True,
+    help=f"Which memory is sensitive; several, or a comma list, are compared. [default: {_DEFAULT_POLICY}]",
+)
+@click.option(
+    "--cpu",
+    "cpus",
+    metavar="MODEL|FILE.toml",
+    multiple=True,
+    help=f"The processor; several, or a comma list: the answer is about the first. [default: {_DEFAULT_CPUS}]",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="Where to write the page.",
+)
+def command(traces: tuple[str, ...], *, policies: tuple[str, ...], cpus: tuple[str, ...], output: Path) -> None:
+    """Write one HTML page about recordings: why, when and at what cost the kernel exits.
+
+    TRACE is a folder NAME.asitrace that `asi record` wrote; of several the differences are shown, too. The page needs
+    no network and no other file (docs/report.md).
+    """
+    from asikit.machine.x86 import load_cpu
+    from asikit.replay import load_policy
+    from asikit.report import size_text
+    from asikit.report.html import write_page
+    from asikit.report.recording import Asked, look, recording_page
+    from asikit.trace import Trace
+
+    asked = Asked(
+        tuple(load_policy(name) for name in _names(policies or (_DEFAULT_POLICY,))),
+        tuple(load_cpu(name) for name in _names(cpus or (_DEFAULT_CPUS,))),
+    )
+    recordings = look([Trace.open(trace) for trace in dict.fromkeys(traces)], asked)
+    warn(line for recording in recordings for result in recording.results for line in result.warnings)
+    page = recording_page(recordings).with_made((("command", as_typed()), ("asikit", __version__)))
+    size = write_page(page, output)
+    click.echo(f"{output}: {size_text(size)}")
+
+
+def _names(items: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(name.strip() for item in items for name in item.split(",") if name.strip()))

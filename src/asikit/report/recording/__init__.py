@@ -1,0 +1,8 @@
+"""One page about recordings: the answer, and what one needs to believe it."""
+
+from __future__ import annotations
+
+from asikit.report.recording.page import recording_page
+from asikit.report.recording.sides import Asked, Recording, Side, look
+
+__all__ = ["Asked", "Recording", "Side", "look", "recording_page"]

@@ -1,0 +1,103 @@
+"""What a page about recordings is made from: each recording replayed, followed and priced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asikit.cost import policy_on, price
+from asikit.replay import History, MechanismKind, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asikit.cost import CostResult, CostRow
+    from asikit.machine.x86 import CpuModel
+    from asikit.replay import Policy, ReplayResult
+    from asikit.trace import Trace
+
+__all__ = ["MITIGATIONS", "Asked", "Recording", "Side", "look"]
+
+MITIGATIONS = ("none", "linux", "blanket", "asi")
+"""What a recording is priced with: ASI against its alternatives."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a page is to be about.
+
+    :ivar cpus: The first is the one that the answer is about.
+    """
+
+    policies: tuple[Policy, ...]
+    cpus: tuple[CpuModel, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A recording under one policy of ASI's.
+
+    :ivar name: What tells it from the others.
+    :ivar history: On the first processor.
+    :ivar row: Its price there.
+    """
+
+    name: str
+    trace: Trace
+    result: ReplayResult
+    history: History
+    row: CostRow
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording under all policies.
+
+    :ivar name: What tells it from the others.
+    :ivar results: As ``asi replay`` gives them.
+    :ivar cost: As ``asi cost`` gives it; None if no policy is ASI's.
+    :ivar sides: Of ASI's policies, in their order.
+    """
+
+    name: str
+    trace: Trace
+    results: tuple[ReplayResult, ...]
+    cost: CostResult | None
+    sides: tuple[Side, ...]
+
+
+def look(traces: Sequence[Trace], asked: Asked) -> tuple[Recording, ...]:
+    """Replay, follow and price each recording.
+
+    :raises CostError: A recording has no instructions; also :class:`PolicyError`, :class:`TraceError`.
+    """
+    names = _names(traces)
+    return tuple(_look(trace, name, asked, several=len(traces) > 1) for trace, name in zip(traces, names, strict=True))
+
+
+def _look(trace: Trace, name: str, asked: Asked, *, several: bool) -> Recording:
+    results = tuple(replay(trace, asked.policies))
+    asi = [policy for policy in asked.policies if policy.mechanism.kind is MechanismKind.ASI]
+    if not asi:
+        return Recording(name, trace, results, None, ())
+    cost = price(trace, asked.cpus, policies=asi, mitigations=MITIGATIONS)
+    first = asked.cpus[0]
+    rows = {row.policy: row for row in cost.rows if row.cpu == first.name and row.policy is not None}
+    by_policy = {result.policy: result for result in results}
+    sides = tuple(
+        Side(
+            ", ".join([*([name] if several else []), *([policy.name] if len(asi) > 1 or not several else [])]),
+            trace,
+            by_policy[policy.name],
+            History.of(trace, policy_on(policy, first)),
+            rows[policy.name],
+        )
+        for policy in asi
+    )
+    return Recording(name, trace, results, cost, sides)
+
+
+def _names(traces: Sequence[Trace]) -> list[str]:
+    """Return what each recording is called: its folder's name, with as much before it as tells it apart."""
+    stems = [trace.path.resolve().name.removesuffix(".asitrace") for trace in traces]
+    return [stem if stems.count(stem) == 1 else str(trace.path) for stem, trace in zip(stems, traces, strict=True)]
