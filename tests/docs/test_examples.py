@@ -27,7 +27,7 @@ LONG = (
 )
 """Commands that visit millions of states, or prove as much: `make test-all` runs them."""
 _STATUS = re.compile(r"\[exit status (\d+)\]")
-_RECORDED = re.compile(r"(?:^|\s)[\w.-]+\.(?:asitrace|json)\b")
+_RECORDED = re.compile(r"(?:^|\s)[\w.-]+\.(?:asitrace|json|folded)\b")
 _NUMBER = re.compile(r"-?\d[\d,.]*")
 
 
@@ -166,6 +166,24 @@ def test_long_examples(command: str, tmp_path: Path) -> None:
 def test_recording_examples(page: Path, tmp_path: Path) -> None:
     """The commands of a page that records print what it shows."""
     _follow(page, _folder(page, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("printed", "matches"),
+    [
+        (" 4.2%   9   read shmem <-\n", True),
+        (" 100.0%   12,345   read shmem <-\n", True),
+        (" 100.0%   many   read shmem <-\n", False),
+        (" 4.2%   9   read anon <-\n", False),
+        (" 4.2%   9   read shmem <-\n and 3 more\n", False),
+    ],
+)
+def test_numbers_of_a_recording_are_any_numbers(printed: str, matches: bool) -> None:
+    """On a page that records, other numbers in wider columns are as shown; other words, or more lines, are not."""
+    example = Example("page", "asi replay x.asitrace", (" 32.7%  2,047  read shmem <-",), of_a_recording=True)
+    assert (re.fullmatch(_pattern(example, example.shown), printed) is not None) is matches
+    exactly = replace(example, of_a_recording=False)
+    assert not re.fullmatch(_pattern(exactly, exactly.shown), printed)
 
 
 def test_every_command_has_a_page_with_an_example() -> None:
