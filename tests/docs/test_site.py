@@ -102,6 +102,6 @@ def test_search_works_from_a_folder(site: Path, query: str, pages: set[str]) -> 
         [*words, f"{(site / 'search.html').as_uri()}?q={query}"], capture_output=True, text=True, check=True
     )
     assert "Search finished" in done.stdout or "did not match any documents" in done.stdout
-    found = {link.partition("#")[0] for link in re.findall(r'<li class="kind-\w+"><a href="([^"?]+)', done.stdout)}
-    assert found >= pages
-    assert bool(found) is bool(pages)
+    hits = {link.partition("#")[0] for link in re.findall(r'<li class="kind-\w+"><a href="([^"?]+)', done.stdout)}
+    assert hits >= pages
+    assert bool(hits) is bool(pages)
