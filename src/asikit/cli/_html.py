@@ -13,7 +13,7 @@ from asikit import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asikit.report.html import Page
+    from asikit.report.html import HtmlPage
     from asikit.report.view import Report
 
 __all__ = ["as_typed", "html_option", "keep_words", "write_html"]
@@ -43,15 +43,15 @@ def as_typed() -> str:
     return shlex.join(click.get_current_context().meta.get(_WORDS, ()))
 
 
-def write_html(path: Path | None, build: Callable[[], Report | Page], **made: str) -> None:
+def write_html(path: Path | None, build: Callable[[], Report | HtmlPage], **made: str) -> None:
     """Write a report to a file, if there is one to write to.
 
     :param made: What the report was made of, by name.
     """
     if path is None:
         return
-    from asikit.report.html import Page, page_of, write_page
+    from asikit.report.html import HtmlPage, page_of, write_page
 
     built = build()
-    page = built if isinstance(built, Page) else page_of(built, click.get_current_context().command_path)
+    page = built if isinstance(built, HtmlPage) else page_of(built, click.get_current_context().command_path)
     write_page(page.with_made((("command", as_typed()), ("asikit", __version__), *made.items())), path)

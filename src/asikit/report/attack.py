@@ -16,7 +16,7 @@ from asikit.attacks import (
 )
 from asikit.machine.x86 import load_cpu
 from asikit.mitigations import mitigation, mitigation_names
-from asikit.report.html import Fold, Matrix, Page, PageSection
+from asikit.report.html import Fold, HtmlPage, Matrix, PageSection
 from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, Table, choices
 from asikit.sources import cited, known_sources, spelt_out
 
@@ -102,7 +102,7 @@ def _steps(finding: Finding) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def attack_page(findings: Sequence[Finding]) -> Page:
+def attack_page(findings: Sequence[Finding]) -> HtmlPage:
     """Return the matrix as a page, with the story of each leak."""
     table, below = attack_report(findings).parts
     assert isinstance(table, Table)
@@ -123,7 +123,7 @@ def attack_page(findings: Sequence[Finding]) -> Page:
         more = len(leaks) - len(stories)
         notes.append(Note(f"{more} more leaks have no story here: asi attack --why tells one's", style=Style.FAINT))
     parts = (*below.parts, *notes, Matrix(table, cells, stories))
-    return Page("Attacks on the model machine", (PageSection(parts, "What leaks"),))
+    return HtmlPage("Attacks on the model machine", (PageSection(parts, "What leaks"),))
 
 
 def attack_names() -> Report:

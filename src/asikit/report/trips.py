@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asikit.protocol import ExitReason
     from asikit.replay import History
 
-__all__ = ["trip_dict", "trip_list", "trip_report"]
+__all__ = ["trip_dict", "trip_list", "trip_report", "trip_table"]
 
 _NESTED = {
     EventKind.NESTED_EXCEPTION: "exception",
@@ -75,6 +75,20 @@ def trip_report(history: History, trip: int) -> Report:
         steps.append(Note("(not over when the recording ended)", " " * 9))
     title = f"Round trip {trip:,} under {history.policy.name}, CPU {row['cpu']}, {_who(row)}"
     return Report(tuple(steps), title)
+
+
+def trip_table(history: History, trip: int, most: int) -> tuple[Table, int]:
+    """Return the same steps as a table, and how many of them are left out.
+
+    :param most: The most steps to show.
+    """
+    lines = list(_lines(history, trip))
+    # What ASI does stands before what it does nothing about, and the earlier before the later.
+    first = sorted(range(len(lines)), key=lambda number: (number > 0 and lines[number][-1] is Style.PLAIN, number))
+    shown = [lines[number] for number in sorted(first[:most])]
+    rows = [Row((f"{since:,}", _INDENT * depth + text), style) for since, depth, text, style in shown]
+    columns = (Column("instructions", number=True), Column("step", breaks=True))
+    return Table(columns, tuple(rows), ruled=False), max(0, len(lines) - most)
 
 
 def trip_dict(history: History, trip: int) -> dict[str, Any]:

@@ -12,14 +12,13 @@ import base64
 import hashlib
 import html
 import json
-import os
-from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from asikit.report.html.pictures import Page
+from asikit.documents import write_whole
+from asikit.report.html.pictures import HtmlPage
 from asikit.report.view.text import printable
 
 if TYPE_CHECKING:
@@ -53,20 +52,20 @@ _TEMPLATE = """<!doctype html>
 """
 
 
-def page_of(report: Report, title: str) -> Page:
+def page_of(report: Report, title: str) -> HtmlPage:
     """Return the page of a report.
 
     :param title: Its heading, if the report has none of its own.
     """
-    return Page(report.title or title, report.parts)
+    return HtmlPage(report.title or title, report.parts)
 
 
-def page_data(page: Page) -> Any:  # noqa: ANN401  (any JSON value)
+def page_data(page: HtmlPage) -> Any:  # noqa: ANN401  (any JSON value)
     """Return what a page says as plain values, as its script reads them."""
     return _shown(msgspec.to_builtins(page))
 
 
-def page_text(page: Page) -> str:
+def page_text(page: HtmlPage) -> str:
     """Return a page as HTML."""
     script, style = _script(), _asset("page.css")
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'"
@@ -81,28 +80,13 @@ def page_text(page: Page) -> str:
     )
 
 
-def write_page(page: Page, path: Path) -> int:
+def write_page(page: HtmlPage, path: Path) -> int:
     """Write a page to a file, all of it or nothing, and return how many bytes it has.
 
     :raises OSError: It cannot be written.
     """
     data = page_text(page).encode()
-    if path.exists() and not path.is_file():  # a device or a pipe takes what it is given
-        path.write_bytes(data)
-        return len(data)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        # The name that the user gave.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, [data])
     return len(data)
 
 

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "BarGroup",
+    "BarPart",
     "CpuTrack",
     "Flame",
     "FlameRows",
     "Fold",
-    "Group",
+    "HtmlPage",
     "Lead",
     "Matrix",
-    "Page",
     "PageSection",
     "Part",
+    "PartName",
     "Phase",
     "Picture",
-    "Share",
-    "Source",
-    "Stack",
     "Stacked",
+    "StackedBar",
     "Timeline",
 ]
 
@@ -135,7 +135,7 @@ class Timeline(msgspec.Struct, frozen=True, tag="timeline"):
     phases: tuple[Phase, ...] = ()
 
 
-class Share(msgspec.Struct, frozen=True):
+class BarPart(msgspec.Struct, frozen=True):
     """A part of a bar, as long as its best guess."""
 
     source: str
@@ -143,7 +143,7 @@ class Share(msgspec.Struct, frozen=True):
     shown: str
 
 
-class Stack(msgspec.Struct, frozen=True):
+class StackedBar(msgspec.Struct, frozen=True):
     """A bar of parts, with the interval of the whole."""
 
     label: str
@@ -151,17 +151,17 @@ class Stack(msgspec.Struct, frozen=True):
     mid: float
     high: float
     shown: str
-    parts: tuple[Share, ...]
+    parts: tuple[BarPart, ...]
 
 
-class Group(msgspec.Struct, frozen=True):
+class BarGroup(msgspec.Struct, frozen=True):
     """Bars that stand together."""
 
     name: str
-    bars: tuple[Stack, ...]
+    bars: tuple[StackedBar, ...]
 
 
-class Source(msgspec.Struct, frozen=True):
+class PartName(msgspec.Struct, frozen=True):
     """What a part of a bar is called."""
 
     key: str
@@ -171,8 +171,8 @@ class Source(msgspec.Struct, frozen=True):
 class Stacked(msgspec.Struct, frozen=True, tag="stacked"):
     """Stacked bars on one scale."""
 
-    groups: tuple[Group, ...]
-    sources: tuple[Source, ...]
+    groups: tuple[BarGroup, ...]
+    sources: tuple[PartName, ...]
 
 
 Picture: TypeAlias = Flame | Timeline | Stacked | Fold | Matrix
@@ -187,7 +187,7 @@ class PageSection(msgspec.Struct, frozen=True, tag="section"):
     title: str = ""
 
 
-class Page(msgspec.Struct, frozen=True):
+class HtmlPage(msgspec.Struct, frozen=True):
     """A page.
 
     :ivar made: What it was made of, and how: names and values.
@@ -197,6 +197,6 @@ class Page(msgspec.Struct, frozen=True):
     parts: tuple[Part | Lead | PageSection, ...]
     made: tuple[tuple[str, str], ...] = ()
 
-    def with_made(self, rows: Iterable[tuple[str, str]]) -> Page:
+    def with_made(self, rows: Iterable[tuple[str, str]]) -> HtmlPage:
         """Return it with more of what it was made of, before the rest."""
         return msgspec.structs.replace(self, made=(*rows, *self.made))

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from asikit.report.recording.page import recording_page
-from asikit.report.recording.sides import Asked, Recording, Side, look
+from asikit.report.recording.sides import Asked, PolicyView, RecordingView, look
 
-__all__ = ["Asked", "Recording", "Side", "look", "recording_page"]
+__all__ = ["Asked", "PolicyView", "RecordingView", "look", "recording_page"]

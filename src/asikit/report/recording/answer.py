@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asikit.cost import BreakEven, CostRow
-    from asikit.report.recording.sides import Recording, Side
+    from asikit.report.recording.sides import PolicyView, RecordingView
 
 __all__ = ["answer"]
 
@@ -22,7 +22,7 @@ _KNOWN = {"estimate": "estimated", "trace": "counted in the recording"}
 _ALTERNATIVES = ("blanket", "linux")
 
 
-def answer(recordings: Sequence[Recording]) -> Lead:
+def answer(recordings: Sequence[RecordingView]) -> Lead:
     """Return how often the kernel leaves the restricted address space, what that costs, and how far one knows that."""
     sides = [side for recording in recordings for side in recording.sides]
     if not sides:
@@ -32,7 +32,7 @@ def answer(recordings: Sequence[Recording]) -> Lead:
     return Lead((*notes, *(Note(_rests_on(recording), style=Style.FAINT) for recording in recordings)))
 
 
-def _exits(sides: Sequence[Side]) -> str:
+def _exits(sides: Sequence[PolicyView]) -> str:
     first = sides[0].result
     with_exit = first.round_trips - first.round_trips_without_exit
     share = with_exit / max(1, first.round_trips)
@@ -49,7 +49,7 @@ def _exits(sides: Sequence[Side]) -> str:
     return f"{said}{why}."
 
 
-def _costs(recordings: Sequence[Recording], sides: Sequence[Side]) -> str:
+def _costs(recordings: Sequence[RecordingView], sides: Sequence[PolicyView]) -> str:
     row = sides[0].row
     cost = recordings[0].cost
     others = {} if cost is None else {each.mitigation: each for each in cost.rows if each.cpu == row.cpu}
@@ -76,7 +76,7 @@ def _verdict(name: str, even: BreakEven) -> str:
     return f"ASI costs {word} than {name} by the best guess, but the figures' ranges leave that open"
 
 
-def _rests_on(recording: Recording) -> str:
+def _rests_on(recording: RecordingView) -> str:
     trace, cost = recording.trace, recording.cost
     kernel = trace.recorder.kernel.release
     says = f"The exits are counted: every event of {recording.name} (Linux {kernel}) went through the protocol."

@@ -16,7 +16,7 @@ from asikit.trace import RETURN_KINDS, Stacks
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.report.recording.sides import Side
+    from asikit.report.recording.sides import PolicyView
 
 __all__ = ["ROOM", "exits_apart", "flame"]
 
@@ -29,7 +29,7 @@ _UNKNOWN = "(no stack)"
 _RETURNS = [int(kind) for kind in RETURN_KINDS]
 
 
-def flame(sides: Sequence[Side]) -> Flame:
+def flame(sides: Sequence[PolicyView]) -> Flame:
     """Return the exits of all sides in one tree, so that any two can be compared."""
     counted = pl.concat(
         [exits_apart(side).with_columns(side=pl.lit(number, pl.UInt32)) for number, side in enumerate(sides)]
@@ -70,7 +70,7 @@ def flame(sides: Sequence[Side]) -> Flame:
     )
 
 
-def exits_apart(side: Side) -> pl.DataFrame:
+def exits_apart(side: PolicyView) -> pl.DataFrame:
     """Return how many exits there are, and what they cost, for each ``stack``, ``task`` and ``phase``.
 
     An exit counts in the task and the phases in which ``asi replay --by`` counts it. What the return after the last

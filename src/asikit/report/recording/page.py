@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, TypeAlias
 
 from asikit.report.cost import cost_report, cost_sources
-from asikit.report.html import Fold, Lead, Page, PageSection, Part, Picture, Timeline
+from asikit.report.html import Fold, HtmlPage, Lead, PageSection, Part, Picture, Timeline
 from asikit.report.recording.answer import answer
 from asikit.report.recording.costs import stacked
 from asikit.report.recording.flame import flame
@@ -18,7 +18,7 @@ from asikit.report.view import Note, Section, Style, Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asikit.report.recording.sides import Recording, Side
+    from asikit.report.recording.sides import PolicyView, RecordingView
 
 __all__ = ["recording_page"]
 
@@ -31,7 +31,7 @@ _MOST_STEPS = 400
 Parts: TypeAlias = tuple[Part | Picture | PageSection, ...]
 
 
-def recording_page(recordings: Sequence[Recording]) -> Page:
+def recording_page(recordings: Sequence[RecordingView]) -> HtmlPage:
     """Return the page about recordings."""
     sides = [side for recording in recordings for side in recording.sides]
     parts: list[Lead | PageSection] = [answer(recordings)]
@@ -46,15 +46,15 @@ def recording_page(recordings: Sequence[Recording]) -> Page:
     parts.append(PageSection(_counts(recordings), "What was counted"))
     if sides:
         parts.append(PageSection(_sources(recordings), "What the costs rest on"))
-    return Page(_title(recordings), tuple(parts), _made(recordings))
+    return HtmlPage(_title(recordings), tuple(parts), _made(recordings))
 
 
-def _title(recordings: Sequence[Recording]) -> str:
+def _title(recordings: Sequence[RecordingView]) -> str:
     names = [recording.name for recording in recordings]
     return f"{' and '.join(names)} under address space isolation"
 
 
-def _time(recordings: Sequence[Recording]) -> Parts:
+def _time(recordings: Sequence[RecordingView]) -> Parts:
     said = Note("Time added to the run, as a share of its time without any mitigation: the best guess, and its range.")
     folds = [
         Fold(f"The same in figures, and what moves them{_of(recording, recordings)}", _cost_parts(recording))
@@ -64,11 +64,11 @@ def _time(recordings: Sequence[Recording]) -> Parts:
     return (said, stacked(recordings), *folds)
 
 
-def _cost_parts(recording: Recording) -> tuple[Part, ...]:
+def _cost_parts(recording: RecordingView) -> tuple[Part, ...]:
     return () if recording.cost is None else cost_report(recording.cost, top=_MOST_PARAMETERS).parts
 
 
-def _when(sides: Sequence[Side]) -> Parts:
+def _when(sides: Sequence[PolicyView]) -> Parts:
     parts: list[Timeline | Table | PageSection] = []
     for side in sides:
         shown = (timeline(side, sides=len(sides)), cpu_table(side))
@@ -76,7 +76,7 @@ def _when(sides: Sequence[Side]) -> Parts:
     return tuple(parts)
 
 
-def _step_by_step(sides: Sequence[Side]) -> Parts:
+def _step_by_step(sides: Sequence[PolicyView]) -> Parts:
     parts: list[Note | Fold | PageSection] = []
     for side in sides:
         folds = opened_trips(side, most=_MOST_STEPS // len(sides))
@@ -87,14 +87,14 @@ def _step_by_step(sides: Sequence[Side]) -> Parts:
     return tuple(parts)
 
 
-def _policies(recordings: Sequence[Recording]) -> Parts:
+def _policies(recordings: Sequence[RecordingView]) -> Parts:
     reports = [(recording, compare_replays(recording.results, causes=_MAIN_CAUSES)) for recording in recordings]
     if len(reports) == 1:
         return reports[0][1].parts
     return tuple(Section(report.parts, recording.name) for recording, report in reports)
 
 
-def _counts(recordings: Sequence[Recording]) -> Parts:
+def _counts(recordings: Sequence[RecordingView]) -> Parts:
     parts: list[Section | Fold] = []
     for number, recording in enumerate(recordings):
         for result in recording.results:
@@ -105,7 +105,7 @@ def _counts(recordings: Sequence[Recording]) -> Parts:
     return tuple(parts)
 
 
-def _sources(recordings: Sequence[Recording]) -> Parts:
+def _sources(recordings: Sequence[RecordingView]) -> Parts:
     parts: list[Fold] = []
     for recording in recordings:
         if recording.cost is not None:
@@ -117,11 +117,11 @@ def _sources(recordings: Sequence[Recording]) -> Parts:
     return tuple(parts)
 
 
-def _of(recording: Recording, recordings: Sequence[Recording]) -> str:
+def _of(recording: RecordingView, recordings: Sequence[RecordingView]) -> str:
     return f": {recording.name}" if len(recordings) > 1 else ""
 
 
-def _made(recordings: Sequence[Recording]) -> tuple[tuple[str, str], ...]:
+def _made(recordings: Sequence[RecordingView]) -> tuple[tuple[str, str], ...]:
     rows: list[tuple[str, str]] = []
     for recording in recordings:
         trace, recorder = recording.trace, recording.trace.recorder

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asikit.replay import Policy, ReplayResult
     from asikit.trace import Trace
 
-__all__ = ["MITIGATIONS", "Asked", "Recording", "Side", "look"]
+__all__ = ["MITIGATIONS", "Asked", "PolicyView", "RecordingView", "look"]
 
 MITIGATIONS = ("none", "linux", "blanket", "asi")
 """What a recording is priced with: ASI against its alternatives."""
@@ -34,7 +34,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Side:
+class PolicyView:
     """A recording under one policy of ASI's.
 
     :ivar name: What tells it from the others.
@@ -50,7 +50,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingView:
     """A recording under all policies.
 
     :ivar name: What tells it from the others.
@@ -63,10 +63,10 @@ class Recording:
     trace: Trace
     results: tuple[ReplayResult, ...]
     cost: CostResult | None
-    sides: tuple[Side, ...]
+    sides: tuple[PolicyView, ...]
 
 
-def look(traces: Sequence[Trace], asked: Asked) -> tuple[Recording, ...]:
+def look(traces: Sequence[Trace], asked: Asked) -> tuple[RecordingView, ...]:
     """Replay, follow and price each recording.
 
     :raises CostError: A recording has no instructions; also :class:`PolicyError`, :class:`TraceError`.
@@ -75,17 +75,17 @@ def look(traces: Sequence[Trace], asked: Asked) -> tuple[Recording, ...]:
     return tuple(_look(trace, name, asked, several=len(traces) > 1) for trace, name in zip(traces, names, strict=True))
 
 
-def _look(trace: Trace, name: str, asked: Asked, *, several: bool) -> Recording:
+def _look(trace: Trace, name: str, asked: Asked, *, several: bool) -> RecordingView:
     results = tuple(replay(trace, asked.policies))
     asi = [policy for policy in asked.policies if policy.mechanism.kind is MechanismKind.ASI]
     if not asi:
-        return Recording(name, trace, results, None, ())
+        return RecordingView(name, trace, results, None, ())
     cost = price(trace, asked.cpus, policies=asi, mitigations=MITIGATIONS)
     first = asked.cpus[0]
     rows = {row.policy: row for row in cost.rows if row.cpu == first.name and row.policy is not None}
     by_policy = {result.policy: result for result in results}
     sides = tuple(
-        Side(
+        PolicyView(
             ", ".join([*([name] if several else []), *([policy.name] if len(asi) > 1 or not several else [])]),
             trace,
             by_policy[policy.name],
@@ -94,7 +94,7 @@ def _look(trace: Trace, name: str, asked: Asked, *, several: bool) -> Recording:
         )
         for policy in asi
     )
-    return Recording(name, trace, results, cost, sides)
+    return RecordingView(name, trace, results, cost, sides)
 
 
 def _names(traces: Sequence[Trace]) -> list[str]:

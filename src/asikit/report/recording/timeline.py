@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from asikit.replay import History
-    from asikit.report.recording.sides import Side
+    from asikit.report.recording.sides import PolicyView
 
     Numbers = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ _KINDS = {
 }
 
 
-def timeline(side: Side, *, sides: int = 1) -> Timeline:
+def timeline(side: PolicyView, *, sides: int = 1) -> Timeline:
     """Return what each CPU did when, in as many bins as there is room for.
 
     :param sides: How many timelines share the page's room.
@@ -46,7 +46,7 @@ def timeline(side: Side, *, sides: int = 1) -> Timeline:
     return Timeline(f"{side.name}: each CPU's state over time", bins, length, tracks, _phases(side))
 
 
-def cpu_table(side: Side) -> Table:
+def cpu_table(side: PolicyView) -> Table:
     """Return the same of the whole recording, in figures: a row for each CPU."""
     history = side.history
     edges = np.array([0.0, max(1, _length(history))])
@@ -116,7 +116,7 @@ def _counts(history: History, cpu: int, edges: npt.NDArray[np.float64]) -> dict[
     return found
 
 
-def _phases(side: Side) -> tuple[Phase, ...]:
+def _phases(side: PolicyView) -> tuple[Phase, ...]:
     table = side.trace.table("phases").head(_MOST_PHASES)
     rows = [row for pair in table.select("begin", "end").iter_rows() for row in pair]
     times = instructions_before(side.trace, rows) if rows else []
