@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from asikit.cli._output import show
+from asikit.cli._progress import progress
 from asikit.documents import write_whole
 from asikit.export import FORMATS
 
@@ -70,4 +71,5 @@ def command(
         write_whole(output, pieces)
         return
     for piece in pieces:
+        progress().end()  # what comes now may be seen on a terminal, and so would its line
         sys.stdout.buffer.write(piece)
