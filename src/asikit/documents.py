@@ -1,4 +1,4 @@
-"""The one reader of data files: TOML and JSON into typed values, refused in one way whatever they are of.
+"""The one reader of data files, TOML and JSON into typed values; and the one writer of files, whole or not at all.
 
 A kind of data file is a `Shelf`: the files that come with the package are found by name, a user's own by path. What a
 file may say is written once, as the type that it becomes: a dataclass or a `msgspec.Struct`, whose fields are the keys.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -54,6 +56,7 @@ __all__ = [
     "read_json",
     "shipped_text",
     "typed",
+    "write_whole",
 ]
 
 SUFFIX = ".toml"
@@ -407,3 +410,24 @@ def _is_filled(kind: Any) -> bool:
 def _words(kind: type[Enum]) -> dict[str, object]:
     """Return the words of an enum, each with its value. Where members have a `word`, files have that."""
     return {str(getattr(member, "word", member.value)): member.value for member in kind}
+
+
+def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file whole or not at all: what was there stays until all is written.
+
+    :raises OSError: It cannot be written; it names the file that was asked for.
+    """
+    if path.exists() and not path.is_file():  # a device or a pipe takes what it is given
+        with path.open("wb") as device:
+            device.writelines(pieces)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # beside it: a rename does not cross file systems
+    try:
+        with partial.open("xb") as file:
+            file.writelines(pieces)
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

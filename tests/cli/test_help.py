@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[2]
-PAGES = {path.stem: path for path in sorted((ROOT / "docs").rglob("*.md"))}
+PAGES = {
+    path.stem: path for path in sorted((ROOT / "docs").rglob("*.md")) if path.stem != "contributing"
+}  # that one shows a file of the checkout, which is no part of the package
 
 
 def asi(*words: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import asikit
+from asikit.attacks import cells
+from asikit.cli import attack, verify
 from asikit.cli._progress import Progress
+from asikit.proofs import Capability, world_for
 from tests.cli.terminal import ASI, Terminal
 
 if TYPE_CHECKING:
@@ -168,3 +171,34 @@ def test_command_that_takes_long_shows_a_line() -> None:
     terminal.type("\n")
     assert terminal.finish() == 0
     assert terminal.shown.endswith("\r\x1b[Kdone\n")
+
+
+class _Heard(Progress):
+    """Keeps what a command says of how far it has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[int, str, int]] = []
+
+    def at(self, done: int, unit: str, *, total: int = 0) -> None:
+        """Keep it."""
+        self.said.append((done, unit, total))
+
+
+def test_attack_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attack counts, and the last is the last of all."""
+    heard = _Heard()
+    monkeypatch.setattr("asikit.cli.attack.progress", lambda: heard)
+    wanted = cells(["none"], cpu=None, vulnerability="l1tf", vector=None)
+    assert len(attack._attack(wanted)) == len(wanted)
+    assert heard.said == [(number + 1, "attacks", len(wanted)) for number in range(len(wanted))]
+
+
+def test_verify_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states that were visited count; how many there are nobody knows before."""
+    heard = _Heard()
+    monkeypatch.setattr("asikit.cli.verify.progress", lambda: heard)
+    world = world_for("blanket", threads=1, nesting=0, classes=None, capabilities=Capability.SAMPLE)
+    verification = verify._verify_one(world, None, "explore", None)
+    assert heard.said[-1] == (verification.states, "states", 0)
+    assert [done for done, _, _ in heard.said] == sorted(done for done, _, _ in heard.said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -43,13 +44,33 @@ def test_every_page_is_on_the_site() -> None:
     assert sorted(listed) == sorted(pages)
 
 
-@pytest.mark.slow
-def test_site(tmp_path: Path) -> None:
-    """It builds, every link to a place of it leads there, and nothing is loaded from elsewhere."""
+def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
+    """``docs/pictures.py`` draws the committed pictures, no more and no fewer, and each is on a page."""
+    subprocess.run([sys.executable, str(DOCS / "pictures.py"), str(tmp_path)], check=True)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (DOCS / "pictures").iterdir()}
+    shown = {
+        Path(found).name
+        for page in DOCS.glob("*.md")
+        for found in re.findall(r"!\[[^\]]+\]\((pictures/[^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown == set(drawn)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build it, without a warning."""
+    folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-b", "html"]
-    done = subprocess.run([*words, str(DOCS), str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*words, str(DOCS), str(folder)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    pages = {path: _Page(path) for path in tmp_path.rglob("*.html")}
+    return folder
+
+
+@pytest.mark.slow
+def test_site(site: Path) -> None:
+    """Every link to a place of it leads there, and nothing is loaded from elsewhere."""
+    pages = {path: _Page(path) for path in site.rglob("*.html")}
     for path, page in pages.items():
         assert not [url for url in page.loaded if urlsplit(url).netloc], path
         for link in page.links:
@@ -61,4 +82,26 @@ def test_site(tmp_path: Path) -> None:
             assert not url.fragment or target not in pages or unquote(url.fragment) in pages[target].ids, (
                 f"{path}: {link}"
             )
-    assert "searchindex.js" in {path.name for path in tmp_path.iterdir()}  # the search runs in the browser
+
+
+@pytest.mark.slow
+@pytest.mark.needs_chromium
+@pytest.mark.parametrize(
+    ("query", "pages"),
+    [
+        ("pageblock", {"glossary.html", "asi.html", "cost.html"}),
+        ("VMSCAPE", {"attack.html", "tutorial-kvm.html"}),
+        ("nosuchword", set()),
+    ],
+)
+def test_search_works_from_a_folder(site: Path, query: str, pages: set[str]) -> None:
+    """A browser that opens the site from a folder, without a server or a network, finds the pages with a word."""
+    program = next(found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name)))
+    words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run(
+        [*words, f"{(site / 'search.html').as_uri()}?q={query}"], capture_output=True, text=True, check=True
+    )
+    assert "Search finished" in done.stdout or "did not match any documents" in done.stdout
+    hits = {link.partition("#")[0] for link in re.findall(r'<li class="kind-\w+"><a href="([^"?]+)', done.stdout)}
+    assert hits >= pages
+    assert bool(hits) is bool(pages)

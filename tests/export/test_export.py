@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from asikit.cli._frame import asi
-from asikit.cli._output import save
+from asikit.documents import write_whole
 from asikit.export import FORMATS
 from asikit.export.run import ExportError, export
 from asikit.replay import load_policy, replay
@@ -106,8 +106,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save(file, broken())
+        write_whole(file, broken())
     assert file.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    save(file, [b"af", b"ter"])
+    write_whole(file, [b"af", b"ter"])
     assert file.read_text() == "after"

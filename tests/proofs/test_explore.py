@@ -19,7 +19,7 @@ from tests.proofs.legacy import Legacy
 from tests.proofs.reference import Reference
 from tests.protocol.exploring import Explorer
 from tests.protocol.exploring import explore as walk
-from tests.protocol.test_interleavings import KERNEL_WORK, ONE_THREAD, TWO_THREADS
+from tests.protocol.test_interleavings import KERNEL_WORK, NMI_IN_NMI, ONE_THREAD, TWO_THREADS
 from tests.protocol.test_interleavings import USERSPACE as USERSPACE_ONLY
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 USERSPACE = (AsiClass.USERSPACE,)
 
 
-@pytest.mark.parametrize("name", ONE_THREAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == NMI_IN_NMI else []) for name in ONE_THREAD]
+)
 def test_the_numbers_of_the_protocols_own_tests(name: str) -> None:
     """One thread: the compiled exploration reaches as many states as the explorer of `tests/protocol`."""
     config, nmis, states = ONE_THREAD[name]

@@ -135,6 +135,7 @@ SLOW = {
     "NOFLUSH on two threads",
     "guests alone, PTI",
     "all of them",
+    "no shootdown",
 }
 LEAKY_TOO = pytest.mark.parametrize(
     "reached",
@@ -291,6 +292,7 @@ def test_proved(threads: int) -> None:
     }
 
 
+@pytest.mark.slow
 def test_two_classes_on_two_threads() -> None:
     """A thread's taints cannot say what its sibling trains: an exit that asks them is not proved."""
     world = world_for(threads=2, classes=(AsiClass.USERSPACE, AsiClass.KVM))

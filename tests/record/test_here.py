@@ -57,6 +57,11 @@ class Shown:
     found: dict[str, Any]
 
 
+def talk(port: int) -> str:
+    """Give a script that talks to a server of this machine."""
+    return f"exec 3<>/dev/tcp/10.0.2.2/{port} && echo hello >&3 && cat <&3"
+
+
 LOOK = """
 import json, os, socket, subprocess, time
 
@@ -69,6 +74,7 @@ print(json.dumps({
     "read": sh("cat .ssh/* .netrc notes"),
     "age": time.time() - os.stat("old").st_mtime,
     "host": socket.gethostname(),
+    "talked": subprocess.run(["bash", "-c", TALK], capture_output=True, text=True).__dict__,
     "written": sh("echo new >> old; cat old; mkdir d; mv old d/moved; ls d; rm -r d; ls"),
 }))
 """
@@ -78,7 +84,7 @@ print(json.dumps({
 def shown(once: Once) -> Shown:
     """Look at this machine from within, once for several tests."""
 
-    def look(folder: Path) -> Shown:
+    def looking(folder: Path) -> Shown:
         for name in (".ssh/id_ed25519", ".netrc", "notes"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(f"{SECRET}\n")
@@ -86,12 +92,13 @@ def shown(once: Once) -> Shown:
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "ASI_A": "a b\nc", "ASI_B": ""}
         environment |= {"XDG_CACHE_HOME": CACHE, "LC_ALL": "C.UTF-8", "TMPDIR": str(folder)}
         # A python3 of PATH may be a script, which changes the environment.
-        words = ("--env", "ASI_C=x=y", "-o", "t", "--", sys.executable, "-c", LOOK)
+        look = f"TALK = {talk(NOBODY)!r}{LOOK}"
+        words = ("--env", "ASI_C=x=y", "-o", "t", "--", sys.executable, "-c", look)
         done = _record(folder, *words, env=environment)
         assert done.returncode == 0, done.stderr
         return Shown(folder, environment, json.loads(done.stdout))
 
-    return once("here", look)
+    return once("here", looking)
 
 
 def test_environment(shown: Shown, tmp_path: Path) -> None:
@@ -198,7 +205,7 @@ def test_loopback(tmp_path: Path, compiled: Callable[[Path], str], *, bare: bool
     assert (made.out, made.done.exit_status) == ("20000\n", 0)
 
 
-def test_network(tmp_path: Path) -> None:
+def test_network(shown: Shown, tmp_path: Path) -> None:
     """A server here answers the guest at 10.0.2.2, which asks QEMU for names; without ``--net`` nothing is reached."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE_SECONDS)
@@ -210,21 +217,26 @@ def test_network(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        talk = f"exec 3<>/dev/tcp/10.0.2.2/{server.getsockname()[1]} && echo hello >&3 && cat <&3"
-        script = f"({talk}); cat /etc/resolv.conf"
-        reached = _record(tmp_path, "--net", "-o", "t1", "--", "bash", "-c", script)
+        script = f"({talk(server.getsockname()[1])}); cat /etc/resolv.conf"
+        reached = _record(tmp_path, "--net", "-o", "t", "--", "bash", "-c", script)
         thread.join(PATIENCE_SECONDS)
     assert reached.stdout == b"HELLO\nnameserver 10.0.2.3\n"
-    alone = _record(tmp_path, "-o", "t2", "--", "bash", "-c", f"({talk})")
-    assert (alone.stdout, alone.returncode) == (b"", 1)
-    assert b"Network is unreachable" in alone.stderr
+    alone = shown.found["talked"]
+    assert (alone["stdout"], alone["returncode"]) == ("", 1)
+    assert "Network is unreachable" in alone["stderr"]
 
 
-def test_streams(tmp_path: Path) -> None:
-    """A megabyte goes in and comes out, and the input's end is seen."""
+def test_streams_and_what_still_runs(tmp_path: Path) -> None:
+    """A megabyte goes in and comes out, and the input's end is seen.
+
+    A process that outlives the command is named, and holds nothing up.
+    """
     data = bytes(range(256)) * 4096
-    done = _record(tmp_path, "-o", "t", "--", "cat", input=data)
-    assert (done.returncode, done.stdout == data) == (0, True)
+    script = "sleep 1000 & cat; sleep 0.5; echo begun"
+    done = _record(tmp_path, "-o", "t", "--", "sh", "-c", script, input=data)
+    line = b"asi: still running when the command had ended, and ended with the guest: sleep\n"
+    assert (done.returncode, done.stdout == data + b"begun\n") == (0, True)
+    assert done.stderr.endswith(line)
 
 
 def test_closed_output(tmp_path: Path) -> None:
@@ -256,14 +268,6 @@ def test_terminal(tmp_path: Path) -> None:
     assert "<typed>\r\n" in text
     assert re.search(r"asi: booting, \d+ s", text)
     assert process.returncode == 0
-
-
-def test_what_still_runs(tmp_path: Path) -> None:
-    """A process that outlives the command is named, and holds nothing up."""
-    done = _record(tmp_path, "-o", "t", "--", "sh", "-c", "sleep 1000 & sleep 0.5; echo begun")
-    line = b"asi: still running when the command had ended, and ended with the guest: sleep\n"
-    assert (done.returncode, done.stdout) == (0, b"begun\n")
-    assert done.stderr.endswith(line)
 
 
 def test_skip_startup(tmp_path: Path) -> None:

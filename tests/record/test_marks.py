@@ -44,7 +44,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((1, True), id="1cpu-bare"),
+        pytest.param((1, True), id="1cpu-bare", marks=pytest.mark.slow),
         pytest.param((2, True), id="2cpus-bare", marks=pytest.mark.slow),
         pytest.param((1, False), id="1cpu"),
     ],

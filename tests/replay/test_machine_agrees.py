@@ -35,8 +35,10 @@ IN_BETWEEN = {"nmi_everywhere", "siblings"}
 LONG = {"out_of_memory", "pageblock_flip"}
 """Run under one policy with NOFLUSH and one without."""
 SCENARIOS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in IN_BETWEEN)
+FIRST = {"page_cache_read", "kvm_guest"}
+"""`make test` runs these under each policy, and the others under one; `make test-all` runs all."""
 CASES = [
-    (scenario, policy)
+    pytest.param(scenario, policy, marks=[] if scenario in FIRST or policy == "denylist-2025" else [pytest.mark.slow])
     for scenario in SCENARIOS
     for policy in (("denylist-2025", "allowlist-2022") if scenario in LONG else shipped_policies())
 ]

@@ -14,7 +14,6 @@ from asikit.cli._progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from asikit.report.view import Report
 
@@ -60,21 +59,6 @@ def show(report: Report) -> None:
     shown = lines(report, get_terminal_size(fallback=(_COLUMNS, 0)).columns)
     coloured = on_terminal() and not os.environ.get("NO_COLOR")
     put("".join(f"{click.style(line.text, **_LOOKS[line.style]) if coloured else line.text}\n" for line in shown))
-
-
-def save(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file whole or not at all: what was there stays until all is written.
-
-    :raises OSError: It cannot be written.
-    """
-    # Beside it: a rename does not cross file systems.
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with part.open("xb") as file:
-            file.writelines(pieces)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _sorted(value: Any) -> Any:  # noqa: ANN401  (any JSON value)

@@ -26,7 +26,7 @@ _LONG_SECONDS = 1.5
 _CLEAR = "\r\x1b[K"
 
 
-class Line(threading.Thread):
+class FootLine(threading.Thread):
     """A line on stderr, if that is a terminal, until its block ends. A context manager."""
 
     def __init__(self, *, after: float) -> None:
@@ -93,7 +93,7 @@ class Line(threading.Thread):
             self._shown = False
 
 
-class Progress(Line):
+class Progress(FootLine):
     """How long a command takes, what it has done, and when it will end where that can be known."""
 
     def __init__(self, context: click.Context | None = None) -> None:
@@ -131,7 +131,7 @@ def progress() -> Progress:
     return found if isinstance(found, Progress) else Progress()
 
 
-class StatusLine(Line):
+class StatusLine(FootLine):
     """Shows the status of a recording.
 
     What else is written to a terminal meanwhile is to go through :meth:`above`.

@@ -7,12 +7,15 @@ from pathlib import Path
 
 __all__ = ["pages", "samples", "scenarios"]
 
+_OF_THE_SITE = frozenset({"index", "contributing"})
+"""Pages that are nothing by themselves: a table of contents, and one that shows a file of the checkout."""
+
 
 def pages() -> dict[str, Path]:
     """Return the file of each page of the documentation, by name."""
     folder = _beside("docs")
-    found = sorted(folder.rglob("*.md")) if folder is not None else []
-    return {path.stem: path for path in found if path.stem != "index"}
+    found = folder.rglob("*.md") if folder is not None else []
+    return {path.stem: path for path in sorted(found, key=lambda path: path.stem) if path.stem not in _OF_THE_SITE}
 
 
 def samples() -> list[Path]:

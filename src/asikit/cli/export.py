@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from asikit.cli._output import save, show
+from asikit.cli._output import show
+from asikit.documents import write_whole
 from asikit.export import FORMATS
 
 
@@ -66,7 +67,7 @@ def command(
     loaded = [load_policy(each) for each in dict.fromkeys(names)]
     pieces = export(Trace.open(trace), name, loaded, where=where, table=table)
     if output is not None:
-        save(output, pieces)
+        write_whole(output, pieces)
         return
     for piece in pieces:
         sys.stdout.buffer.write(piece)

@@ -63,11 +63,11 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = tmp_path / "page.html"
     path.write_text("old")
 
-    def full(*_: object) -> int:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr("pathlib.Path.write_bytes", full)
+        context.setattr("pathlib.Path.replace", full)
         with pytest.raises(OSError, match=r"page\.html"):
             write_page(PAGE, path)
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]

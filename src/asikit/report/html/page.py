@@ -12,13 +12,12 @@ import base64
 import hashlib
 import html
 import json
-import os
-from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from asikit.documents import write_whole
 from asikit.report.html.pictures import HtmlPage
 from asikit.report.view.text import printable
 
@@ -87,22 +86,7 @@ def write_page(page: HtmlPage, path: Path) -> int:
     :raises OSError: It cannot be written.
     """
     data = page_text(page).encode()
-    if path.exists() and not path.is_file():  # a device or a pipe takes what it is given
-        path.write_bytes(data)
-        return len(data)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        # The name that the user gave.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, [data])
     return len(data)
 
 
