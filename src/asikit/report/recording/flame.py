@@ -82,10 +82,15 @@ def exits_apart(side: PolicyView) -> pl.DataFrame:
     labels = Labeller(tasks).label(marks["cpu"].to_numpy(), marks["kind"].to_numpy(), marks["arg"].to_numpy())
     phases = Grouping.of(side.trace, Selection(), By.PHASE)
     price = step_cycles(history, side.row)
-    priced = marks.select(
-        "row", "step", "trip", "kind", cycles=pl.col("step").replace_strict(price, default=0.0, return_dtype=pl.Float64)
-    ).with_columns(task=pl.Series(labels))
-    back = priced.filter(pl.col("kind").is_in(_RETURNS) & pl.col("trip").is_not_null())
+    leaving = [step for step in price if history.step(step).exit_reason is not None]
+    returned = pl.col("kind").is_in(_RETURNS) & pl.col("trip").is_not_null()
+    priced = (
+        marks.select("row", "step", "trip", "kind")
+        .with_columns(task=pl.Series(labels))
+        .filter(returned | pl.col("step").is_in(leaving))
+        .with_columns(cycles=pl.col("step").replace_strict(price, default=0.0, return_dtype=pl.Float64))
+    )
+    back = priced.filter(returned)
     after = back.select("trip", after=pl.col("cycles"))
     exits = (
         history.exits.select("row", "trip", "stack")
