@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asikit.replay import By, Selection, SelectionError, load_policy, replay
 from asikit.replay._chosen import entry_names
-from asikit.replay.where import Comparison, Field, Where
+from asikit.replay.where import Where, WhereField, WhereTerm
 from asikit.trace import Trace
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def expressions() -> st.SearchStrategy[str]:
 def test_it_means_what_python_means(text: str, cpu: int, pid: int) -> None:
     """On numbers an expression has Python's value, with its precedences."""
     where = Where.parse(text)
-    values = {Field.CPU: cpu, Field.PID: pid}
+    values = {WhereField.CPU: cpu, WhereField.PID: pid}
     found = where.true(lambda number: where.comparisons[number].holds(values[where.comparisons[number].field]))
     assert found is bool(eval(text, {"cpu": cpu, "pid": pid}))  # noqa: S307  (of our own making)
 
@@ -78,7 +78,7 @@ def test_what_is_refused(text: str, says: str) -> None:
 def test_what_is_known_too_late() -> None:
     """A replay cannot choose by what is known only at a round trip's end, and says so."""
     with pytest.raises(SelectionError, match="it is known only when a round trip is over"):
-        Where.parse("exits > 1", frozenset({Field.TASK}))
+        Where.parse("exits > 1", frozenset({WhereField.TASK}))
 
 
 def test_names() -> None:
@@ -93,11 +93,11 @@ def test_names() -> None:
     assert entry_names("nmi") == ("nmi",)
     assert entry_names("vm exit 120 hlt")[1] == "vm exit"
     (comparison,) = Where.parse("entry == 'vm exit 120 hlt'").comparisons
-    assert comparison == Comparison(Field.ENTRY, "==", "vm exit 120 hlt")
+    assert comparison == WhereTerm(WhereField.ENTRY, "==", "vm exit 120 hlt")
     (comparison,) = Where.parse("task == a-very-long-name-of-a-task").comparisons
     assert comparison.value == "a-very-long-nam"
-    assert Comparison(Field.TASK, "~", "redis*").holds("redis-server")
-    assert not Comparison(Field.PHASE, "!=", "load").holds_of_any(("load", "steady"))
+    assert WhereTerm(WhereField.TASK, "~", "redis*").holds("redis-server")
+    assert not WhereTerm(WhereField.PHASE, "!=", "load").holds_of_any(("load", "steady"))
 
 
 @pytest.mark.parametrize("task", ["phases", "init"])

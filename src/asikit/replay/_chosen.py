@@ -10,7 +10,7 @@ import numpy as np
 from asikit.errors import nearest
 from asikit.replay._events import ENTRY_SLOTS, NO_ENTRY, entry_label
 from asikit.replay.errors import SelectionError
-from asikit.replay.where import Comparison, Field, Where
+from asikit.replay.where import Where, WhereField, WhereTerm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AT_ENTRY", "Chosen", "check_names", "entry_names"]
 
-AT_ENTRY: Final = frozenset(field for field in Field if field.at_entry)
+AT_ENTRY: Final = frozenset(field for field in WhereField if field.at_entry)
 """What is known of an event when it takes place."""
 
 _KINDS: Final = ("syscall", "exception", "interrupt", "nmi", "vm exit")
@@ -70,16 +70,18 @@ class Chosen:
         """
         tasks = trace.table("tasks")
         entries = _all_entries(trace)
-        names: dict[Field, list[tuple[str, ...]]] = {
-            Field.TASK: [(comm,) for comm in tasks["comm"].to_list()],
-            Field.PID: [(str(pid),) for pid in tasks["tgid"].to_list()],
-            Field.CPU: [(str(cpu),) for cpu in range(cpus)],
-            Field.PHASE: list(phases),
-            Field.ENTRY: entries,
+        names: dict[WhereField, list[tuple[str, ...]]] = {
+            WhereField.TASK: [(comm,) for comm in tasks["comm"].to_list()],
+            WhereField.PID: [(str(pid),) for pid in tasks["tgid"].to_list()],
+            WhereField.CPU: [(str(cpu),) for cpu in range(cpus)],
+            WhereField.PHASE: list(phases),
+            WhereField.ENTRY: entries,
         }
-        check_names(where.comparisons, {**names, Field.CPU: names[Field.CPU][: trace.recorder.machine.cpus or cpus]})
+        check_names(
+            where.comparisons, {**names, WhereField.CPU: names[WhereField.CPU][: trace.recorder.machine.cpus or cpus]}
+        )
 
-        def bits(fields: Iterable[Field], size: int) -> Bits:
+        def bits(fields: Iterable[WhereField], size: int) -> Bits:
             found = np.zeros(size, np.uint64)
             for number, comparison in enumerate(where.comparisons):
                 if comparison.field in fields:
@@ -89,10 +91,10 @@ class Chosen:
 
         return cls(
             where,
-            bits((Field.TASK, Field.PID), tasks.height + 1),
-            bits((Field.CPU,), cpus),
-            bits((Field.PHASE,), len(phases)),
-            bits((Field.ENTRY,), ENTRY_SLOTS),
+            bits((WhereField.TASK, WhereField.PID), tasks.height + 1),
+            bits((WhereField.CPU,), cpus),
+            bits((WhereField.PHASE,), len(phases)),
+            bits((WhereField.ENTRY,), ENTRY_SLOTS),
         )
 
     def allows(self, words: Bits) -> npt.NDArray[np.bool_]:
@@ -111,7 +113,7 @@ def _all_entries(trace: Trace) -> list[tuple[str, ...]]:
     return [entry_names(entry_label(slot, *words)) for slot in range(NO_ENTRY + 1)]
 
 
-def check_names(comparisons: Iterable[Comparison], names: dict[Field, list[tuple[str, ...]]]) -> None:
+def check_names(comparisons: Iterable[WhereTerm], names: dict[WhereField, list[tuple[str, ...]]]) -> None:
     """Refuse a name that nothing has: its author believes that there is such a thing.
 
     :param names: What the things of each field are called, of those that there are.

@@ -24,7 +24,7 @@ from asikit.replay._tally import NO_PLACE, REASONS
 from asikit.replay.causes import name_sites
 from asikit.replay.errors import SelectionError
 from asikit.replay.one_pass import ALL_CLASSES, ReplayPass
-from asikit.replay.where import Field
+from asikit.replay.where import WhereField
 from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from asikit.replay.pieces import Piece
     from asikit.replay.policy import Policy
     from asikit.replay.result import ReplayResult
-    from asikit.replay.where import Comparison, Where
+    from asikit.replay.where import Where, WhereTerm
     from asikit.trace import Trace
 
     Transitions = npt.NDArray[np.int32]
@@ -185,14 +185,14 @@ class History:
 
         :raises SelectionError: No round trip has a name that the expression compares with.
         """
-        values: dict[Field, list[tuple[str, ...]]] = {
-            Field.TASK: [(comm,) if comm is not None else () for comm in self.trips["comm"].to_list()],
-            Field.PID: [(str(pid),) if pid is not None else () for pid in self.trips["pid"].to_list()],
-            Field.CPU: [(str(cpu),) for cpu in self.trips["cpu"].to_list()],
-            Field.PHASE: [tuple(names) for names in self.trips["phases"].to_list()],
-            Field.ENTRY: [entry_names(entry) for entry in self.trips["entry"].to_list()],
-            Field.EXITS: [(str(exits),) for exits in self.trips["exits"].to_list()],
-            Field.INSTRUCTIONS: [(str(number),) for number in self.trips["instructions"].to_list()],
+        values: dict[WhereField, list[tuple[str, ...]]] = {
+            WhereField.TASK: [(comm,) if comm is not None else () for comm in self.trips["comm"].to_list()],
+            WhereField.PID: [(str(pid),) if pid is not None else () for pid in self.trips["pid"].to_list()],
+            WhereField.CPU: [(str(cpu),) for cpu in self.trips["cpu"].to_list()],
+            WhereField.PHASE: [tuple(names) for names in self.trips["phases"].to_list()],
+            WhereField.ENTRY: [entry_names(entry) for entry in self.trips["entry"].to_list()],
+            WhereField.EXITS: [(str(exits),) for exits in self.trips["exits"].to_list()],
+            WhereField.INSTRUCTIONS: [(str(number),) for number in self.trips["instructions"].to_list()],
         }
         check_names(where.comparisons, values)
         true = [_true_of_each(comparison, values[comparison.field]) for comparison in where.comparisons]
@@ -204,7 +204,7 @@ class History:
         return self._replayed.result()
 
 
-def _true_of_each(comparison: Comparison, values: Sequence[tuple[str, ...]]) -> list[bool]:
+def _true_of_each(comparison: WhereTerm, values: Sequence[tuple[str, ...]]) -> list[bool]:
     known = {names: comparison.holds_of_any(names) for names in set(values)}
     return [known[names] for names in values]
 

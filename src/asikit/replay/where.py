@@ -30,10 +30,10 @@ from asikit.replay.errors import SelectionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Comparison", "Field", "Where"]
+__all__ = ["Where", "WhereField", "WhereTerm"]
 
 
-class Field(StrEnum):
+class WhereField(StrEnum):
     """What a comparison is about."""
 
     TASK = "task"
@@ -47,12 +47,12 @@ class Field(StrEnum):
     @property
     def number(self) -> bool:
         """Whether its values are numbers."""
-        return self in {Field.PID, Field.CPU, Field.EXITS, Field.INSTRUCTIONS}
+        return self in {WhereField.PID, WhereField.CPU, WhereField.EXITS, WhereField.INSTRUCTIONS}
 
     @property
     def at_entry(self) -> bool:
         """Whether it is known when the round trip begins."""
-        return self not in {Field.EXITS, Field.INSTRUCTIONS}
+        return self not in {WhereField.EXITS, WhereField.INSTRUCTIONS}
 
 
 _COMM_BYTES: Final = 15
@@ -73,13 +73,13 @@ _TOKEN: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class WhereTerm:
     """One comparison.
 
     :ivar operator: One of ``== != < <= > >= ~ !~``.
     """
 
-    field: Field
+    field: WhereField
     operator: str
     value: str | int
 
@@ -125,11 +125,11 @@ class Where:
     """
 
     text: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[WhereTerm, ...]
     _tree: _Node = field(repr=False)
 
     @classmethod
-    def parse(cls, text: str, fields: frozenset[Field] = frozenset(Field)) -> Where:
+    def parse(cls, text: str, fields: frozenset[WhereField] = frozenset(WhereField)) -> Where:
         """Read an expression.
 
         :param fields: Those that it may be about.
@@ -138,7 +138,7 @@ class Where:
         return _Parser(text, fields).where()
 
     @cached_property
-    def fields(self) -> frozenset[Field]:
+    def fields(self) -> frozenset[WhereField]:
         """What it is about."""
         return frozenset(comparison.field for comparison in self.comparisons)
 
@@ -153,12 +153,12 @@ class Where:
 class _Parser:
     """Reads one expression."""
 
-    def __init__(self, text: str, fields: frozenset[Field]) -> None:
+    def __init__(self, text: str, fields: frozenset[WhereField]) -> None:
         self._text = text
         self._fields = fields
         self._tokens = list(self._split())
         self._next = 0
-        self._found: list[Comparison] = []
+        self._found: list[WhereTerm] = []
 
     def where(self) -> Where:
         tree = self._or()
@@ -211,15 +211,15 @@ class _Parser:
         name = self._take("word", "a field")
         if name not in set(self._fields):
             known = sorted(self._fields)
-            later = name in set(Field)
+            later = name in set(WhereField)
             hint = "; it is known only when a round trip is over" if later else nearest(name, known)
             raise self._fault(f"no field {name!r}{hint}; there are {', '.join(known)}", self._tokens[self._next - 1][2])
         sign = self._take("op", "a comparison (== != < <= > >= ~ !~)")
-        about = Field(name)
-        self._found.append(Comparison(about, sign, self._value(about, sign)))
+        about = WhereField(name)
+        self._found.append(WhereTerm(about, sign, self._value(about, sign)))
         return _Node("", number=len(self._found) - 1)
 
-    def _value(self, about: Field, sign: str) -> str | int:
+    def _value(self, about: WhereField, sign: str) -> str | int:
         kind, text, place = self._token("a value")
         self._next += 1
         if kind not in {"text", "word"}:
@@ -233,7 +233,7 @@ class _Parser:
             return int(value)
         if sign not in {"==", "!="}:
             raise self._fault(f"{about} has no order: compare with ==, !=, ~ or !~", place)
-        return value.encode()[:_COMM_BYTES].decode(errors="replace") if about is Field.TASK else value
+        return value.encode()[:_COMM_BYTES].decode(errors="replace") if about is WhereField.TASK else value
 
     def _take(self, kind: str, what: str) -> str:
         found, text, place = self._token(what)
