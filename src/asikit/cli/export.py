@@ -9,7 +9,6 @@ import click
 
 from asikit.cli._output import show
 from asikit.cli._progress import progress
-from asikit.documents import write_whole
 from asikit.export import FORMATS
 
 
@@ -60,6 +59,7 @@ def command(
         raise click.UsageError(f"missing {'argument TRACE' if trace is None else 'option --format'}", context)
     if output is None and FORMATS[name].binary and sys.stdout.isatty():
         raise click.UsageError(f"format {name} is not for a terminal: give a file with -o", context)
+    from asikit.documents import write_whole
     from asikit.export.run import export
     from asikit.replay import load_policy
     from asikit.trace import Trace
