@@ -139,7 +139,8 @@ class SideTables:
     def symbol_of_stack(self) -> Rows:
         """The row of symbol names of each stack's innermost frame."""
         pages = self.places.filter(pl.col("region") == Region.BPF)["vaddr"].unique()
-        nameless = (self.stacks["symbol"] == 0) & (self.stacks["address"] // PAGE_BYTES * PAGE_BYTES).is_in(pages.implode())
+        page = self.stacks["address"] // PAGE_BYTES * PAGE_BYTES
+        nameless = (self.stacks["symbol"] == 0) & page.is_in(pages.implode())
         return np.where(nameless.to_numpy(), np.uint32(self.symbols.height), self.stacks["symbol"].to_numpy())
 
     @cached_property
