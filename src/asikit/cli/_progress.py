@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -26,7 +27,7 @@ _LONG_SECONDS = 1.5
 _CLEAR = "\r\x1b[K"
 
 
-class FootLine(threading.Thread):
+class FootLine(threading.Thread, ABC):
     """A line on stderr, if that is a terminal, until its block ends. A context manager."""
 
     def __init__(self, *, after: float) -> None:
@@ -75,9 +76,9 @@ class FootLine(threading.Thread):
             self._clear()
             click.echo(f"asi: {line}", err=True)
 
+    @abstractmethod
     def text(self, seconds: float) -> str:
         """Return what the line says now, this long after it began; nothing, to leave it as it is."""
-        raise NotImplementedError
 
     def _show(self) -> None:
         text = self.text(time.monotonic() - self._began)
