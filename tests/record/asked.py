@@ -108,6 +108,12 @@ class Asked:
             np.count_nonzero(counted[first.begin : second.end])
         )
 
+    def of_older_tasks(self) -> Mask:
+        """Tell which events happened to tasks that began before the workload: the boot's kernel threads, and init."""
+        pids = self.events.table["tasks"]["pid"].to_numpy()
+        own = pids[self.events.task[self.mine]].min()
+        return np.isin(self.events.task, np.flatnonzero(pids < own))
+
     def growth(self, name: str, pattern: str) -> int:
         """Give by how much the sum of what a pattern finds has grown from the first answer to the second."""
         first, second = (
