@@ -39,6 +39,8 @@ ALLOCATION = Calls(EventKind.PAGE_ALLOC, counted_last=False, functions=re.compil
 SWITCH = Calls(EventKind.TASK_SWITCH, counted_last=False, functions=re.compile(r".*"))
 HELPERS = re.compile(r"\w*_prepare(\.\w+)*")
 """Functions that have the event of a free, but count nothing: their caller does."""
+SWITCHING = re.compile(r"(__switch_to|finish_task_switch)(\.\w+)*")
+"""Functions that run for one task on the stack of another."""
 FAULTS_DISABLED = re.compile(r"copy_folio_from_iter_atomic|do_syscall_64|asm_(sysvec|exc|common)_\w+")
 KINDS_BY_FLAG = (
     (32, {"reserved", "percpu", "vmalloc", "stack"}),  # KPF_RESERVED: memory of before the page allocator
@@ -165,7 +167,7 @@ def _in_a_call(events: Events, own: npt.NDArray[np.int64], calls: Calls) -> list
     """Give those of a task's events, from a mark on into one direction, whose call the task was in at the mark.
 
     It was if it has done nothing else in between: all other stacks have that call in them. What it was interrupted for
-    says nothing.
+    says nothing, and neither does the end of a switch, which runs on the next task's stack already.
     """
     begins, ends = NESTED, {EventKind.NESTED_RETURN}
     if calls.counted_last:  # looked for backwards
@@ -182,8 +184,7 @@ def _in_a_call(events: Events, own: npt.NDArray[np.int64], calls: Calls) -> list
         elif kind in ends:
             where = where if interrupts else None
             interrupts = max(interrupts - 1, 0)
-        elif not interrupts and events.stack[event]:
-            stack = events.stack_names(int(events.stack[event]))[::-1]
+        elif not interrupts and (stack := _own_stack(events, event)):
             where = stack if where is None else _common(where, stack)
             if kind == calls.kind and calls.functions.fullmatch(stack[-1]):
                 while HELPERS.fullmatch(stack[-1]):
@@ -191,6 +192,12 @@ def _in_a_call(events: Events, own: npt.NDArray[np.int64], calls: Calls) -> list
                 if where[: len(stack)] == stack:
                     found.append(event)
     return found
+
+
+def _own_stack(events: Events, event: int) -> list[str]:
+    """Give an event's stack, the outermost function first; none if it may be another task's."""
+    names = events.stack_names(int(events.stack[event]))[::-1]
+    return [] if any(map(SWITCHING.fullmatch, names)) else names
 
 
 def _common(one: list[str], other: list[str]) -> list[str]:
