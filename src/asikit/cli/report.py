@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from asikit import __version__
 from asikit.cli._html import as_typed
 from asikit.cli._output import warn
+from asikit.cli._selecting import selected, selecting
 
 _DEFAULT_POLICY = "denylist-2025"
 _DEFAULT_CPUS = "skylake-6600u,zen2-7452"
@@ -30,6 +32,7 @@ _DEFAULT_CPUS = "skylake-6600u,zen2-7452"
     multiple=True,
     help=f"The processor; several, or a comma list: the answer is about the first. [default: {_DEFAULT_CPUS}]",
 )
+@selecting(cpu_options=("--on-cpu",))
 @click.option(
     "-o",
     "--output",
@@ -39,7 +42,14 @@ _DEFAULT_CPUS = "skylake-6600u,zen2-7452"
     show_default=True,
     help="Where to write the page.",
 )
-def command(traces: tuple[str, ...], *, policies: tuple[str, ...], cpus: tuple[str, ...], output: Path) -> None:
+def command(
+    traces: tuple[str, ...],
+    *,
+    policies: tuple[str, ...],
+    cpus: tuple[str, ...],
+    output: Path,
+    **part: Any,  # noqa: ANN401  (the options of _selecting)
+) -> None:
     """Write one HTML page about recordings: why, when and at what cost the kernel exits.
 
     TRACE is a folder NAME.asitrace that `asi record` wrote; of several the differences are shown, too. The page needs
@@ -55,6 +65,7 @@ def command(traces: tuple[str, ...], *, policies: tuple[str, ...], cpus: tuple[s
     asked = Asked(
         tuple(load_policy(name) for name in _names(policies or (_DEFAULT_POLICY,))),
         tuple(load_cpu(name) for name in _names(cpus or (_DEFAULT_CPUS,))),
+        *selected(**part),
     )
     recordings = look([Trace.open(trace) for trace in dict.fromkeys(traces)], asked)
     warn(line for recording in recordings for result in recording.results for line in result.warnings)

@@ -15,7 +15,7 @@ from asikit.cost import Unit, step_cycles
 from asikit.cost.pricing import unit_of
 from asikit.machine.x86 import load_cpu
 from asikit.protocol import PRIMITIVES, FlushSide
-from asikit.replay import By, load_policy, replay
+from asikit.replay import By, Selection, load_policy, replay
 from asikit.report.html import Lead, page_text
 from asikit.report.recording import Asked, PolicyView, look, recording_page
 from asikit.report.recording.flame import ROOM, exits_apart, flame
@@ -63,6 +63,39 @@ def test_the_flame_has_all_exits(side: PolicyView) -> None:
     for leaf, exits in zip(rows.node, rows.exits, strict=True):
         drawn[path(picture, leaf)] += exits
     assert drawn == wanted
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(tasks=("phases",)),
+        Selection(phases=("steady",)),
+        Selection(between="20%:70%"),
+        Selection(cpus=(0,), where="entry == pread64 or entry ~ 'exception*'"),
+        Selection(tasks=("init",)),
+    ],
+    ids=lambda selection: selection.text,
+)
+def test_a_part_of_a_recording(selection: Selection) -> None:
+    """The pictures have the exits that a replay of that part counts, and open round trips that have one of them."""
+    with as_file(files("asikit.data") / "samples" / "phases.asitrace") as path:
+        asked = Asked(ASKED.policies, ASKED.cpus, selection, By.TASK)
+        (recording,) = look([Trace.open(path)], asked)
+        (side,) = recording.sides
+        (counted,) = replay(side.trace, asked.policies, selection=selection, by=By.TASK)
+        assert counted.exits < side.history.exits.height
+        picture = flame([side])
+        assert sum(picture.rows.exits) == counted.exits == side.result.exits
+        found: Counter[str] = Counter()
+        for number, exits in zip(picture.rows.task, picture.rows.exits, strict=True):
+            found[picture.tasks[number]] += exits
+        assert found == Counter({part.name: part.exits for part in counted.parts if part.exits})
+        assert sum(sum(cpu.exits) for cpu in timeline(side).cpus) == counted.exits
+        opened = set(chosen_trips(side).values())
+        assert bool(opened) == bool(counted.exits)
+        assert opened <= set(side.exits["trip"].to_list())
+        page = recording_page([recording])
+    assert f"Only a part of the recording counts: {selection.text}." in page_text(page)
 
 
 def test_a_phase_begins_at_an_exit(tmp_path: Path) -> None:

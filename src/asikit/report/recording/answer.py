@@ -28,7 +28,9 @@ def answer(recordings: Sequence[RecordingView]) -> Lead:
     if not sides:
         trips = ", ".join(f"{result.round_trips:,}" for recording in recordings for result in recording.results)
         return Lead((Note(f"None of these policies is ASI's: of {trips} round trips there is nothing to exit from."),))
-    notes = [Note(_exits(sides)), Note(_costs(recordings, sides))]
+    part = sides[0].result.selection
+    counted = [Note(f"Only a part of the recording counts: {part}. All shares are of that part.")] if part else []
+    notes = [*counted, Note(_exits(sides)), Note(_costs(recordings, sides))]
     return Lead((*notes, *(Note(_rests_on(recording), style=Style.FAINT) for recording in recordings)))
 
 

@@ -71,7 +71,7 @@ def flame(sides: Sequence[PolicyView]) -> Flame:
 
 
 def exits_apart(side: PolicyView) -> pl.DataFrame:
-    """Return how many exits there are, and what they cost, for each ``stack``, ``task`` and ``phase``.
+    """Return how many exits count, and what they cost, for each ``stack``, ``task`` and ``phase``.
 
     An exit counts in the task and the phases in which ``asi replay --by`` counts it. What the return after the last
     exit of a round trip costs is that exit's.
@@ -107,7 +107,9 @@ def exits_apart(side: PolicyView) -> pl.DataFrame:
         task=pl.Series(task_names[exits["task"].to_numpy()].tolist(), dtype=pl.String),
         phase=pl.Series(phase_names[phases.segment_key[segment]].tolist(), dtype=pl.String),
     )
-    groups = named.group_by("stack", "task", "phase", maintain_order=True)
+    groups = named.join(side.exits, on="row", how="semi", maintain_order="left").group_by(
+        "stack", "task", "phase", maintain_order=True
+    )
     return groups.agg(exits=pl.len(), cycles=pl.col("cycles").sum())
 
 

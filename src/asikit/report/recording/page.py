@@ -69,7 +69,9 @@ def _cost_parts(recording: RecordingView) -> tuple[Part, ...]:
 
 
 def _when(sides: Sequence[PolicyView]) -> Parts:
-    parts: list[Timeline | Table | PageSection] = []
+    parts: list[Timeline | Table | Note | PageSection] = []
+    if any(side.result.selection for side in sides):
+        parts.append(Note("The exits are those of the part that counts; all else is the whole recording."))
     for side in sides:
         shown = (timeline(side, sides=len(sides)), cpu_table(side))
         parts += [PageSection(shown, side.name)] if len(sides) > 1 else shown

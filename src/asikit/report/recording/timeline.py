@@ -33,7 +33,7 @@ _KINDS = {
 
 
 def timeline(side: PolicyView, *, sides: int = 1) -> Timeline:
-    """Return what each CPU did when, in as many bins as there is room for.
+    """Return what each CPU did when, in as many bins as there is room for; only the exits are those that count.
 
     :param sides: How many timelines share the page's room.
     """
@@ -42,19 +42,19 @@ def timeline(side: PolicyView, *, sides: int = 1) -> Timeline:
     cpus = _cpus(history)
     bins = min(_MOST_BINS, max(_LEAST_BINS, _MOST_VALUES // max(1, sides * len(cpus))), length)
     edges = np.linspace(0, length, bins + 1)
-    tracks = tuple(_track(history, cpu, edges) for cpu in cpus)
+    tracks = tuple(_track(side, cpu, edges) for cpu in cpus)
     return Timeline(f"{side.name}: each CPU's state over time", bins, length, tracks, _phases(side))
 
 
 def cpu_table(side: PolicyView) -> Table:
-    """Return the same of the whole recording, in figures: a row for each CPU."""
+    """Return a row for each CPU: its state over the whole recording, and the exits that count."""
     history = side.history
     edges = np.array([0.0, max(1, _length(history))])
     rows = []
     for cpu in _cpus(history):
         restricted, unrestricted = (_covered(*spans, edges)[0] / edges[1] for spans in _spans(history, cpu))
         counts = _counts(history, cpu, edges)
-        exits = history.exits.filter(pl.col("cpu") == cpu).height
+        exits = side.exits.filter(pl.col("cpu") == cpu).height
         figures = (f"{restricted:.1%}", f"{unrestricted:.1%}", f"{exits:,}")
         rows.append(Row((f"CPU {cpu}", *figures, *(f"{int(counts[name][0]):,}" for name in _KINDS))))
     headings = ("restricted", "unrestricted", "exits", "predictor flushes", "buffer flushes", "stuns")
@@ -69,13 +69,13 @@ def _cpus(history: History) -> list[int]:
     return sorted(history.marks["cpu"].unique().to_list())
 
 
-def _track(history: History, cpu: int, edges: npt.NDArray[np.float64]) -> CpuTrack:
-    widths = np.diff(edges)
+def _track(side: PolicyView, cpu: int, edges: npt.NDArray[np.float64]) -> CpuTrack:
+    history, widths = side.history, np.diff(edges)
     shares = [
         np.clip(np.rint(_PER_MILLE * _covered(*spans, edges) / widths), 0, _PER_MILLE).astype(int).tolist()
         for spans in _spans(history, cpu)
     ]
-    exits = np.histogram(history.exits.filter(pl.col("cpu") == cpu)["time"].to_numpy(), edges)[0].tolist()
+    exits = np.histogram(side.exits.filter(pl.col("cpu") == cpu)["time"].to_numpy(), edges)[0].tolist()
     counts = {name: tuple(map(int, values)) for name, values in _counts(history, cpu, edges).items()}
     return CpuTrack(cpu=cpu, restricted=tuple(shares[0]), unrestricted=tuple(shares[1]), exits=tuple(exits), **counts)
 

@@ -42,7 +42,8 @@ def _opened(side: PolicyView, words: str, trip: int, most: int) -> Fold:
 
 def chosen_trips(side: PolicyView) -> Mapping[str, int]:
     """Return which round trips to open, each with what it is an example of."""
-    trips = side.history.trips.filter(pl.col("end").is_not_null() & pl.col("protected") & (pl.col("exits") > 0))
+    whole = side.history.trips.filter(pl.col("end").is_not_null() & pl.col("protected"))
+    trips = whole.join(side.exits, on="trip", how="semi", maintain_order="left")
     if not trips.height:
         return {}
     alike = trips.group_by("entry", "exits", maintain_order=True)
