@@ -11,12 +11,13 @@ import click
 from asikit import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from asikit.report.html import HtmlPage
+    from asikit.report.recording import RecordingView
     from asikit.report.view import Report
 
-__all__ = ["as_typed", "html_option", "keep_words", "write_html"]
+__all__ = ["html_option", "keep_words", "write_html", "write_recordings"]
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -38,11 +39,6 @@ def keep_words(context: click.Context, words: list[str]) -> None:
     context.meta[_WORDS] = [str(context.info_name), *words]
 
 
-def as_typed() -> str:
-    """Return the command as it was typed."""
-    return shlex.join(click.get_current_context().meta.get(_WORDS, ()))
-
-
 def write_html(path: Path | None, build: Callable[[], Report | HtmlPage], **made: str) -> None:
     """Write a report to a file, if there is one to write to.
 
@@ -50,8 +46,26 @@ def write_html(path: Path | None, build: Callable[[], Report | HtmlPage], **made
     """
     if path is None:
         return
-    from asikit.report.html import HtmlPage, page_of, write_page
+    from asikit.report.html import HtmlPage, page_of
 
     built = build()
-    page = built if isinstance(built, HtmlPage) else page_of(built, click.get_current_context().command_path)
-    write_page(page.with_made((("command", as_typed()), ("asikit", __version__), *made.items())), path)
+    _write(
+        built if isinstance(built, HtmlPage) else page_of(built, click.get_current_context().command_path), path, made
+    )
+
+
+def write_recordings(path: Path, recordings: Sequence[RecordingView]) -> None:
+    """Write the page about recordings to a file, and say how large it is."""
+    from asikit.report import size_text
+    from asikit.report.recording import recording_page
+
+    size = _write(recording_page(recordings), path, {})
+    click.echo(f"{path}: {size_text(size)}")
+
+
+def _write(page: HtmlPage, path: Path, made: Mapping[str, str]) -> int:
+    """Write a page with the command as it was typed, and return how many bytes it has."""
+    from asikit.report.html import write_page
+
+    command = shlex.join(click.get_current_context().meta.get(_WORDS, ()))
+    return write_page(page.with_made((("command", command), ("asikit", __version__), *made.items())), path)

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from asikit import __version__
-from asikit.cli._html import as_typed
+from asikit.cli._html import write_recordings
 from asikit.cli._output import warn
 from asikit.cli._selecting import selected, selecting
 
@@ -57,9 +56,7 @@ def command(
     """
     from asikit.machine.x86 import load_cpu
     from asikit.replay import load_policy
-    from asikit.report import size_text
-    from asikit.report.html import write_page
-    from asikit.report.recording import Asked, look, recording_page
+    from asikit.report.recording import Asked, look
     from asikit.trace import Trace
 
     asked = Asked(
@@ -69,9 +66,7 @@ def command(
     )
     recordings = look([Trace.open(trace) for trace in dict.fromkeys(traces)], asked)
     warn(line for recording in recordings for result in recording.results for line in result.warnings)
-    page = recording_page(recordings).with_made((("command", as_typed()), ("asikit", __version__)))
-    size = write_page(page, output)
-    click.echo(f"{output}: {size_text(size)}")
+    write_recordings(output, recordings)
 
 
 def _names(items: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The answer in two sentences, and what it rests on."""
+"""The answer in two sentences for each recording, and what it rests on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asikit.cost import BreakEven, CostRow
     from asikit.report.recording.sides import PolicyView, RecordingView
 
-__all__ = ["answer"]
+__all__ = ["answer", "listed"]
 
 _KNOWN = {"estimate": "estimated", "trace": "counted in the recording"}
 _ALTERNATIVES = ("blanket", "linux")
@@ -29,8 +29,11 @@ def answer(recordings: Sequence[RecordingView]) -> Lead:
         trips = ", ".join(f"{result.round_trips:,}" for recording in recordings for result in recording.results)
         return Lead((Note(f"None of these policies is ASI's: of {trips} round trips there is nothing to exit from."),))
     part = sides[0].result.selection
-    counted = [Note(f"Only a part of the recording counts: {part}. All shares are of that part.")] if part else []
-    notes = [*counted, Note(_exits(sides)), Note(_costs(recordings, sides))]
+    notes = [Note(f"Only a part of the recording counts: {part}. All shares are of that part.")] if part else []
+    for recording in recordings:
+        if recording.sides:
+            of = f"{recording.name}: under" if len(recordings) > 1 else "Under"
+            notes += [Note(f"{of} {_exits(recording.sides)}"), Note(_costs(recording))]
     return Lead((*notes, *(Note(_rests_on(recording), style=Style.FAINT) for recording in recordings)))
 
 
@@ -40,25 +43,26 @@ def _exits(sides: Sequence[PolicyView]) -> str:
     share = with_exit / max(1, first.round_trips)
     a_trip = first.exits / max(1, first.round_trips)
     said = (
-        f"Under {sides[0].name}, {with_exit:,} of {first.round_trips:,} round trips into the kernel ({share:.1%}) leave"
+        f"{first.policy}, {with_exit:,} of {first.round_trips:,} round trips into the kernel ({share:.1%}) leave"
         f" the restricted address space, {a_trip:.3f} exits a round trip"
     )
-    others = [f"{side.result.exits / max(1, side.result.round_trips):.3f} under {side.name}" for side in sides[1:]]
+    others = [
+        f"{side.result.exits / max(1, side.result.round_trips):.3f} under {side.result.policy}" for side in sides[1:]
+    ]
     if others:
-        said += f", against {_and(others)}"
+        said += f", against {listed(others)}"
     causes = first.top_causes(1)
     why = f"; {causes[0].share:.0%} of them for one cause, {cause_line(causes[0])}" if causes else ""
     return f"{said}{why}."
 
 
-def _costs(recordings: Sequence[RecordingView], sides: Sequence[PolicyView]) -> str:
-    row = sides[0].row
-    cost = recordings[0].cost
+def _costs(recording: RecordingView) -> str:
+    row, cost = recording.sides[0].row, recording.cost
     others = {} if cost is None else {each.mitigation: each for each in cost.rows if each.cpu == row.cpu}
     against = [f"{name} adds {interval(others[name].overhead)}" for name in _ALTERNATIVES if name in others]
-    more = [f"{interval(side.row.overhead)} under {side.name}" for side in sides[1:]]
-    also = f" ({_and(more)})" if more else ""
-    said = f"On {row.cpu} that adds {interval(row.overhead)} to the run's time{also}, while {_and(against)}"
+    more = [f"{interval(side.row.overhead)} under {side.result.policy}" for side in recording.sides[1:]]
+    also = f" ({listed(more)})" if more else ""
+    said = f"On {row.cpu} that adds {interval(row.overhead)} to the run's time{also}, while {listed(against)}"
     verdicts = [_verdict(name, even) for name, even in _even(row) if even is not None]
     return f"{said}: {'; '.join(verdicts)}." if verdicts else f"{said}."
 
@@ -86,11 +90,12 @@ def _rests_on(recording: RecordingView) -> str:
         return says
     row = recording.sides[0].row
     known = Counter(parameter.basis.value for parameter in row.parameters.values())
-    figures = _and([f"{count} {_KNOWN.get(basis, basis)}" for basis, count in known.most_common()])
+    figures = listed([f"{count} {_KNOWN.get(basis, basis)}" for basis, count in known.most_common()])
     most = row.sensitivity[0] if row.sensitivity else None
     moved = f"; {most.parameter} moves it most, from {percent(most.low)} to {percent(most.high)} alone" if most else ""
     return f"{says} The time is priced: the interval is that of {len(row.parameters)} figures ({figures}){moved}."
 
 
-def _and(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

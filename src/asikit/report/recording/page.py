@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from asikit.report.cost import cost_report, cost_sources
 from asikit.report.html import Fold, HtmlPage, Lead, PageSection, Part, Picture, Timeline
-from asikit.report.recording.answer import answer
+from asikit.report.recording.answer import answer, listed
 from asikit.report.recording.costs import stacked
 from asikit.report.recording.flame import flame
 from asikit.report.recording.timeline import cpu_table, timeline
@@ -51,7 +51,7 @@ def recording_page(recordings: Sequence[RecordingView]) -> HtmlPage:
 
 def _title(recordings: Sequence[RecordingView]) -> str:
     names = [recording.name for recording in recordings]
-    return f"{' and '.join(names)} under address space isolation"
+    return f"{listed(names)} under address space isolation"
 
 
 def _time(recordings: Sequence[RecordingView]) -> Parts:
