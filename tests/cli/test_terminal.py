@@ -12,9 +12,10 @@ import pytest
 
 import asikit
 from asikit.attacks import cells
-from asikit.cli import attack, verify
+from asikit.cli import attack, main, verify
 from asikit.cli._progress import Progress
 from asikit.proofs import Capability, world_for
+from asikit.trace import Trace
 from tests.cli.terminal import ASI, Terminal
 
 if TYPE_CHECKING:
@@ -192,6 +193,33 @@ def test_attack_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = cells(["none"], cpu=None, vulnerability="l1tf", vector=None)
     assert len(attack._attack(wanted)) == len(wanted)
     assert heard.said == [(number + 1, "attacks", len(wanted)) for number in range(len(wanted))]
+
+
+@pytest.mark.parametrize(
+    "words", [["replay"], ["cost", "--cpu", "zen2-7452"], ["trace"], ["export", "--format", "csv"]]
+)
+def test_reading_says_how_far_it_is(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The events that were read count, and all of them are read."""
+    heard = _Heard()
+    monkeypatch.setattr("asikit.cli._opening.progress", lambda: heard)
+    with pytest.raises(SystemExit, match="0"):
+        main([words[0], SAMPLE, *words[1:]])
+    assert capsys.readouterr().out
+    events = Trace.open(SAMPLE).rows("events")
+    assert heard.said[-1] == (events, "events", events)
+
+
+def test_what_begins_anew_has_a_new_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is told from the present pass, not from those before it."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    line = Progress()
+    line.at(90, "events", total=100)
+    now = 10.0
+    line.at(10, "events", total=100)
+    assert line.text(12.0) == "asi: working, 10 of 100 events, 12 s, about 18 s left"
 
 
 def test_verify_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,13 +102,16 @@ class Progress(FootLine):
         super().__init__(after=_LONG_SECONDS)
         self._context = context
         self._done, self._total, self._unit = 0, 0, ""
+        self._since = self._began
 
     def at(self, done: int, unit: str, *, total: int = 0) -> None:
-        """Say how far it has come.
+        """Say how far it has come; less than before, if it begins anew.
 
         :param unit: What is counted.
         :param total: How many there are; 0 if nobody knows.
         """
+        if done < self._done:
+            self._since = time.monotonic()
         self._done, self._total, self._unit = done, total, unit
 
     def text(self, seconds: float) -> str:
@@ -120,8 +123,9 @@ class Progress(FootLine):
         elif self._unit:
             said.append(f"{self._done:,} {self._unit}")
         said.append(_time(seconds))
-        if 0 < self._done < self._total:
-            said.append(f"about {_time(seconds / self._done * (self._total - self._done))} left")
+        here = seconds - (self._since - self._began)
+        if 0 < self._done < self._total and here > 0:
+            said.append(f"about {_time(here / self._done * (self._total - self._done))} left")
         return f"asi: {', '.join(said)}"
 
 

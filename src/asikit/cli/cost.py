@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asikit.cli._html import html_option, write_html
+from asikit.cli._opening import open_trace
 from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
@@ -86,11 +87,10 @@ def command(
     from asikit.cost import BaseTime, price
     from asikit.machine.x86 import load_cpu
     from asikit.replay import load_policy
-    from asikit.trace import Trace
 
     selection, by = selected(**part)
     result = price(
-        Trace.open(trace),
+        open_trace(trace),
         [load_cpu(name) for name in _names(cpus)],
         policies=[load_policy(name) for name in _names(policies or (_DEFAULT_POLICY,))],
         mitigations=_names(mitigations or (_DEFAULT_MITIGATIONS,)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from asikit.cli._opening import open_trace
 from asikit.cli._output import show
 from asikit.cli._progress import progress
 from asikit.export import FORMATS
@@ -62,11 +63,10 @@ def command(
     from asikit.documents import write_whole
     from asikit.export.run import export
     from asikit.replay import load_policy
-    from asikit.trace import Trace
 
     names = [each.strip() for item in policies or ("denylist-2025",) for each in item.split(",")]
     loaded = [load_policy(each) for each in dict.fromkeys(names)]
-    pieces = export(Trace.open(trace), name, loaded, where=where, table=table)
+    pieces = export(open_trace(trace), name, loaded, where=where, table=table)
     if output is not None:
         write_whole(output, pieces)
         return

@@ -8,6 +8,7 @@ import click
 
 from asikit import __version__
 from asikit.cli._html import html_option, write_html
+from asikit.cli._opening import open_trace
 from asikit.cli._output import show, warn, write_json
 from asikit.cli._selecting import selected, selecting
 
@@ -74,13 +75,12 @@ def command(
         raise click.UsageError("missing argument 'TRACE'", click.get_current_context())
     # Whatever reads a trace is slow to import.
     from asikit.replay import load_policy, replay
-    from asikit.trace import Trace
 
     chosen = _classes(classes)
     names = [name.strip() for item in policies or (_DEFAULT_POLICY,) for name in item.split(",")]
     loaded = [load_policy(name) for name in dict.fromkeys(names)]
     _check_names([policy.name for policy in loaded])
-    opened = Trace.open(trace)
+    opened = open_trace(trace)
     selection, by = selected(**part)
     results = replay(opened, loaded, chosen, selection=selection, by=by)
     warn(line for result in results for line in result.warnings)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from asikit.cli._html import write_recordings
+from asikit.cli._opening import open_trace
 from asikit.cli._output import warn
 from asikit.cli._selecting import selected, selecting
 
@@ -57,14 +58,13 @@ def command(
     from asikit.machine.x86 import load_cpu
     from asikit.replay import load_policy
     from asikit.report.recording import Asked, look
-    from asikit.trace import Trace
 
     asked = Asked(
         tuple(load_policy(name) for name in _names(policies or (_DEFAULT_POLICY,))),
         tuple(load_cpu(name) for name in _names(cpus or (_DEFAULT_CPUS,))),
         *selected(**part),
     )
-    recordings = look([Trace.open(trace) for trace in dict.fromkeys(traces)], asked)
+    recordings = look([open_trace(trace) for trace in dict.fromkeys(traces)], asked)
     warn(line for recording in recordings for result in recording.results for line in result.warnings)
     write_recordings(output, recordings)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asikit.cli._opening import open_trace
 from asikit.cli._output import show, warn, write_json
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ def command(
     """
     from asikit.replay import History, load_policy
     from asikit.report.trips import trip_dict, trip_list, trip_report
-    from asikit.trace import Trace
 
-    history = History.of(Trace.open(trace), load_policy(policy))
+    history = History.of(open_trace(trace), load_policy(policy))
     warn(history.result().warnings)
     if trip is not None:
         if where is not None:

@@ -19,7 +19,7 @@ from asikit.trace._errors import TraceError, first_line
 from asikit.trace._schema import EVENT_SCHEMA, SIDE_TABLES, TABLES, empty_table, schema_fault, value_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # A trace of up to this many bytes is hashed whole when it is opened: a few hundredths of a second.
 _HASHED_WHEN_OPENED: Final = 64 << 20
@@ -36,6 +36,8 @@ class Trace:
         """Use :meth:`open`."""
         self.path = path
         """The folder."""
+        self.watch: Callable[[int], None] | None = None
+        """Told how many events have been read, whenever somebody goes through them."""
         self._meta = meta
         self._intact: set[str] = set()  # the files whose hash has been checked
         self._checked: CheckedFiles | None = None  # those of them that were checked before, where that is kept
@@ -156,7 +158,7 @@ class Trace:
         verify(self)
 
     def _chunks(self, names: list[str], chunk_rows: int | None) -> Iterator[pl.DataFrame]:
-        paths = list(self.files("events"))
+        paths, read = list(self.files("events")), 0
         with ThreadPoolExecutor(1, thread_name_prefix="asikit-check") as checker:
             coming = checker.submit(self._check_content, "events", paths[0])
             for path, following in zip_longest(paths, paths[1:]):
@@ -164,6 +166,9 @@ class Trace:
                 if following is not None:  # to be hashed while this part is decoded and used
                     coming = checker.submit(self._check_content, "events", following)
                 part = self._read("events", path, names)
+                read += part.height
+                if self.watch is not None:
+                    self.watch(read)
                 # An empty part is a chunk too, so that there is always one to take the columns' types from.
                 yield from part.iter_slices(chunk_rows or part.height) if part.height else (part,)
 
