@@ -1,4 +1,7 @@
-"""What hatchling puts into the wheel beside the package: docs/ for `asi help`, examples/, and the manual for `man`."""
+"""What hatchling puts into the wheel beside the package.
+
+That is docs/ for `asi help`, what `asi demo --copy` copies, and the manual for `man`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg]  # its parameter 
         if version == "editable":
             return
         root = Path(self.root)
-        for file in (*sorted((root / "docs").rglob("*.md")), *sorted((root / "examples").glob("*.py"))):
+        beside = (("docs", "**/*.md"), ("examples", "*.py"), ("samples", "*.c"))
+        for file in (file for folder, pattern in beside for file in sorted((root / folder).glob(pattern))):
             build_data["force_include"][str(file)] = f"asikit/{file.relative_to(root)}"
         sys.path.insert(0, str(root / "tools"))
         write = import_module("manual").write  # the tool beside this one

@@ -137,7 +137,7 @@ def _follow(page: Path, folder: Path) -> None:
 RECORDING = [page for page in PAGES if any(example.records for example in _examples(page))]
 PLAIN = [page for page in PAGES if _examples(page) and page not in RECORDING]
 _QUICK = "record.md"
-_IN_EMPTY_FOLDER = ("record", "start", "tutorial-page-cache", "tutorial-protocol")
+_IN_EMPTY_FOLDER = ("record", "start", "tutorial")
 """How the pages begin whose reader has nothing but an installed asikit."""
 
 

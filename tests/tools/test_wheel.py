@@ -43,12 +43,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_has_what_is_not_code(wheel: Path) -> None:
-    """The wheel has every file of the package, the pages, the scenarios, the manual, the licences; it is small."""
+    """The wheel has all of the package, the pages, the programs, the scenarios, the manual, the licences."""
     package = ROOT / "src/asikit"
     files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     wanted = {f"asikit/{path.relative_to(package)}" for path in files}
     wanted |= {f"asikit/{path.relative_to(ROOT)}" for path in (ROOT / "docs").rglob("*.md")}
     wanted |= {f"asikit/examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    wanted |= {f"asikit/samples/{path.name}" for path in (ROOT / "samples").glob("*.c")}
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     ours = {name for name in names if name.startswith("asikit/")}

@@ -1,11 +1,11 @@
-"""What comes with the package beside its code: the pages of the documentation, samples, scenarios."""
+"""What comes with the package beside its code: the pages of the documentation, samples, programs, scenarios."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["pages", "samples", "scenarios"]
+__all__ = ["pages", "programs", "samples", "scenarios"]
 
 _OF_THE_SITE = frozenset({"index", "contributing"})
 """Pages that are nothing by themselves: a table of contents, and one that shows a file of the checkout."""
@@ -27,6 +27,12 @@ def scenarios() -> list[Path]:
     """Return the scenarios for the model machine."""
     folder = _beside("examples")
     return sorted(folder.glob("*.py")) if folder is not None else []
+
+
+def programs() -> list[Path]:
+    """Return the programs that some samples are recordings of, in C."""
+    folder = _beside("samples")
+    return sorted(folder.glob("*.c")) if folder is not None else []
 
 
 def _beside(name: str) -> Path | None:

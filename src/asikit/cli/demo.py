@@ -10,7 +10,7 @@ import click
 
 from asikit.cli._html import write_recordings
 from asikit.cli._output import show, write_json
-from asikit.cli._shipped import samples, scenarios
+from asikit.cli._shipped import programs, samples, scenarios
 
 SAMPLES = ("page-cache", "processes", "kvm-guest")
 POLICIES = ("blanket", "denylist-2025", "ephmap")
@@ -34,7 +34,7 @@ _PAGE = "asi-demo.html"
     "--copy",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Copy the sample recordings and the scenarios of asi run to DIR, a new folder, and stop.",
+    help="Copy the sample recordings, their programs and the scenarios of asi run to DIR, a new folder, and stop.",
 )
 def command(*, as_json: bool, html: Path | None, copy: Path | None) -> None:
     """Replay the sample recordings under three policies, and price them on two processors.
@@ -94,5 +94,5 @@ def _copy(folder: Path) -> None:
     folder.mkdir(parents=True)
     for sample in samples():
         shutil.copytree(sample, folder / sample.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for scenario in scenarios():
-        shutil.copy(scenario, folder)
+    for file in (*programs(), *scenarios()):
+        shutil.copy(file, folder)
