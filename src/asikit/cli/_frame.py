@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import signal
@@ -151,9 +150,11 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: the command is to outlive its terminal
                 signal.signal(number, _terminate)
-        atexit.register(_ignore_signals)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(words) if _ASKS not in os.environ else _answer())
+    code = _run(words) if _ASKS not in os.environ else _answer()
+    if arguments is None:  # the process is this command's alone
+        _ignore_signals()
+    sys.exit(code)
 
 
 def _answer() -> int:
@@ -249,7 +250,7 @@ def _open_closed_streams() -> None:
 
 
 def _ignore_signals() -> None:
-    """At the interpreter's end, when all is done and said: a signal would end in Python's own words."""
+    """When all is done and said: while the interpreter ends, a signal would end in Python's own words."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
