@@ -35,7 +35,21 @@ _ASKS = "_ASI_COMPLETE"
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
 _ORDER = (
-    *("help", "demo", "record", "mark", "info", "replay", "trace", "cost", "report", "export", "compare", "host"),
+    *(
+        "help",
+        "demo",
+        "record",
+        "mark",
+        "info",
+        "replay",
+        "trace",
+        "cost",
+        "advise",
+        "report",
+        "export",
+        "compare",
+        "host",
+    ),
     *("calibrate", "run"),
 )
 

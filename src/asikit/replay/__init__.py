@@ -17,6 +17,7 @@ from __future__ import annotations
 from asikit.replay._policy_file import load_policy, shipped_policies
 from asikit.replay._steps import Stepper
 from asikit.replay._tables import SideTables
+from asikit.replay.declaring import DeclaredBy, Site, Sites
 from asikit.replay.errors import PolicyError, ReplayError, SelectionError
 from asikit.replay.history import NO_STEP, History
 from asikit.replay.one_pass import ALL_CLASSES, Consumer, Follower, Replayed, ReplayPass, Subject
@@ -37,6 +38,7 @@ from asikit.replay.reference import ReferenceReplay
 from asikit.replay.result import SCHEMA, Cause, EntryRow, Part, ReplayResult
 from asikit.replay.run import replay
 from asikit.replay.selection import By, Selection
+from asikit.replay.stretches import Stretches
 
 __all__ = [
     "ALL_CLASSES",
@@ -45,6 +47,7 @@ __all__ = [
     "By",
     "Cause",
     "Consumer",
+    "DeclaredBy",
     "EntryRow",
     "ExitOn",
     "Follower",
@@ -68,7 +71,10 @@ __all__ = [
     "SelectionError",
     "Sensitivity",
     "SideTables",
+    "Site",
+    "Sites",
     "Stepper",
+    "Stretches",
     "Subject",
     "TouchKind",
     "load_policy",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asikit.report._words import size_text as size_text
+    from asikit.report.advise import advice_report as advice_report
+    from asikit.report.advise import explained_report as explained_report
     from asikit.report.calibrate import calibration_report as calibration_report
     from asikit.report.compare import compare_report as compare_report
     from asikit.report.cost import cost_report as cost_report
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from asikit.report.replay import replay_report as replay_report
 
 _HOME = {
+    "advice_report": "advise",
     "calibration_report": "calibrate",
     "compare_replays": "replay",
     "compare_report": "compare",
     "cost_report": "cost",
     "cost_sources": "cost",
+    "explained_report": "advise",
     "host_report": "host",
     "info_report": "info",
     "overview": "demo",
