@@ -1,5 +1,7 @@
 """What recording costs: the same boot and workload under QEMU with and without the recorder, on one CPU and on two.
 
+And what it costs to see this machine's files: `asi record -- true`, against the boot of a guest with nothing in it.
+
 The runs take turns, and the least of each counts: the others were disturbed. The QEMU is the one that PATH finds first.
 """
 
@@ -39,8 +41,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "bench.asitrace"
         record(Recording(("true",), bare=True), trace, say=_say, overwrite=True, streams=_dropped())  # warm caches
-        worst = max(_ratio(cpus, trace) for cpus in CPUS)
+        worst = max(_shortest(trace), *(_ratio(cpus, trace) for cpus in CPUS))
     return int(worst > BOUND_RATIO) | int(_memory() > BOUND_MIB)
+
+
+def _shortest(trace: Path) -> float:
+    bare = Recording(("true",), bare=True)
+    whole = Recording(("true",))
+    plain, recorded = map(min, zip(*(_pair(bare, trace, whole) for _ in range(RUNS)), strict=True))
+    seconds = f"{recorded:.1f} s by {plain:.1f} s, each the least of {RUNS}; promised: at most {BOUND_RATIO}"
+    print(f"asi record -- true takes {recorded / plain:.2f} times the unrecorded bare boot ({seconds})", flush=True)
+    return recorded / plain
 
 
 def _ratio(cpus: int, trace: Path) -> float:
@@ -62,10 +73,10 @@ def _memory() -> int:
     return beyond
 
 
-def _pair(recording: Recording, trace: Path) -> tuple[float, float]:
-    """Give the seconds of one run without the recorder, and of one with it."""
-    plain = _seconds(lambda: run_unrecorded(recording, say=_say, streams=_dropped()))
-    recorded = _seconds(lambda: record(recording, trace, say=_say, overwrite=True, streams=_dropped()))
+def _pair(plainly: Recording, trace: Path, recording: Recording | None = None) -> tuple[float, float]:
+    """Give the seconds of one run without the recorder, and of one with it, of another guest if one is given."""
+    plain = _seconds(lambda: run_unrecorded(plainly, say=_say, streams=_dropped()))
+    recorded = _seconds(lambda: record(recording or plainly, trace, say=_say, overwrite=True, streams=_dropped()))
     return plain, recorded
 
 
