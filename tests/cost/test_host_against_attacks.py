@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from asikit.attacks import AttackVerdict, Cell, Finding, cells, matrix
-from asikit.cost.host import Means, _mechanisms
+from asikit.cost._host_lines import Means, mechanisms
 
 FILES = {
     "meltdown": ("meltdown",),
@@ -62,14 +62,14 @@ def verdict(cell: Cell) -> Finding:
 
 def test_every_name_is_tried() -> None:
     """But those that disclose nothing."""
-    assert set(_mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
+    assert set(mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_what_asi_does_about_it(name: str) -> None:
     """Covered is what leaks without mitigation and not under ASI; each means that is named is one it takes."""
-    mechanism = _mechanisms()[name]
+    mechanism = mechanisms()[name]
     found = [leaking(each) for each in FILES[name]]
     unmitigated = any(each["none"] - SIBLINGS for each in found)
     left = any(each["asi"] - SIBLINGS for each in found)
