@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from asikit.cost import HostText, HostVerdict, read_host
-from asikit.cost._host_lines import Means, Status, mechanisms, read_line
+from asikit.cost._host_lines import LineStatus, Means, mechanisms, read_line
 
 STRINGS = tomllib.loads((Path(__file__).parent / "hosts/strings.toml").read_text(encoding="utf-8"))
 NAMES = sorted({entry["name"] for entry in STRINGS["lines"]})
-BEGINS = {"Mitigation": Status.MITIGATED, "Vulnerable": Status.VULNERABLE, "Unknown": Status.UNKNOWN}
+BEGINS = {"Mitigation": LineStatus.MITIGATED, "Vulnerable": LineStatus.VULNERABLE, "Unknown": LineStatus.UNKNOWN}
 """With what a line begins, but for "Not affected", "KVM: ..." and "Processor vulnerable"."""
 CPUINFO = "vendor_id: GenuineIntel\nsiblings: 4\ncpu cores: 4\nflags: ibpb md_clear flush_l1d\n"
 NO_VERDICT = {HostVerdict.UNKNOWN, HostVerdict.NOT_COVERED}
@@ -47,7 +47,7 @@ def test_every_string_is_read(name: str) -> None:
     for line in printed(name):
         read = read_line(line, mechanism)
         assert read.unread == (), line
-        assert read.status is not Status.UNREAD, line
+        assert read.status is not LineStatus.UNREAD, line
         for other in (lscpu(line), line.lower(), line.upper(), f"  {line}\n"):
             assert read_line(other, mechanism) == read, other
 
@@ -57,9 +57,9 @@ def test_the_status_is_the_kernels(name: str) -> None:
     """What the line begins with is what the kernel means."""
     for line in printed(name):
         head = re.match(r"(?:KVM: )?(Mitigation|Vulnerable|Unknown)", line)
-        expected = BEGINS[head.group(1)] if head else Status.NOT_AFFECTED
+        expected = BEGINS[head.group(1)] if head else LineStatus.NOT_AFFECTED
         assert read_line(line, mechanisms()[name]).status is (
-            Status.VULNERABLE if line == "Processor vulnerable" else expected
+            LineStatus.VULNERABLE if line == "Processor vulnerable" else expected
         )
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from asikit.cost._host_lines import Status, mechanisms, read_line
+from asikit.cost._host_lines import LineStatus, mechanisms, read_line
 from asikit.cost.errors import HostError
 from asikit.documents import shipped_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Report", "read_json_report"]
+__all__ = ["JsonReport", "read_json_report"]
 
 
 class _Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +38,7 @@ class _Checker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(slots=True)
-class Report:
+class JsonReport:
     """What such a document says.
 
     :ivar lines: The kernel's line about each vulnerability.
@@ -53,11 +53,11 @@ class Report:
     absent: set[str] = field(default_factory=set)
 
 
-_ORDER = (Status.UNREAD, Status.VULNERABLE, Status.UNKNOWN, Status.MITIGATED, Status.NOT_AFFECTED)
+_ORDER = (LineStatus.UNREAD, LineStatus.VULNERABLE, LineStatus.UNKNOWN, LineStatus.MITIGATED, LineStatus.NOT_AFFECTED)
 """Of several CVEs with one file in sysfs, the finding that counts: what errs, errs towards danger."""
 
 
-def read_json_report(text: str, where: str) -> Report:
+def read_json_report(text: str, where: str) -> JsonReport:
     """Return what a JSON document says.
 
     :param where: What messages call it.
@@ -67,7 +67,7 @@ def read_json_report(text: str, where: str) -> Report:
         document = msgspec.json.decode(text.encode())
     except msgspec.DecodeError as error:
         raise HostError(f"{where}: not JSON: {error}") from error
-    report = Report()
+    report = JsonReport()
     if isinstance(document, dict) and isinstance(document.get("lscpu"), list):
         for key, value, inside in _fields(document["lscpu"], ""):
             _lscpu_field(report, key, value, inside)
@@ -90,7 +90,7 @@ def _fields(entries: list[Any], inside: str) -> Iterator[tuple[str, str, str]]:
             yield from _fields(entry.get("children") or [], key)
 
 
-def _lscpu_field(report: Report, key: str, value: str, inside: str) -> None:
+def _lscpu_field(report: JsonReport, key: str, value: str, inside: str) -> None:
     prefix = "vulnerability "
     if key.startswith(prefix) or inside == "vulnerabilities":
         report.lines[key.removeprefix(prefix).replace(" ", "_")] = value
@@ -98,7 +98,7 @@ def _lscpu_field(report: Report, key: str, value: str, inside: str) -> None:
         report.cpu.setdefault({"vendor id": "vendor_id"}.get(key, key), value)
 
 
-def _comprehensive(report: Report, document: Mapping[str, Any]) -> None:
+def _comprehensive(report: JsonReport, document: Mapping[str, Any]) -> None:
     cpu = document.get("cpu") or {}
     x86 = cpu.get("x86") or {}
     microcode = document.get("cpu_microcode") or {}
@@ -128,7 +128,7 @@ def _comprehensive(report: Report, document: Mapping[str, Any]) -> None:
     _findings(report, [(one["cve"], one.get("vulnerable"), str(one.get("info", ""))) for one in entries])
 
 
-def _findings(report: Report, entries: list[tuple[str, bool | None, str]]) -> None:
+def _findings(report: JsonReport, entries: list[tuple[str, bool | None, str]]) -> None:
     """Take the checker's findings: of each the CVE, whether it is vulnerable (None: unknown), and its words."""
     names = _names()
     for cve, vulnerable, words in entries:
@@ -148,7 +148,7 @@ def _line(cve: str, vulnerable: bool | None, words: str) -> str:  # noqa: FBT001
     for one in _checker().words:
         if one.cve in {"", cve} and re.fullmatch(one.text, words.strip(), re.IGNORECASE):
             return one.line
-    if read_line(words, None).status is not Status.UNREAD:
+    if read_line(words, None).status is not LineStatus.UNREAD:
         return words
     return f"Unknown: {words}" if vulnerable is None else words
 

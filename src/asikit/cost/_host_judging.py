@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from asikit.cost._host_lines import Line, Means, Sibling, Status, Stun
+from asikit.cost._host_lines import KernelLine, LineStatus, Means, Sibling, Stun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.cost._host_lines import Mechanism, Piece
+    from asikit.cost._host_lines import HostMechanism, LinePiece
 
 __all__ = ["Circumstances", "HostVerdict", "HostVulnerability", "judged"]
 
+_CVE = "CVE-"
+"""With what a name begins that is no file's."""
 _SIBLING = "what the sibling thread does meanwhile, unless it is stunned (in no published code) or off"
 _HIDDEN_SIBLING = "what the sibling thread does meanwhile: a guest does not see whether there is one, and whose it is"
 _STIBP = "what the sibling thread trains meanwhile: STIBP is not always on"
@@ -95,7 +97,7 @@ class _Reason(NamedTuple):
 
 
 def judged(
-    name: str, now: str | None, line: Line | None, mechanism: Mechanism | None, here: Circumstances
+    name: str, now: str | None, line: KernelLine | None, mechanism: HostMechanism | None, here: Circumstances
 ) -> HostVulnerability:
     """Return what ASI would do about a vulnerability.
 
@@ -107,12 +109,14 @@ def judged(
         why = (f"{here.model}, the nearest CPU model, has it",) if has else ()
         return HostVulnerability(name, title, "", HostVerdict.NOT_TOLD, (), why)
     unread = tuple(f'asikit does not read "{part}" in what the kernel says' for part in line.unread)
-    if line.status is Status.NOT_AFFECTED and not unread:
+    if line.status is LineStatus.NOT_AFFECTED and not unread:
         return HostVulnerability(name, title, now, HostVerdict.NOT_NEEDED)
     if mechanism is None:
         newer = "the kernel knows this vulnerability, and this asikit does not"
-        return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), (newer,))
-    if line.status is Status.UNKNOWN:
+        alone = "Linux has no file for it: a checker alone speaks of it"
+        why = alone if name.startswith(_CVE) else newer
+        return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), (why,))
+    if line.status is LineStatus.UNKNOWN:
         return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), ("the kernel itself does not know",))
     if Means.NOTHING in mechanism.by:
         remains = (*unread, mechanism.stays)
@@ -126,7 +130,7 @@ def judged(
     return HostVulnerability(name, title, now, verdict, by, remains, redundant, kept, line.unread)
 
 
-def _verdict(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[HostVerdict, tuple[str, ...]]:
+def _verdict(line: KernelLine, mechanism: HostMechanism, here: Circumstances) -> tuple[HostVerdict, tuple[str, ...]]:
     """Return the verdict on a line of which all is read, and what remains."""
     failing = _failing(line, mechanism, here)
     sibling = _sibling(line, mechanism, here)
@@ -142,12 +146,12 @@ def _verdict(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[Hos
     return verdict, remains
 
 
-def _failing(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[_Reason, ...]:
+def _failing(line: KernelLine, mechanism: HostMechanism, here: Circumstances) -> tuple[_Reason, ...]:
     """Return why ASI's means against a vulnerability do not work on this machine, or may not."""
     failing = [_Reason(piece.breaks, certain=True) for piece in line.pieces if piece.breaks]
     if line.lacks_microcode and mechanism.microcode:
         failing.append(_Reason(f"without the microcode {mechanism.microcode}", certain=True))
-    elif mechanism.silent and line.status is Status.VULNERABLE:
+    elif mechanism.silent and line.status is LineStatus.VULNERABLE:
         silent = f"the kernel does not say whether the microcode is there, without which {mechanism.microcode}"
         failing.append(_Reason(silent, certain=False))
     # A hypervisor may hide a flag that the processor has.
@@ -160,7 +164,7 @@ def _failing(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[_Re
     return tuple(failing)
 
 
-def _sibling(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[str, ...]:
+def _sibling(line: KernelLine, mechanism: HostMechanism, here: Circumstances) -> tuple[str, ...]:
     """Return what the sibling thread can do that ASI does not stop."""
     if Sibling.SAFE in line.siblings or not here.sibling:
         return ()
@@ -170,7 +174,7 @@ def _sibling(line: Line, mechanism: Mechanism, here: Circumstances) -> tuple[str
 
 
 def _today(
-    pieces: Iterable[Piece], mechanism: Mechanism, here: Circumstances
+    pieces: Iterable[LinePiece], mechanism: HostMechanism, here: Circumstances
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return which of today's mitigations ASI makes unnecessary, and which not."""
     redundant: list[str] = []
@@ -194,5 +198,5 @@ def _today(
     return tuple(dict.fromkeys(redundant)), tuple(dict.fromkeys(kept))
 
 
-def _made(pieces: Iterable[Piece]) -> tuple[str, ...]:
+def _made(pieces: Iterable[LinePiece]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(piece.makes for piece in pieces if piece.makes))

@@ -20,10 +20,21 @@ from asikit.documents import shipped_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Line", "Means", "Mechanism", "Piece", "Sibling", "Status", "Stibp", "Stun", "mechanisms", "read_line"]
+__all__ = [
+    "HostMechanism",
+    "KernelLine",
+    "LinePiece",
+    "LineStatus",
+    "Means",
+    "Sibling",
+    "Stibp",
+    "Stun",
+    "mechanisms",
+    "read_line",
+]
 
 
-class Status(StrEnum):
+class LineStatus(StrEnum):
     """What a line begins with."""
 
     NOT_AFFECTED = "not affected"
@@ -71,7 +82,7 @@ class Stibp(StrEnum):
     """By Intel's enhanced IBRS; AMD's automatic IBRS, which has the same words, implies none."""
 
 
-class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LinePiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A piece of a line; ``data/host.toml`` explains its keys."""
 
     text: str
@@ -85,12 +96,12 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     lacks_microcode: bool = False
 
 
-class Mechanism(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HostMechanism(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A vulnerability in ``data/host.toml``, which explains its keys."""
 
     title: str
     by: tuple[Means, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LinePiece, ...]
     needs: tuple[str, ...] = ()
     microcode: str = ""
     silent: bool = False
@@ -107,20 +118,20 @@ class Mechanism(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    common: tuple[Piece, ...]
-    vulnerability: dict[str, Mechanism]
+    common: tuple[LinePiece, ...]
+    vulnerability: dict[str, HostMechanism]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class KernelLine:
     """What the kernel says about a vulnerability, read.
 
     :ivar pieces: What follows the status, as far as it is known.
     :ivar unread: What of it is not.
     """
 
-    status: Status
-    pieces: tuple[Piece, ...] = ()
+    status: LineStatus
+    pieces: tuple[LinePiece, ...] = ()
     unread: tuple[str, ...] = ()
 
     @property
@@ -146,12 +157,12 @@ def _table() -> _Table:
     return shipped_text("host.toml", _Table, HostError, "table of vulnerabilities")
 
 
-def mechanisms() -> Mapping[str, Mechanism]:
+def mechanisms() -> Mapping[str, HostMechanism]:
     """Return what is known of each vulnerability, by its file's name in sysfs."""
     return _table().vulnerability
 
 
-def read_line(text: str, mechanism: Mechanism | None) -> Line:
+def read_line(text: str, mechanism: HostMechanism | None) -> KernelLine:
     """Return what a line of the kernel's says.
 
     :param mechanism: The vulnerability's; without one, nothing but the status is read.
@@ -160,19 +171,19 @@ def read_line(text: str, mechanism: Mechanism | None) -> Line:
     words = " ".join(text.replace(":", " ").split())
     head = _HEAD.match(words)
     if head is None:
-        return Line(Status.UNREAD, (), (text,))
-    status = Status(head.group(1).lower())
+        return KernelLine(LineStatus.UNREAD, (), (text,))
+    status = LineStatus(head.group(1).lower())
     rest = words[head.end() :]
-    if status is Status.UNKNOWN or mechanism is None:
-        return Line(status)
-    known = () if status is Status.NOT_AFFECTED else (*mechanism.pieces, *_table().common)
+    if status is LineStatus.UNKNOWN or mechanism is None:
+        return KernelLine(status)
+    known = () if status is LineStatus.NOT_AFFECTED else (*mechanism.pieces, *_table().common)
     found = [(part, _piece(part, known)) for part in _BETWEEN.split(rest) if part]
-    return Line(
+    return KernelLine(
         status,
         tuple(piece for _, piece in found if piece is not None),
         tuple(part for part, piece in found if piece is None),
     )
 
 
-def _piece(part: str, known: Iterable[Piece]) -> Piece | None:
+def _piece(part: str, known: Iterable[LinePiece]) -> LinePiece | None:
     return next((piece for piece in known if re.fullmatch(piece.text, part, re.IGNORECASE)), None)

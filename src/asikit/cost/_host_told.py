@@ -17,7 +17,7 @@ from asikit.cost.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.cost._host_json import Report
+    from asikit.cost._host_json import JsonReport
 
 __all__ = ["HostText", "Told", "gather"]
 
@@ -60,7 +60,9 @@ class Told:
     :ivar checked: What a checker says in words of its own, where no source has the kernel's line.
     :ivar cpu: The keys of /proc/cpuinfo, and lscpu's.
     :ivar smt: ``active`` and ``control``.
-    :ivar absent: Flags that the processor does not have, from a source that does not list all.
+    :ivar present: Flags that the processor has, from a source that does not list all.
+    :ivar absent: Flags that it does not have, from such a source.
+    :ivar taken: How many times a source said something, be it what another said before.
     """
 
     lines: dict[str, str] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Told:
     smt: dict[str, str] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
+    taken: int = 0
     _from: dict[str, str] = field(default_factory=dict)
 
     def say(self, name: str, text: str, source: str) -> None:
@@ -76,6 +79,7 @@ class Told:
         text = " ".join(text.split())
         if not text:
             return
+        self.taken += 1
         before = self.lines.setdefault(name, text)
         where = self._from.setdefault(name, source)
         if _plain(before) != _plain(text):
@@ -83,26 +87,28 @@ class Told:
 
     def describe(self, key: str, text: str, source: str) -> None:
         """Take what a source says about the processor; of several processors the first counts."""
+        self.taken += 1
         before = self.cpu.setdefault(key, text)
         where = self._from.setdefault(f"cpu {key}", source)
         if key in _IDENTITY and before != text and where != source:
             raise HostError(f"{source}: {key} {text}, where {where} has {before}: give files of one machine")
 
-    def add(self, report: Report, source: str) -> None:
+    def add(self, report: JsonReport, source: str) -> None:
         """Take what a JSON report says."""
         for name, text in report.lines.items():
             self.say(name, text, source)
         for key, text in report.cpu.items():
             self.describe(key, text, source)
+        self.taken += len(report.checked)
         self.checked = {**report.checked, **self.checked}
         self.smt = {**report.smt, **self.smt}
         self.present |= report.present
         self.absent |= report.absent
 
-    @property
-    def size(self) -> int:
-        """How much is told."""
-        return len(self.lines) + len(self.checked) + len(self.cpu) + len(self.smt)
+    def switch(self, name: str, text: str) -> None:
+        """Take what ``smt/active`` or ``smt/control`` has."""
+        self.taken += 1
+        self.smt.setdefault(name, text.strip())
 
 
 def gather(sources: Iterable[Path | HostText]) -> Told:
@@ -113,7 +119,7 @@ def gather(sources: Iterable[Path | HostText]) -> Told:
     """
     told = Told()
     for source in sources:
-        before = told.size
+        before = told.taken
         if isinstance(source, HostText):
             _read_text(told, source)
         elif source.is_dir():
@@ -123,9 +129,9 @@ def gather(sources: Iterable[Path | HostText]) -> Told:
             _read_text(told, HostText(str(source), _read(source)))
         else:
             raise HostError.usage(f"{source}: no such file or folder: {_SAVE}")
-        if told.size == before:
+        if told.taken == before:
             name = source.name if isinstance(source, HostText) else str(source)
-            raise HostError(f"{name}: nothing new about a machine in it: {_SAVE}")
+            raise HostError(f"{name}: nothing about a machine in it: {_SAVE}")
     told.checked = {name: text for name, text in told.checked.items() if name not in told.lines}
     architecture = told.cpu.get("architecture", "x86_64")
     if architecture not in _X86:
@@ -144,7 +150,7 @@ def _read_folder(told: Told, root: Path) -> None:
     for name in ("active", "control"):
         file = _first(root, f"{_SMT}/{name}", f"smt/{name}", f"cpu/smt/{name}")
         if file is not None:
-            told.smt.setdefault(name, _read(file).strip())
+            told.switch(name, _read(file))
     cpuinfo = _first(root, _CPUINFO, "cpuinfo")
     if cpuinfo is not None:
         _read_text(told, HostText(str(cpuinfo), _read(cpuinfo).split("\n\n")[0]))
@@ -190,7 +196,7 @@ def _take_file(told: Told, path: str, text: str, source: str) -> None:
     if folder.endswith("vulnerabilities"):
         told.say(name, text, source)
     elif folder.endswith("smt") and text.strip():
-        told.smt.setdefault(name, text.strip())
+        told.switch(name, text)
 
 
 def _unwrapped(text: str) -> list[str]:

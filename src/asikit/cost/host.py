@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asikit.cost._host_judging import Circumstances, HostVerdict, HostVulnerability, judged
-from asikit.cost._host_lines import Sibling, Status, Stibp, mechanisms, read_line
+from asikit.cost._host_lines import LineStatus, Sibling, Stibp, mechanisms, read_line
 from asikit.cost._host_told import THIS_MACHINE, HostText, gather
 from asikit.cost.errors import HostError
 from asikit.documents import shipped_text
@@ -22,7 +22,7 @@ from asikit.machine.x86 import load_cpu
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from asikit.cost._host_lines import Line
+    from asikit.cost._host_lines import KernelLine
     from asikit.cost._host_told import Told
 
 __all__ = [
@@ -55,7 +55,7 @@ class Identity:
     :ivar threads: Of a core, as far as they are seen.
     :ivar smt: Whether sibling threads are in use; None if nothing says so, and in a guest: it does not see its host's.
     :ivar has_smt: Whether the processor has sibling threads, in use or not; None if nothing says so.
-    :ivar guest: It is a virtual machine's: what its host does is not seen.
+    :ivar guest: It is a virtual machine's: what its host does is not seen. None if nothing says so or the contrary.
     :ivar model: The nearest CPU model that comes with asikit, None if there is none.
     """
 
@@ -71,7 +71,7 @@ class Identity:
     threads: int
     smt: bool | None
     has_smt: bool | None
-    guest: bool
+    guest: bool | None
     model: str | None
 
 
@@ -178,7 +178,7 @@ def read_identity(*sources: Path | HostText) -> Identity:
     told = gather(sources or (THIS_MACHINE,))
     if "vendor_id" not in told.cpu:
         raise HostError("/proc/cpuinfo: has no vendor_id: not that of an x86 machine")
-    return _identity(told, [])
+    return _identity(told, ())
 
 
 def nearest_model(vendor: str, family: int | None, model: int | None, stepping: int | None = None) -> str | None:
@@ -211,12 +211,12 @@ def _complete(told: Told, sources: Iterable[Path | HostText]) -> None:
     )
 
 
-def _identity(told: Told, lines: Iterable[Line]) -> Identity:
+def _identity(told: Told, lines: Iterable[KernelLine]) -> Identity:
     cpu = told.cpu
     siblings = {sibling for line in lines for sibling in line.siblings}
     family, number, stepping = (_number(cpu.get(key)) for key in ("cpu family", "model", "stepping"))
     flags = frozenset(cpu.get("flags", "").split()) | told.present
-    guest = "hypervisor" in flags or "hypervisor vendor" in cpu or Sibling.HIDDEN in siblings
+    guest = _guest(told, flags, siblings)
     threads = _threads(cpu)
     vendor = cpu.get("vendor_id", "")
     return Identity(
@@ -235,6 +235,15 @@ def _identity(told: Told, lines: Iterable[Line]) -> Identity:
         guest=guest,
         model=nearest_model(vendor, family, number, stepping),
     )
+
+
+def _guest(told: Told, flags: frozenset[str], siblings: set[Sibling]) -> bool | None:
+    """Tell whether it is a virtual machine's: by the flag, by lscpu's word, or by what only a guest's kernel says."""
+    # "Dependent on hypervisor status", "running under hypervisor", "hypervisor mitigation required".
+    says = any("hypervisor" in text.lower() for text in told.lines.values())
+    if "hypervisor" in flags or "hypervisor vendor" in told.cpu or Sibling.HIDDEN in siblings or says:
+        return True
+    return False if "flags" in told.cpu else None
 
 
 def _threads(cpu: Mapping[str, str]) -> int | None:
@@ -263,11 +272,11 @@ def _has_smt(told: Told, siblings: set[Sibling], threads: int | None) -> bool | 
     return True if control in _SMT_PRESENT or used or (threads or 0) > 1 else None
 
 
-def _circumstances(told: Told, identity: Identity, lines: Mapping[str, Line]) -> Circumstances:
+def _circumstances(told: Told, identity: Identity, lines: Mapping[str, KernelLine]) -> Circumstances:
     shown = {
         flag
         for line in lines.values()
-        if line.status is Status.MITIGATED
+        if line.status is LineStatus.MITIGATED
         for piece in line.pieces
         for flag in piece.shows
     }
@@ -277,7 +286,7 @@ def _circumstances(told: Told, identity: Identity, lines: Mapping[str, Line]) ->
         # A list in full leaves no doubt; a source without one says nothing about what it does not name.
         complete="flags" in told.cpu,
         absent=frozenset(told.absent - shown),
-        guest=identity.guest,
+        guest=identity.guest is True,
         smt=identity.smt,
         has_smt=identity.has_smt,
         stibp=Stibp.ALWAYS in promises or (Stibp.IMPLIED in promises and identity.vendor == "GenuineIntel"),
@@ -286,7 +295,7 @@ def _circumstances(told: Told, identity: Identity, lines: Mapping[str, Line]) ->
     )
 
 
-def _differences(lines: Mapping[str, Line], identity: Identity) -> Iterable[Difference]:
+def _differences(lines: Mapping[str, KernelLine], identity: Identity) -> Iterable[Difference]:
     """Yield where a machine contradicts its nearest CPU model."""
     if identity.model is None:
         return
@@ -297,9 +306,9 @@ def _differences(lines: Mapping[str, Line], identity: Identity) -> Iterable[Diff
         if not mechanism.bugs or (mechanism.bare_metal and identity.guest):
             continue
         has = not bugs.isdisjoint(mechanism.bugs)
-        if status is Status.NOT_AFFECTED and has:
+        if status is LineStatus.NOT_AFFECTED and has:
             yield Difference(name, Here.NOT_AFFECTED)
-        elif status in {Status.MITIGATED, Status.VULNERABLE} and not has:
+        elif status in {LineStatus.MITIGATED, LineStatus.VULNERABLE} and not has:
             yield Difference(name, Here.AFFECTED)
 
 
