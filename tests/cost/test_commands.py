@@ -154,10 +154,9 @@ def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     code, out, err = asi(capsys, "host", "--from", folder)
     assert (code, err) == (0, "")
     assert "Nearest CPU model: asi cost --cpu zen2-7452" in out
-    unnecessary = (
-        "untrained return thunks, SMT off (with a stun), safe returns, retpolines, IBPB at a change of processes,"
-    )
-    assert f"Unnecessary with ASI: {unnecessary} RSB filling" in " ".join(out.split())
+    unnecessary = "untrained return thunks, safe returns, retpolines, IBPB at a change of processes, RSB filling"
+    assert f"Unnecessary with ASI: {unnecessary}" in out
+    assert "Unnecessary with ASI and a stun: SMT off" in out
     document = json.loads(asi(capsys, "host", "--from", folder, "--json")[1])
     assert document["schema"] == "asikit.host/1"
     assert {one["name"]: one["asi"] for one in document["vulnerabilities"]}["retbleed"] == "covered"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asikit.attacks import AttackVerdict, Cell, Finding
 from asikit.cost import (
     Calibration,
+    Difference,
     Host,
     HostVerdict,
     HostVulnerability,
@@ -18,6 +19,7 @@ from asikit.cost import (
     price,
 )
 from asikit.cost._statistics import Estimate
+from asikit.cost.host import Here
 from asikit.machine.kernel import Machine
 from asikit.proofs import MutantRow, Property, Reproduction, SideBySide, Situation, Verification
 from asikit.proofs import Verdict as ProofVerdict
@@ -156,17 +158,18 @@ IDENTITY = Identity(
 
 
 def host(_: Path) -> Report:
-    """A machine with a vulnerability that ASI covers, one that it covers in part, and one that it does not have."""
+    """A machine with a vulnerability that ASI covers, one in part, one that it lacks, and one that it does not tell."""
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
-    redundant = ("IBRS", "IBPB at a change of processes", "RSB filling")
+    redundant = ("IBRS (with a stun)", "IBPB at a change of processes", "RSB filling")
     found = (
         HostVulnerability("meltdown", "Meltdown", "Mitigation: PTI", HostVerdict.COVERED, ("unmapping",), (), ("PTI",)),
         HostVulnerability(
             "spectre_v2", "Spectre v2", spectre, HostVerdict.PARTLY, (), ("user code against user code",), redundant
         ),
         HostVulnerability("retbleed", "Retbleed", "Not affected", HostVerdict.NOT_NEEDED),
+        HostVulnerability("vmscape", "VMSCAPE", "", HostVerdict.NOT_TOLD, (), ("the model has it",)),
     )
-    return host_report(Host(IDENTITY, found))
+    return host_report(Host(IDENTITY, found, (Difference("retbleed", Here.NOT_AFFECTED),)))
 
 
 def calibration(_: Path) -> Report:

@@ -114,8 +114,8 @@ def judged(
     if mechanism is None:
         newer = "the kernel knows this vulnerability, and this asikit does not"
         alone = "Linux has no file for it: a checker alone speaks of it"
-        why = alone if name.startswith(_CVE) else newer
-        return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), (why,))
+        reason = alone if name.startswith(_CVE) else newer
+        return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), (reason,))
     if line.status is LineStatus.UNKNOWN:
         return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), ("the kernel itself does not know",))
     if Means.NOTHING in mechanism.by:

@@ -30,16 +30,17 @@ def host_report(host: Host) -> Report:
         parts.append(Section((Note(f"Not affected: {', '.join(spared)}"),)))
     if host.not_told:
         parts.append(Section(tuple(Note(line) for line in _not_told(host))))
-    parts.append(Section((Note(f"Unnecessary with ASI: {', '.join(host.redundant) or 'nothing'}"),)))
+    parts.append(Section(tuple(Note(line) for line in _unnecessary(host.redundant))))
     return Report(tuple(parts))
 
 
 def _identity(identity: Identity) -> list[str]:
     if not identity.vendor:
         return ["The processor is not told: add /proc/cpuinfo or the output of lscpu."]
-    smt = {True: "sibling threads in use", False: "no sibling threads in use", None: "sibling threads unknown"}
-    number = f"family {identity.family}, model {identity.model_number}, stepping {identity.stepping}"
-    lines = [f"{identity.name or identity.vendor} ({identity.vendor}, {number}), {smt[identity.smt]}"]
+    known = {"family": identity.family, "model": identity.model_number, "stepping": identity.stepping}
+    numbers = [f"{key} {number}" for key, number in known.items() if number is not None]
+    processor = f"{identity.name or identity.vendor} ({', '.join((identity.vendor, *numbers))})"
+    lines = [f"{processor}, {_siblings(identity)}"]
     nearest = f"asi cost --cpu {identity.model}" if identity.model else "none; `asi calibrate` makes one"
     lines.append(f"Nearest CPU model: {nearest}")
     if identity.guest:
@@ -48,17 +49,38 @@ def _identity(identity: Identity) -> list[str]:
     return lines
 
 
+def _siblings(identity: Identity) -> str:
+    if identity.smt is None:
+        return "sibling threads unknown"
+    if identity.smt:
+        return "sibling threads in use"
+    return {True: "sibling threads off", False: "no sibling threads", None: "no sibling threads in use"}[
+        identity.has_smt
+    ]
+
+
 def _differences(host: Host) -> list[str]:
-    if not host.differences:
-        return []
+    """Return where the machine contradicts its nearest model."""
+    verbs = {Here.NOT_AFFECTED: "has", Here.AFFECTED: "lacks"}
     words = [
-        f"{', '.join(one.name for one in host.differences if one.here is here)} {here.value}"
-        for here in Here
+        f"{verb} {', '.join(one.name for one in host.differences if one.here is here)}"
+        for here, verb in verbs.items()
         if any(one.here is here for one in host.differences)
     ]
-    hidden = " Its hypervisor may hide what the processor has." if host.identity.guest else ""
-    says = f"this machine says {'; '.join(words)}, and the model the contrary"
-    return [f"The model is near, not the same: {says}. A price that rests on these is not this machine's.{hidden}"]
+    if not words:
+        return []
+    return [f"Unlike this machine, the model {', and '.join(words)}: prices of these are not this machine's."]
+
+
+def _unnecessary(redundant: tuple[str, ...]) -> list[str]:
+    """Return what ASI would make unnecessary: what takes something besides, and what ASI alone does."""
+    alone: list[str] = []
+    besides: dict[str, list[str]] = {}
+    for one in redundant:
+        what, _, condition = one.partition(" (with ")
+        (besides.setdefault(condition.rstrip(")"), []) if condition else alone).append(what)
+    lines = [f"Unnecessary with ASI and {condition}: {', '.join(what)}" for condition, what in besides.items()]
+    return [*lines, f"Unnecessary with ASI: {', '.join(alone) or 'nothing'}"]
 
 
 def _reasons(affected: list[HostVulnerability]) -> dict[str, list[str]]:
