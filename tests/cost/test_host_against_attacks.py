@@ -9,26 +9,9 @@ import pytest
 from asikit.attacks import AttackVerdict, Cell, Finding, cells, matrix
 from asikit.cost._host_lines import Means, mechanisms
 
-FILES = {
-    "meltdown": ("meltdown",),
-    "spectre_v1": ("spectre_v1", "swapgs"),
-    "spectre_v2": ("spectre_v2", "bhi"),
-    "retbleed": ("retbleed",),
-    "spec_rstack_overflow": ("srso",),
-    "indirect_target_selection": ("its",),
-    "vmscape": ("vmscape",),
-    "spec_store_bypass": ("ssb",),
-    "l1tf": ("l1tf",),
-    "mds": ("mds",),
-    "tsx_async_abort": ("taa",),
-    "mmio_stale_data": ("mmio",),
-    "reg_file_data_sampling": ("rfds",),
-    "tsa": ("tsa",),
-    "gather_data_sampling": ("gds",),
-    "srbds": ("srbds",),
-}
-"""Of each name in sysfs the vulnerabilities that come with the package."""
 DISCLOSE_NOTHING = {"itlb_multihit", "ghostwrite", "old_microcode"}
+FILES = {name: mechanism.bugs for name, mechanism in mechanisms().items() if name not in DISCLOSE_NOTHING}
+"""Of each name in sysfs the vulnerabilities that come with the package."""
 WITHOUT = {
     Means.UNMAP: "asi-no-unmapping",
     Means.PREDICTOR: "asi-no-predictor-flush",
