@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asikit.cost import HostError, HostVerdict, read_host
+from asikit.cost import HostError, HostVerdict, HostVulnerability, read_host
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -182,6 +182,69 @@ def test_missing_microcode_and_flags(tmp_path: Path) -> None:
     assert found["l1tf"].verdict is HostVerdict.PARTLY
     assert found["l1tf"].remains[0] == "the processor has no flush_l1d (cpuinfo)"
     assert all(not one.redundant for one in found.values())
+
+
+def answers(folder: Path) -> dict[str, HostVulnerability]:
+    """Give what is said of each vulnerability."""
+    return {one.name: one for one in read_host(folder).vulnerabilities}
+
+
+def test_a_silent_line(tmp_path: Path) -> None:
+    """A mitigation that is off says nothing of the microcode, unless a flag does."""
+    texts = {"tsa": "Vulnerable", "spec_rstack_overflow": "Vulnerable", "mds": "Vulnerable; SMT disabled"}
+    found = answers(saved(tmp_path, texts, flags="ibpb md_clear", smt="0"))
+    assert found["tsa"].verdict is HostVerdict.UNKNOWN
+    assert found["tsa"].remains[0].startswith("the kernel does not say whether the microcode is there, without which")
+    assert found["spec_rstack_overflow"].verdict is HostVerdict.PARTLY
+    assert found["mds"].verdict is HostVerdict.COVERED
+
+
+def test_what_one_vulnerability_needs_is_not_unnecessary(tmp_path: Path) -> None:
+    """A mitigation against several vulnerabilities goes only if none of them needs it."""
+    texts = {
+        "mds": "Mitigation: Clear CPU buffers; SMT disabled",
+        "reg_file_data_sampling": "Mitigation: Clear Register File; Incantations",
+        "spectre_v2": "Mitigation: Retpolines; IBPB: conditional",
+        "indirect_target_selection": "Mitigation: Retpolines, Stuffing RSB",
+        "tsx_async_abort": "Mitigation: TSX disabled",
+        "srbds": "Mitigation: TSX disabled",
+    }
+    host = read_host(saved(tmp_path, texts, flags="ibpb md_clear", smt="0", siblings=4))
+    found = {one.name: one for one in host.vulnerabilities}
+    assert found["mds"].redundant == ("VERW at every return",)
+    assert found["spectre_v2"].redundant == ("retpolines", "IBPB at a change of processes")
+    assert found["tsx_async_abort"].redundant == ("TSX off",)
+    assert host.redundant == ("IBPB at a change of processes",)
+
+
+@pytest.mark.parametrize(("vendor", "spectre_v2", "verdict"), [
+    ("GenuineIntel", "Mitigation: Enhanced / Automatic IBRS; IBPB: conditional", HostVerdict.COVERED),
+    ("AuthenticAMD", "Mitigation: Enhanced / Automatic IBRS; IBPB: conditional", HostVerdict.PARTLY),
+    ("AuthenticAMD", "Mitigation: Enhanced / Automatic IBRS; STIBP: always-on", HostVerdict.COVERED),
+    ("AuthenticAMD", "Mitigation: Retpolines; STIBP: forced", HostVerdict.COVERED),
+    ("GenuineIntel", "Mitigation: IBRS; STIBP: disabled", HostVerdict.PARTLY),
+])  # fmt: skip
+def test_vmscape_needs_stibp(tmp_path: Path, vendor: str, spectre_v2: str, verdict: HostVerdict) -> None:
+    """Of siblings in use; Intel's enhanced IBRS implies it, AMD's automatic IBRS does not."""
+    texts = {"vmscape": "Mitigation: IBPB before exit to userspace", "spectre_v2": spectre_v2}
+    assert answers(saved(tmp_path / "on", texts, vendor=vendor, flags="ibpb", smt="1"))["vmscape"].verdict is verdict
+    off = answers(saved(tmp_path / "off", texts, vendor=vendor, flags="ibpb", smt="0"))
+    assert off["vmscape"].verdict is HostVerdict.COVERED
+
+
+def test_siblings_that_are_no_danger(tmp_path: Path) -> None:
+    """The words "SMT mitigated": of a processor with MSBDS alone, whose siblings are in use."""
+    folder = saved(tmp_path, {"mds": "Mitigation: Clear CPU buffers; SMT mitigated"}, flags="md_clear")
+    assert answers(folder)["mds"].verdict is HostVerdict.COVERED
+    assert read_host(folder).identity.smt is True
+
+
+def test_unprivileged_ebpf(tmp_path: Path) -> None:
+    """A program that the kernel runs for its user trains after the flush."""
+    texts = {"spectre_v2": "Vulnerable: eIBRS with unprivileged eBPF"}
+    found = answers(saved(tmp_path, texts, flags="ibpb", smt="0"))["spectre_v2"]
+    assert found.verdict is HostVerdict.PARTLY
+    assert "unprivileged eBPF" in found.remains[0]
 
 
 def test_refusals(tmp_path: Path) -> None:

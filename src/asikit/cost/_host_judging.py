@@ -120,7 +120,8 @@ def judged(
         return HostVulnerability(name, title, now, HostVerdict.UNKNOWN, (), ("the kernel itself does not know",))
     if Means.NOTHING in mechanism.by:
         remains = (*unread, mechanism.stays)
-        return HostVulnerability(name, title, now, HostVerdict.NOT_COVERED, (), remains, unread=line.unread)
+        kept = _made(line.pieces)
+        return HostVulnerability(name, title, now, HostVerdict.NOT_COVERED, (), remains, (), kept, line.unread)
     verdict, remains = _verdict(line, mechanism, here)
     if unread:
         verdict, remains = HostVerdict.UNKNOWN, (*unread, *remains)
@@ -180,6 +181,8 @@ def _today(
     redundant: list[str] = []
     kept: list[str] = []
     for piece in pieces:
+        if piece.keeps:
+            kept.append(piece.keeps)
         if not piece.makes:
             continue
         if piece.stun is Stun.ALWAYS:
@@ -199,4 +202,5 @@ def _today(
 
 
 def _made(pieces: Iterable[LinePiece]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(piece.makes for piece in pieces if piece.makes))
+    """Return all of today's mitigations that the pieces name."""
+    return tuple(dict.fromkeys(what for piece in pieces for what in (piece.makes, piece.keeps) if what))

@@ -87,6 +87,7 @@ class LinePiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     text: str
     makes: str = ""
+    keeps: str = ""
     stun: Stun | None = None
     breaks: str = ""
     remains: str = ""
