@@ -198,6 +198,13 @@ def test_the_vulnerabilities_alone() -> None:
     assert l1tf.remains[0] == "whether the processor has flush_l1d is not told (cpuinfo, or lscpu, would)"
 
 
+def test_a_line_shows_a_flag() -> None:
+    """That IBPB is off says that the processor has it; without the word nobody knows."""
+    for line, verdict in (("Vulnerable; IBPB: disabled", "covered"), ("Vulnerable", "partly")):
+        host = read(f"{SYS}/vulnerabilities/spectre_v2:{line}\n{SYS}/smt/active:0\n")
+        assert {one.name: one.verdict.value for one in host.vulnerabilities}["spectre_v2"] == verdict
+
+
 def test_smt_files_in_a_text() -> None:
     """`grep .` of smt/ says whether siblings are there, and whether there could be some."""
     lines = f"{SYS}/vulnerabilities/mds:Mitigation: Clear CPU buffers; SMT disabled\n"

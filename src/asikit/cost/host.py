@@ -273,13 +273,7 @@ def _has_smt(told: Told, siblings: set[Sibling], threads: int | None) -> bool | 
 
 
 def _circumstances(told: Told, identity: Identity, lines: Mapping[str, KernelLine]) -> Circumstances:
-    shown = {
-        flag
-        for line in lines.values()
-        if line.status is LineStatus.MITIGATED
-        for piece in line.pieces
-        for flag in piece.shows
-    }
+    shown = {flag for line in lines.values() for piece in line.pieces for flag in piece.shows}
     promises = {piece.stibp for piece in lines["spectre_v2"].pieces} if "spectre_v2" in lines else set()
     return Circumstances(
         flags=identity.flags | shown,
