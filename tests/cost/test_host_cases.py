@@ -139,6 +139,19 @@ def test_what_is_unnecessary() -> None:
     assert redundant("h03-epyc7763-hyperv", "tsa") == ()
 
 
+@pytest.mark.parametrize(("name", "expected"), [
+    ("h03-epyc7763-hyperv", dict.fromkeys(("spec_rstack_overflow", "spec_store_bypass", "tsa"), "vulnerable")),
+    ("h04-i7-8700t", dict.fromkeys(("l1tf", "mds", "mmio_stale_data"), "partly") | {"gather_data_sampling": "vulnerable"}),
+    ("h12-qubes-dom0", {"meltdown": "unknown", "srbds": "unknown"}),
+    ("h16-nuc10-processor-vulnerable", {"itlb_multihit": "vulnerable"}),
+    ("skylake-sp", {}),
+])  # fmt: skip
+def test_vulnerable_today(name: str, expected: dict[str, str]) -> None:
+    """What the kernel says of the machine as it is."""
+    told = [one for one in host(name).vulnerabilities if one.verdict is not HostVerdict.NOT_TOLD]
+    assert {one.name: one.today.value for one in told if one.today.value != "no"} == expected
+
+
 def test_reasons() -> None:
     """Each says what it rests on."""
     reasons = {

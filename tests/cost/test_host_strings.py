@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from itertools import product
+from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 
 from asikit.cost import HostText, HostVerdict, read_host
-from asikit.cost._host_lines import LineStatus, Means, mechanisms, read_line
+from asikit.cost._host_lines import Exposure, LineStatus, Means, mechanisms, read_line
 
 STRINGS = tomllib.loads((Path(__file__).parent / "hosts/strings.toml").read_text(encoding="utf-8"))
 NAMES = sorted({entry["name"] for entry in STRINGS["lines"]})
@@ -20,13 +21,24 @@ CPUINFO = "vendor_id: GenuineIntel\nsiblings: 4\ncpu cores: 4\nflags: ibpb md_cl
 NO_VERDICT = {HostVerdict.UNKNOWN, HostVerdict.NOT_COVERED}
 
 
-def printed(name: str) -> list[str]:
-    """Return every line that a kernel can print about a vulnerability."""
+@cache
+def printed(name: str) -> tuple[str, ...]:
+    """Return the lines that a kernel can print about a vulnerability: every head with every tail of every list.
+
+    A piece is read for itself, so of the lists of tails only two at a time go through all that they have.
+    """
     found = list(STRINGS["common"])
     for entry in STRINGS["lines"]:
-        if entry["name"] == name:
-            found += ["".join(parts) for parts in product(entry["heads"], *entry.get("tails", []))]
-    return found
+        if entry["name"] != name:
+            continue
+        tails = entry.get("tails", [])
+        found += [head + "".join(tail[-1] for tail in tails) for head in entry["heads"]]
+        for one, other in combinations(range(len(tails)), 2):
+            choices = [tail if place in {one, other} else tail[:1] for place, tail in enumerate(tails)]
+            found += ["".join(parts) for parts in product(entry["heads"], *choices)]
+        if len(tails) == 1:
+            found += ["".join(parts) for parts in product(entry["heads"], tails[0])]
+    return tuple(dict.fromkeys(found))
 
 
 def lscpu(line: str) -> str:
@@ -61,6 +73,19 @@ def test_the_status_is_the_kernels(name: str) -> None:
         assert read_line(line, mechanisms()[name]).status is (
             LineStatus.VULNERABLE if line == "Processor vulnerable" else expected
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_kernel_calls_vulnerable_is(name: str) -> None:
+    """In whole if the line begins with it, in part if a piece of it says so."""
+    for line in printed(name):
+        today = read_line(line, mechanisms()[name]).exposure
+        if line.startswith("Unknown"):
+            assert today is Exposure.UNKNOWN
+        elif re.match(r"(KVM: |Processor )?Vulnerable", line, re.IGNORECASE):
+            assert today is Exposure.VULNERABLE, line
+        else:
+            assert today is (Exposure.PARTLY if "vulnerable" in line.lower() else Exposure.NO), line
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,7 @@ from asikit.cost import (
     price,
 )
 from asikit.cost._statistics import Estimate
-from asikit.cost.host import Here
+from asikit.cost.host import Exposure, Here
 from asikit.machine.kernel import Machine
 from asikit.proofs import MutantRow, Property, Reproduction, SideBySide, Situation, Verification
 from asikit.proofs import Verdict as ProofVerdict
@@ -161,7 +161,7 @@ def host(_: Path) -> Report:
     """A machine with a vulnerability that ASI covers, one in part, one that it lacks, and one that it does not tell."""
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
     redundant = ("IBRS (with a stun)", "IBPB at a change of processes", "RSB filling")
-    found = (
+    found: tuple[HostVulnerability, ...] = (
         HostVulnerability("meltdown", "Meltdown", "Mitigation: PTI", HostVerdict.COVERED, ("unmapping",), (), ("PTI",)),
         HostVulnerability(
             "spectre_v2", "Spectre v2", spectre, HostVerdict.PARTLY, (), ("user code against user code",), redundant
@@ -169,6 +169,8 @@ def host(_: Path) -> Report:
         HostVulnerability("retbleed", "Retbleed", "Not affected", HostVerdict.NOT_NEEDED),
         HostVulnerability("vmscape", "VMSCAPE", "", HostVerdict.NOT_TOLD, (), ("the model has it",)),
     )
+    today = (Exposure.NO, Exposure.PARTLY, Exposure.NO, Exposure.UNKNOWN)
+    found = tuple(dataclasses.replace(one, today=exposure) for one, exposure in zip(found, today, strict=True))
     return host_report(Host(IDENTITY, found, (Difference("retbleed", Here.NOT_AFFECTED),)))
 
 

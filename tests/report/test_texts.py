@@ -220,6 +220,8 @@ machine's.
 
 Not affected: retbleed
 
+Vulnerable today: in part spectre_v2
+
 Not told (an older kernel has no such file, or it was not given): vmscape
 Of these skylake-6600u has: vmscape
 

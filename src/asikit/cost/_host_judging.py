@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from asikit.cost._host_lines import KernelLine, LineStatus, Means, Sibling, Stun
+from asikit.cost._host_lines import Exposure, KernelLine, LineStatus, Means, Sibling, Stun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +44,7 @@ class HostVulnerability:
     :ivar name: The file in sysfs.
     :ivar now: What the kernel says; empty if it says nothing.
     :ivar by: What of ASI acts against it.
+    :ivar today: Whether the machine is vulnerable as it is, without ASI.
     :ivar remains: What ASI leaves, or why the verdict is no better; one reason each.
     :ivar redundant: Of today's mitigations, what it would make unnecessary.
     :ivar kept: Of today's mitigations, what is still needed.
@@ -59,6 +60,7 @@ class HostVulnerability:
     redundant: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    today: Exposure = Exposure.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,13 @@ def judged(
 
     :param now: What the kernel says, None if nothing.
     """
+    found = _judged(name, now, line, mechanism, here)
+    return found if line is None else replace(found, today=line.exposure)
+
+
+def _judged(
+    name: str, now: str | None, line: KernelLine | None, mechanism: HostMechanism | None, here: Circumstances
+) -> HostVulnerability:
     title = name if mechanism is None else mechanism.title
     if now is None or line is None:
         has = mechanism is not None and not here.model_bugs.isdisjoint(mechanism.bugs)

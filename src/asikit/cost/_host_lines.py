@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "Exposure",
     "HostMechanism",
     "KernelLine",
     "LinePiece",
@@ -95,6 +96,7 @@ class LinePiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stibp: Stibp | None = None
     sibling: Sibling | None = None
     lacks_microcode: bool = False
+    exposed: bool = False
 
 
 class HostMechanism(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +125,16 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vulnerability: dict[str, HostMechanism]
 
 
+class Exposure(StrEnum):
+    """Whether a machine is vulnerable as it is."""
+
+    VULNERABLE = "vulnerable"
+    PARTLY = "partly"
+    """To what the sibling thread does, or to a part that the kernel names."""
+    UNKNOWN = "unknown"
+    NO = "no"
+
+
 @dataclass(frozen=True, slots=True)
 class KernelLine:
     """What the kernel says about a vulnerability, read.
@@ -139,6 +151,15 @@ class KernelLine:
     def siblings(self) -> frozenset[Sibling]:
         """What the line says about the sibling thread."""
         return frozenset(piece.sibling for piece in self.pieces if piece.sibling is not None)
+
+    @property
+    def exposure(self) -> Exposure:
+        """Whether the machine is vulnerable as it is, as the kernel says."""
+        if self.status is LineStatus.VULNERABLE:
+            return Exposure.VULNERABLE
+        if self.status in {LineStatus.UNKNOWN, LineStatus.UNREAD} or self.unread:
+            return Exposure.UNKNOWN
+        return Exposure.PARTLY if any(piece.exposed for piece in self.pieces) else Exposure.NO
 
     @property
     def lacks_microcode(self) -> bool:

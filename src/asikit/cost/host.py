@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asikit.cost._host_judging import Circumstances, HostVerdict, HostVulnerability, judged
-from asikit.cost._host_lines import LineStatus, Sibling, Stibp, mechanisms, read_line
+from asikit.cost._host_lines import Exposure, LineStatus, Sibling, Stibp, mechanisms, read_line
 from asikit.cost._host_told import THIS_MACHINE, HostText, gather
 from asikit.cost.errors import HostError
 from asikit.documents import shipped_text
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOST_SCHEMA",
     "Difference",
+    "Exposure",
     "Host",
     "HostText",
     "HostVerdict",
@@ -130,6 +131,7 @@ class Host:
                 {
                     "name": one.name,
                     "now": one.now,
+                    "today": one.today.value,
                     "asi": one.verdict.value,
                     "by": list(one.by),
                     "remains": list(one.remains),

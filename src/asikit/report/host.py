@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.cost import HostVerdict
-from asikit.cost.host import Here
+from asikit.cost.host import Exposure, Here
 from asikit.report.view import Column, Note, Report, Row, Section, Table
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ def host_report(host: Host) -> Report:
     parts += [Note(line) for line in _differences(host)]
     if affected:
         parts.append(_table(affected))
-        parts += [Note(f"{', '.join(titles)}: {reason}", "  ") for reason, titles in _reasons(affected).items()]
+        parts += [Note(f"{'; '.join(titles)}: {reason}", "  ") for reason, titles in _reasons(affected).items()]
     spared = [one.name for one in host.vulnerabilities if one.verdict is HostVerdict.NOT_NEEDED]
     if spared:
         parts.append(Section((Note(f"Not affected: {', '.join(spared)}"),)))
+    parts += [Section((Note(line),)) for line in _today(host)]
     if host.not_told:
         parts.append(Section(tuple(Note(line) for line in _not_told(host))))
     parts.append(Section(tuple(Note(line) for line in _unnecessary(host.redundant))))
@@ -90,6 +91,18 @@ def _reasons(affected: list[HostVulnerability]) -> dict[str, list[str]]:
         for reason in one.remains:
             found.setdefault(reason, []).append(one.title)
     return found
+
+
+def _today(host: Host) -> list[str]:
+    """Return what the machine is vulnerable to as it is."""
+    words = {Exposure.VULNERABLE: "", Exposure.PARTLY: "in part ", Exposure.UNKNOWN: "perhaps "}
+    told = [one for one in host.vulnerabilities if one.verdict is not HostVerdict.NOT_TOLD]
+    found = [
+        word + ", ".join(one.name for one in told if one.today is exposure)
+        for exposure, word in words.items()
+        if any(one.today is exposure for one in told)
+    ]
+    return [f"Vulnerable today: {'; '.join(found)}"] if found else []
 
 
 def _not_told(host: Host) -> list[str]:
