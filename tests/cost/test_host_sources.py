@@ -247,6 +247,7 @@ def test_checker() -> None:
         "tsx_async_abort": "partly",
     }
     assert found["meltdown"].redundant == ("PTI",)
+    assert found["meltdown"].now == "Mitigation: PTI (says the checker)"
     assert found["l1tf"].redundant == ("L1D flushes at VM entry",)
     assert found["gather_data_sampling"].unread == ("A new wording",)
     assert found["spectre_v2"].redundant == ("IBRS (with a stun)", "IBPB at a change of processes")

@@ -157,8 +157,8 @@ def read_host(*sources: Path | HostText) -> Host:
     told = gather(sources or (THIS_MACHINE,))
     _complete(told, sources)
     known = mechanisms()
-    texts = told.checked | told.lines
-    lines = {name: read_line(text, known.get(name)) for name, text in texts.items()}
+    lines = {name: read_line(text, known.get(name)) for name, text in (told.checked | told.lines).items()}
+    texts = {name: f"{text} (says the checker)" for name, text in told.checked.items()} | told.lines
     identity = _identity(told, lines.values())
     circumstances = _circumstances(told, identity, lines)
     names = {name for name, one in known.items() if not one.foreign and _concerns(one.vendors, identity.vendor)}
