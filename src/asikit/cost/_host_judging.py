@@ -164,8 +164,8 @@ def _failing(line: KernelLine, mechanism: HostMechanism, here: Circumstances) ->
     elif mechanism.silent and line.status is LineStatus.VULNERABLE:
         silent = f"the kernel does not say whether the microcode is there, without which {mechanism.microcode}"
         failing.append(_Reason(silent, certain=False))
-    # A hypervisor may hide a flag that the processor has.
-    for flag in mechanism.needs:
+    # The flag of VERW is the microcode's. A hypervisor may hide a flag that the processor has.
+    for flag in () if line.lacks_microcode and Means.BUFFERS in mechanism.by else mechanism.needs:
         if flag in here.absent or (here.complete and flag not in here.flags):
             failing.append(_Reason(f"the processor has no {flag} (cpuinfo)", certain=True))
         elif flag not in here.flags:
