@@ -171,6 +171,9 @@ def answers(host: Host) -> dict[str, tuple[str, tuple[str, ...]]]:
     (wrapped(lscpu(sections=True), 80, stripped=False),),
     (wrapped(lscpu(), 66, stripped=True),),
     (textwrap.indent(lscpu(), "    "),),                                             # pasted as code
+    (textwrap.indent(lscpu(), "  * "),),                                             # as a list
+    (textwrap.indent(grepped(), "> > "), textwrap.indent(CPUINFO, "> ")),            # in a reply
+    ("Model: a board\nSerial: none\n" + lscpu() + "Model: a disk\n",),
     (as_json(nested=False),),
     (as_json(nested=True),),
     (as_json(nested=True), grepped()),

@@ -29,6 +29,8 @@ _X86 = {"x86_64", "i386", "i486", "i586", "i686"}
 _SAVE = "give the output of `grep . /sys/devices/system/cpu/vulnerabilities/*`, of `lscpu`, or /proc/cpuinfo"
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[mK]")
+_MARKS = re.compile(r"^\s*(?:[>*-] +)+", re.MULTILINE)
+"""What a reply or a list puts before each line."""
 _HEADER = re.compile(r"==> (?P<path>\S+) <==$")
 _GREPPED = re.compile(r"\s*(?:\S*/)?(?P<path>(?:vulnerabilities|smt)/\w+)\s*:\s*(?P<text>.*)$")
 _FIELD = re.compile(r"\s*(?P<key>[^:]+?)\s*:\s*(?P<text>.*)$")
@@ -37,6 +39,8 @@ _LSCPU_SECTION = "vulnerabilities"
 _SAME_KEYS = {"vendor id": "vendor_id"}
 _IDENTITY = ("vendor_id", "cpu family", "model", "stepping")
 """What two sources of one machine cannot tell in two ways."""
+_NUMBERS = {"cpu family", "model", "stepping", "siblings", "cpu cores", "thread(s) per core"}
+"""Keys with a number: "Model: ASUS" is of something else."""
 _WRAPPED_AT = 16
 """No line of lscpu's has its value nearer to the left: one that begins with as many blanks goes on with the last."""
 
@@ -157,7 +161,7 @@ def _read_folder(told: Told, root: Path) -> None:
 
 
 def _read_text(told: Told, source: HostText) -> None:
-    text = _COLOURS.sub("", source.text).lstrip("\ufeff")
+    text = _MARKS.sub("", _COLOURS.sub("", source.text).lstrip("\ufeff"))
     if text.lstrip().startswith(("{", "[")):
         told.add(read_json_report(text, source.name), source.name)
         return
@@ -178,7 +182,7 @@ def _read_text(told: Told, source: HostText) -> None:
             name = key.removeprefix(_LSCPU_PREFIX).replace(" ", "_")
             if key.startswith(_LSCPU_PREFIX) or name in known or (section and key != _LSCPU_SECTION):
                 told.say(name, value, source.name)
-            elif key in _KEYS:
+            elif key in _KEYS and (value.isdigit() or key not in _NUMBERS):
                 told.describe(_SAME_KEYS.get(key, key), value, source.name)
 
 
