@@ -43,7 +43,7 @@ SCENARIO = str(Path("examples/null_syscall.py"))
         (["compare", "a.json", "b.json"], "a.json: cannot read the document: No such file"),
         (["compare", "a.json", "b.json", "--factor", "polcy"], 'no factor "polcy"; the nearest is "policy"'),
         (["calibrate", "--like", "zen3"], 'no CPU model "zen3"; the nearest is "zen3-5600x" (shipped: '),
-        (["host", "--from", "nowhere"], "nowhere: not a folder"),
+        (["host", "--from", "nowhere"], "nowhere: no such file or folder"),
         (["verify", "--mutant", "no-stn"], "no mutant 'no-stn'"),
         (["inf"], "no such command 'inf'"),
     ],

@@ -149,18 +149,20 @@ def test_list_cpus(capsys: pytest.CaptureFixture[str]) -> None:
 def test_host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved machine as text and as JSON."""
     monkeypatch.setenv("COLUMNS", "120")
-    folder = saved(tmp_path, ZEN2, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="0")
+    texts = ZEN2 | {"retbleed": "Mitigation: untrained return thunk; SMT disabled"}
+    folder = saved(tmp_path, texts, vendor="AuthenticAMD", family=23, model=49, flags="ibpb", smt="0")
     code, out, err = asi(capsys, "host", "--from", folder)
     assert (code, err) == (0, "")
     assert "Nearest CPU model: asi cost --cpu zen2-7452" in out
     unnecessary = "untrained return thunks, safe returns, retpolines, IBPB at a change of processes, RSB filling"
     assert f"Unnecessary with ASI: {unnecessary}" in out
+    assert "Unnecessary with ASI and a stun: SMT off" in out
     document = json.loads(asi(capsys, "host", "--from", folder, "--json")[1])
     assert document["schema"] == "asikit.host/1"
     assert {one["name"]: one["asi"] for one in document["vulnerabilities"]}["retbleed"] == "covered"
     code, _, err = asi(capsys, "host", "--from", tmp_path / "none")
     assert code == 2
-    assert "not a folder" in err
+    assert "no such file or folder" in err
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asikit.cost import HostError, HostVerdict, read_host
+from asikit.cost import HostError, HostVerdict, HostVulnerability, read_host
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -78,8 +78,9 @@ def saved(
 
 
 def verdicts(folder: Path) -> dict[str, str]:
-    """Give the verdict on each vulnerability that the processor has."""
-    return {one.name: one.verdict.value for one in read_host(folder).vulnerabilities if one.verdict != "not needed"}
+    """Give the verdict on each vulnerability that the processor has and the kernel tells."""
+    silent = {HostVerdict.NOT_NEEDED, HostVerdict.NOT_TOLD}
+    return {one.name: one.verdict.value for one in read_host(folder).vulnerabilities if one.verdict not in silent}
 
 
 @pytest.mark.parametrize("as_tree", [False, True])
@@ -109,18 +110,29 @@ def test_skylake(tmp_path: Path, *, as_tree: bool) -> None:
         "VERW at every return",
         "PTI",
         "VERW at returns and VM entries",
-        "IBRS",
+        "IBRS (with a stun)",
         "IBPB at a change of processes",
         "RSB filling",
-        "TSX off",
+        "TSX off (with a stun)",
     )
 
 
 def test_without_siblings_nothing_is_left_to_them(tmp_path: Path) -> None:
     """The same machine with its siblings off: what was partly covered for their sake is covered."""
-    found = verdicts(saved(tmp_path, SKYLAKE, model=78, flags="ibpb flush_l1d md_clear", smt="0"))
+    texts = {name: text.replace("SMT vulnerable", "SMT disabled") for name, text in SKYLAKE.items()}
+    folder = saved(tmp_path, texts, model=78, flags="ibpb flush_l1d md_clear", smt="0")
+    found = verdicts(folder)
     assert {found[name] for name in ("l1tf", "mds", "retbleed", "spectre_v2", "tsx_async_abort")} == {"covered"}
     assert found["mmio_stale_data"] == "partly"
+    host = read_host(folder)
+    assert {"IBRS", "TSX off", "SMT off (with a stun)"} <= set(host.redundant)
+    assert not any("sibling" in reason for one in host.vulnerabilities for reason in one.remains)
+
+
+def test_the_dangerous_source_counts(tmp_path: Path) -> None:
+    """A line that says that siblings are in use counts, whatever smt/active says."""
+    found = verdicts(saved(tmp_path, SKYLAKE, model=78, flags="ibpb flush_l1d md_clear", smt="0"))
+    assert found["mds"] == "partly"
 
 
 def test_zen2(tmp_path: Path) -> None:
@@ -130,9 +142,13 @@ def test_zen2(tmp_path: Path) -> None:
     found = {one.name: one for one in host.vulnerabilities}
     assert found["meltdown"].verdict is HostVerdict.NOT_NEEDED
     assert found["retbleed"].verdict is HostVerdict.PARTLY
-    assert found["retbleed"].redundant == ("untrained return thunks",)
-    assert found["spec_rstack_overflow"].redundant == ("safe returns",)
-    assert found["spectre_v2"].redundant == ("retpolines", "IBPB at a change of processes", "RSB filling")
+    assert found["retbleed"].redundant == ("untrained return thunks (with a stun)",)
+    assert found["spec_rstack_overflow"].redundant == ("safe returns (with a stun)",)
+    assert found["spectre_v2"].redundant == (
+        "retpolines (with a stun)",
+        "IBPB at a change of processes",
+        "RSB filling",
+    )
 
 
 def test_ice_lake_and_a_newer_kernel(tmp_path: Path) -> None:
@@ -168,20 +184,83 @@ def test_missing_microcode_and_flags(tmp_path: Path) -> None:
     assert all(not one.redundant for one in found.values())
 
 
+def answers(folder: Path) -> dict[str, HostVulnerability]:
+    """Give what is said of each vulnerability."""
+    return {one.name: one for one in read_host(folder).vulnerabilities}
+
+
+def test_a_silent_line(tmp_path: Path) -> None:
+    """A mitigation that is off says nothing of the microcode, unless a flag does."""
+    texts = {"tsa": "Vulnerable", "spec_rstack_overflow": "Vulnerable", "mds": "Vulnerable; SMT disabled"}
+    found = answers(saved(tmp_path, texts, flags="ibpb md_clear", smt="0"))
+    assert found["tsa"].verdict is HostVerdict.UNKNOWN
+    assert found["tsa"].remains[0].startswith("the kernel does not say whether the microcode is there, without which")
+    assert found["spec_rstack_overflow"].verdict is HostVerdict.PARTLY
+    assert found["mds"].verdict is HostVerdict.COVERED
+
+
+def test_what_one_vulnerability_needs_is_not_unnecessary(tmp_path: Path) -> None:
+    """A mitigation against several vulnerabilities goes only if none of them needs it."""
+    texts = {
+        "mds": "Mitigation: Clear CPU buffers; SMT disabled",
+        "reg_file_data_sampling": "Mitigation: Clear Register File; Incantations",
+        "spectre_v2": "Mitigation: Retpolines; IBPB: conditional",
+        "indirect_target_selection": "Mitigation: Retpolines, Stuffing RSB",
+        "tsx_async_abort": "Mitigation: TSX disabled",
+        "srbds": "Mitigation: TSX disabled",
+    }
+    host = read_host(saved(tmp_path, texts, flags="ibpb md_clear", smt="0", siblings=4))
+    found = {one.name: one for one in host.vulnerabilities}
+    assert found["mds"].redundant == ("VERW at every return",)
+    assert found["spectre_v2"].redundant == ("retpolines", "IBPB at a change of processes")
+    assert found["tsx_async_abort"].redundant == ("TSX off",)
+    assert host.redundant == ("IBPB at a change of processes",)
+
+
+@pytest.mark.parametrize(("vendor", "spectre_v2", "verdict"), [
+    ("GenuineIntel", "Mitigation: Enhanced / Automatic IBRS; IBPB: conditional", HostVerdict.COVERED),
+    ("AuthenticAMD", "Mitigation: Enhanced / Automatic IBRS; IBPB: conditional", HostVerdict.PARTLY),
+    ("AuthenticAMD", "Mitigation: Enhanced / Automatic IBRS; STIBP: always-on", HostVerdict.COVERED),
+    ("AuthenticAMD", "Mitigation: Retpolines; STIBP: forced", HostVerdict.COVERED),
+    ("GenuineIntel", "Mitigation: IBRS; STIBP: disabled", HostVerdict.PARTLY),
+])  # fmt: skip
+def test_vmscape_needs_stibp(tmp_path: Path, vendor: str, spectre_v2: str, verdict: HostVerdict) -> None:
+    """Of siblings in use; Intel's enhanced IBRS implies it, AMD's automatic IBRS does not."""
+    texts = {"vmscape": "Mitigation: IBPB before exit to userspace", "spectre_v2": spectre_v2}
+    assert answers(saved(tmp_path / "on", texts, vendor=vendor, flags="ibpb", smt="1"))["vmscape"].verdict is verdict
+    off = answers(saved(tmp_path / "off", texts, vendor=vendor, flags="ibpb", smt="0"))
+    assert off["vmscape"].verdict is HostVerdict.COVERED
+
+
+def test_siblings_that_are_no_danger(tmp_path: Path) -> None:
+    """The words "SMT mitigated": of a processor with MSBDS alone, whose siblings are in use."""
+    folder = saved(tmp_path, {"mds": "Mitigation: Clear CPU buffers; SMT mitigated"}, flags="md_clear")
+    assert answers(folder)["mds"].verdict is HostVerdict.COVERED
+    assert read_host(folder).identity.smt is True
+
+
+def test_unprivileged_ebpf(tmp_path: Path) -> None:
+    """A program that the kernel runs for its user trains after the flush."""
+    texts = {"spectre_v2": "Vulnerable: eIBRS with unprivileged eBPF"}
+    found = answers(saved(tmp_path, texts, flags="ibpb", smt="0"))["spectre_v2"]
+    assert found.verdict is HostVerdict.PARTLY
+    assert "unprivileged eBPF" in found.remains[0]
+
+
 def test_refusals(tmp_path: Path) -> None:
     """A folder that is not there, or lacks something, is refused in a line that names it."""
-    with pytest.raises(HostError, match=r"none: not a folder: save /sys/devices/system/cpu/vulnerabilities"):
+    with pytest.raises(HostError, match=r"none: no such file or folder: give the output of `grep \. /sys/devices"):
         read_host(tmp_path / "none")
-    with pytest.raises(HostError, match=r"cpuinfo: missing: save /proc/cpuinfo there"):
+    with pytest.raises(HostError, match=r"cpuinfo: missing: save /proc/cpuinfo there, or give the output of lscpu"):
         read_host(tmp_path)
     (tmp_path / "cpuinfo").write_text("model name: ARM\n", encoding="utf-8")
     with pytest.raises(HostError, match="has no vendor_id: not the /proc/cpuinfo of an x86 machine"):
         read_host(tmp_path)
     (tmp_path / "cpuinfo").write_text("vendor_id: GenuineIntel\n", encoding="utf-8")
-    with pytest.raises(HostError, match="vulnerabilities: missing"):
+    with pytest.raises(HostError, match="vulnerabilities: missing or empty: save"):
         read_host(tmp_path)
     (tmp_path / "vulnerabilities").mkdir()
-    with pytest.raises(HostError, match="vulnerabilities: empty"):
+    with pytest.raises(HostError, match="vulnerabilities: missing or empty: save"):
         read_host(tmp_path)
     assert read_host(saved(tmp_path / "bare", {"meltdown": NOT})).identity.family == 6
 
@@ -192,8 +271,8 @@ def test_flat_folder(tmp_path: Path) -> None:
     for name, text in ZEN2.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     host = read_host(tmp_path)
-    assert [one.name for one in host.vulnerabilities] == sorted(ZEN2)
-    assert host.identity.smt is None
+    assert sorted({one.name for one in host.vulnerabilities} - set(host.not_told)) == sorted(ZEN2)
+    assert host.identity.smt is True  # Retbleed's line says so
 
 
 def test_this_machine() -> None:

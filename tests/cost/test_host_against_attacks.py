@@ -7,28 +7,11 @@ from functools import cache
 import pytest
 
 from asikit.attacks import AttackVerdict, Cell, Finding, cells, matrix
-from asikit.cost.host import Means, _mechanisms
+from asikit.cost._host_lines import Means, mechanisms
 
-FILES = {
-    "meltdown": ("meltdown",),
-    "spectre_v1": ("spectre_v1", "swapgs"),
-    "spectre_v2": ("spectre_v2", "bhi"),
-    "retbleed": ("retbleed",),
-    "spec_rstack_overflow": ("srso",),
-    "indirect_target_selection": ("its",),
-    "vmscape": ("vmscape",),
-    "spec_store_bypass": ("ssb",),
-    "l1tf": ("l1tf",),
-    "mds": ("mds",),
-    "tsx_async_abort": ("taa",),
-    "mmio_stale_data": ("mmio",),
-    "reg_file_data_sampling": ("rfds",),
-    "tsa": ("tsa",),
-    "gather_data_sampling": ("gds",),
-    "srbds": ("srbds",),
-}
-"""Of each name in sysfs the vulnerabilities that come with the package."""
 DISCLOSE_NOTHING = {"itlb_multihit", "ghostwrite", "old_microcode"}
+FILES = {name: mechanism.bugs for name, mechanism in mechanisms().items() if name not in DISCLOSE_NOTHING}
+"""Of each name in sysfs the vulnerabilities that come with the package."""
 WITHOUT = {
     Means.UNMAP: "asi-no-unmapping",
     Means.PREDICTOR: "asi-no-predictor-flush",
@@ -62,14 +45,14 @@ def verdict(cell: Cell) -> Finding:
 
 def test_every_name_is_tried() -> None:
     """But those that disclose nothing."""
-    assert set(_mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
+    assert set(mechanisms()) == {*FILES, *DISCLOSE_NOTHING}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_what_asi_does_about_it(name: str) -> None:
     """Covered is what leaks without mitigation and not under ASI; each means that is named is one it takes."""
-    mechanism = _mechanisms()[name]
+    mechanism = mechanisms()[name]
     found = [leaking(each) for each in FILES[name]]
     unmitigated = any(each["none"] - SIBLINGS for each in found)
     left = any(each["asi"] - SIBLINGS for each in found)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asikit.attacks import AttackVerdict, Cell, Finding
 from asikit.cost import (
     Calibration,
+    Difference,
     Host,
     HostVerdict,
     HostVulnerability,
@@ -18,6 +19,7 @@ from asikit.cost import (
     price,
 )
 from asikit.cost._statistics import Estimate
+from asikit.cost.host import Exposure, Here
 from asikit.machine.kernel import Machine
 from asikit.proofs import MutantRow, Property, Reproduction, SideBySide, Situation, Verification
 from asikit.proofs import Verdict as ProofVerdict
@@ -141,29 +143,35 @@ IDENTITY = Identity(
     vendor="GenuineIntel",
     family=6,
     model_number=78,
+    stepping=3,
     name="Intel(R) Core(TM) i7-6600U CPU @ 2.60GHz",
     microcode="0xf0",
     flags=frozenset(),
     bugs=frozenset(),
     physical_bits=39,
-    smt=True,
+    threads=2,
+    smt=None,
+    has_smt=True,
     guest=True,
     model="skylake-6600u",
 )
 
 
 def host(_: Path) -> Report:
-    """A machine with a vulnerability that ASI covers, one that it covers in part, and one that it does not have."""
+    """A machine with a vulnerability that ASI covers, one in part, one that it lacks, and one that it does not tell."""
     spectre = "Mitigation: IBRS; IBPB: conditional; STIBP: conditional; RSB filling; PBRSB-eIBRS: Not affected"
-    redundant = ("IBRS", "IBPB at a change of processes", "RSB filling")
-    found = (
+    redundant = ("IBRS (with a stun)", "IBPB at a change of processes", "RSB filling")
+    found: tuple[HostVulnerability, ...] = (
         HostVulnerability("meltdown", "Meltdown", "Mitigation: PTI", HostVerdict.COVERED, ("unmapping",), (), ("PTI",)),
         HostVulnerability(
             "spectre_v2", "Spectre v2", spectre, HostVerdict.PARTLY, (), ("user code against user code",), redundant
         ),
         HostVulnerability("retbleed", "Retbleed", "Not affected", HostVerdict.NOT_NEEDED),
+        HostVulnerability("vmscape", "VMSCAPE", "", HostVerdict.NOT_TOLD, (), ("the model has it",)),
     )
-    return host_report(Host(IDENTITY, found))
+    today = (Exposure.NO, Exposure.PARTLY, Exposure.NO, Exposure.UNKNOWN)
+    found = tuple(dataclasses.replace(one, today=exposure) for one, exposure in zip(found, today, strict=True))
+    return host_report(Host(IDENTITY, found, (Difference("retbleed", Here.NOT_AFFECTED),)))
 
 
 def calibration(_: Path) -> Report:

@@ -195,30 +195,38 @@ Most changed
 
 
 def test_host(tmp_path: Path) -> None:
-    """What is covered, what is left, what is not affected; a long list of mitigations is broken between words."""
+    """What is covered, what is left, what is not affected, and what nobody tells; long lists break between words."""
     assert (
         shown("host", tmp_path)
         == """
-Intel(R) Core(TM) i7-6600U CPU @ 2.60GHz (GenuineIntel, family 6, model 78),
-sibling threads in use
+Intel(R) Core(TM) i7-6600U CPU @ 2.60GHz (GenuineIntel, family 6, model 78,
+stepping 3), sibling threads unknown
 Nearest CPU model: asi cost --cpu skylake-6600u
 This is a virtual machine. Its host may have mitigations that are not seen here,
-and may hide vulnerabilities.
+and may hide vulnerabilities and flags.
+Unlike this machine, the model has retbleed: prices of these are not this
+machine's.
 
  vulnerability   now                        with ASI   unnecessary then
  ──────────────────────────────────────────────────────────────────────────────
- Meltdown        Mitigation: PTI            covered    PTI
- Spectre v2      Mitigation: IBRS; IBPB:    partly     IBRS, IBPB at a change
-                 conditional; STIBP:                   of processes, RSB
-                 conditional; RSB                      filling
+ Spectre v2      Mitigation: IBRS; IBPB:    partly     IBRS (with a stun), IBPB
+                 conditional; STIBP:                   at a change of
+                 conditional; RSB                      processes, RSB filling
                  filling; PBRSB-eIBRS:
                  Not affected
+ Meltdown        Mitigation: PTI            covered    PTI
 
   Spectre v2: user code against user code
 
 Not affected: retbleed
 
-Unnecessary with ASI: PTI, IBRS, IBPB at a change of processes, RSB filling
+Vulnerable today: in part spectre_v2
+
+Not told (an older kernel has no such file, or it was not given): vmscape
+Of these skylake-6600u has: vmscape
+
+Unnecessary with ASI and a stun: IBRS
+Unnecessary with ASI: PTI, IBPB at a change of processes, RSB filling
 """
     )
 

@@ -28,7 +28,17 @@ from asikit.cost.calibrate import (
 from asikit.cost.compare import COMPARE_SCHEMA, Change, Comparison, Pair, compare
 from asikit.cost.errors import CalibrationError, CompareError, CostError, HostError
 from asikit.cost.expression import Range
-from asikit.cost.host import HOST_SCHEMA, Host, HostVerdict, HostVulnerability, Identity, read_host, read_identity
+from asikit.cost.host import (
+    HOST_SCHEMA,
+    Difference,
+    Host,
+    HostText,
+    HostVerdict,
+    HostVulnerability,
+    Identity,
+    read_host,
+    read_identity,
+)
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
 from asikit.cost.priced import priced_mitigation
 from asikit.cost.pricing import BaseTime, mitigation_names, policy_on, price
@@ -54,8 +64,10 @@ __all__ = [
     "CostResult",
     "CostRow",
     "CostTerm",
+    "Difference",
     "Host",
     "HostError",
+    "HostText",
     "HostVerdict",
     "HostVulnerability",
     "Identity",

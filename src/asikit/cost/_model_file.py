@@ -22,7 +22,6 @@ _BUG_NAMES = {
     "itlb_multihit": Bug.ITLB,
 }
 # What a kernel does not call a bug because nothing needs to be done: not known from cpuinfo.
-_SMT_THREADS = 2
 
 
 def model_file(calibration: Calibration, like: CpuModel, source: str) -> str:
@@ -37,7 +36,7 @@ def model_file(calibration: Calibration, like: CpuModel, source: str) -> str:
         f"title = {_quoted(identity.name or identity.vendor)}",
         f"vendor = {_quoted({'GenuineIntel': 'intel', 'AuthenticAMD': 'amd'}.get(identity.vendor, identity.vendor))}",
         f"microarchitecture = {_quoted(like.microarchitecture if identity.model else 'unknown')}",
-        f"threads = {_SMT_THREADS if identity.smt else 1}",
+        f"threads = {identity.threads}",
         f"features = {_list(sorted(feature.value for feature in Feature if feature.value in identity.flags))}",
         f"bugs = {_list(sorted(_bugs(identity)))}",
         "",
