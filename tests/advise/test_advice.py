@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import pytest
 
 from asikit.advise import USER_DATA, AdviseError, Subject, advise, policy_text
 from asikit.cli import main
-from asikit.replay import DeclaredBy, Site, Stretches, load_policy, replay
+from asikit.replay import DeclaredBy, ExitOn, Site, Stretches, load_policy, replay
 from asikit.trace import Trace
 from tests.builders import TraceBuilder
 
 SAMPLES = Path(__file__).parents[2] / "src/asikit/data/samples"
+CHANGES: dict[str, dict[str, Any]] = {
+    'exit_on = "mm_switch"': {"exit_on": ExitOn.MM_SWITCH},
+    "noflush = true": {"noflush": True},
+    'exit_on = "mm_switch", noflush = true': {"exit_on": ExitOn.MM_SWITCH, "noflush": True},
+}
 KVM, PHASES = str(SAMPLES / "kvm-guest.asitrace"), str(SAMPLES / "phases.asitrace")
 
 
@@ -102,6 +108,19 @@ def test_price(capsys: pytest.CaptureFixture[str]) -> None:
     choices = document(capsys, KVM, "--points", "2", "--cpu", "zen2-7452")["choices"]
     best = [choice["overhead"]["zen2-7452"]["best"] for choice in choices]
     assert best[0] < best[-1]
+
+
+@pytest.mark.parametrize("base", ["ephmap", "allowlist-2022"])
+def test_variants(base: str) -> None:
+    """What another mechanism has is what a replay under it has, with all declared that may be."""
+    trace, policy = Trace.open(KVM), load_policy(base)
+    found = {row.words: row for row in Subject({"kvm-guest": trace}, policy, protect=()).variants()}
+    assert set(found) == ({"", *CHANGES} if base == "ephmap" else {""})
+    for words, row in found.items():
+        under = replace(policy, mechanism=replace(policy.mechanism, **CHANGES.get(words, {})))
+        stretches = Stretches.of(trace, under)
+        declared = stretches.sites.policy(under, stretches.sites.sites, name="all")
+        assert row.forced == row.fewest == replay(trace, [declared])[0].exits
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ integer program finds, with a bound that proves it.
 
 from __future__ import annotations
 
-from asikit.advise.advice import USER_DATA, Advice, Beside, Choice, Part, SiteNeed, Step, Subject, advise
+from asikit.advise.advice import USER_DATA, Advice, Beside, Choice, Part, SiteNeed, Step, Subject, Variant, advise
 from asikit.advise.certificate import check_cut
 from asikit.advise.errors import AdviseError
 from asikit.advise.frontier import Frontier, Point, best_beside, frontier
@@ -32,6 +32,7 @@ __all__ = [
     "SiteNeed",
     "Step",
     "Subject",
+    "Variant",
     "advise",
     "best_beside",
     "cheapest_within",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from asikit.advise.errors import AdviseError
 from asikit.advise.frontier import Point, best_beside, frontier
 from asikit.advise.problem import Problem
 from asikit.errors import nearest
-from asikit.replay import MechanismKind, Stretches, replay
+from asikit.replay import ExitOn, MechanismKind, Stretches, replay
 from asikit.trace import PageKind
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asikit.replay import Policy, Site
     from asikit.trace import Trace
 
-__all__ = ["USER_DATA", "Advice", "Beside", "Choice", "Part", "SiteNeed", "Step", "Subject", "advise"]
+__all__ = ["USER_DATA", "Advice", "Beside", "Choice", "Part", "SiteNeed", "Step", "Subject", "Variant", "advise"]
 
 USER_DATA = (PageKind.ANON, PageKind.PAGE_CACHE, PageKind.SHMEM, PageKind.HUGETLB)
 """The kinds of page that hold what user code wrote."""
@@ -82,6 +82,20 @@ class Beside:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Another mechanism, on the same recordings.
+
+    :ivar words: What is otherwise, as a policy file says it; empty for the base's own.
+    :ivar forced: Exits that no declaration of memory avoids.
+    :ivar fewest: Exits if all is declared nonsensitive that may be.
+    """
+
+    words: str
+    forced: int
+    fewest: int
+
+
+@dataclass(frozen=True)
 class SiteNeed:
     """Who needs a site.
 
@@ -115,6 +129,7 @@ class Advice:
     choices: tuple[Choice, ...]
     steps: tuple[Step, ...]
     beside: tuple[Beside, ...]
+    variants: tuple[Variant, ...]
 
 
 class Subject:
@@ -140,6 +155,7 @@ class Subject:
             raise AdviseError(f"policy {base.name} is no ASI: nothing exits, whatever is declared")
         self.base = base
         self.traces = dict(traces)
+        self._asked = (tuple(protect), dict(weights or {}))
         self._stretches = {name: Stretches.of(trace, base) for name, trace in traces.items()}
         self.sites = sorted({site for each in self._stretches.values() for site in each.sites.sites})
         self._position = {site: number for number, site in enumerate(self.sites)}
@@ -152,6 +168,24 @@ class Subject:
         """Return a choice as a policy, which names each site of the recordings."""
         (first, *_) = self._stretches.values()
         return first.sites.policy(self.base, choice.sites, name=name, title=title, known=self.sites)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return what other mechanisms would have: exits at changes of mm only, TLB entries that outlive an exit."""
+        mechanism, (protect, weights) = self.base.mechanism, self._asked
+        lazy = {} if mechanism.exit_on is ExitOn.MM_SWITCH else {"exit_on": ExitOn.MM_SWITCH}
+        keeping = {} if mechanism.noflush else {"noflush": True}
+        found = [self.as_variant("")]
+        for change in (lazy, keeping, lazy | keeping):
+            words = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
+            if words and words not in {variant.words for variant in found}:
+                base = replace(self.base, mechanism=replace(mechanism, **change))
+                found.append(Subject(self.traces, base, protect=protect, weights=weights).as_variant(words))
+        return tuple(found)
+
+    def as_variant(self, words: str) -> Variant:
+        """Return what this mechanism has, called so."""
+        declared = set(range(len(self.sites))) - self.protected
+        return Variant(words, self.problem.forced, self.problem.exits(declared))
 
     def need(self, site: Site) -> SiteNeed:
         """Return who needs a site."""
@@ -257,7 +291,12 @@ def advise(subject: Subject, others: Sequence[Policy] = (), *, points: int = 12)
             for less, more in pairwise(corners)
         ),
         tuple(_beside(subject, policy) for policy in others),
+        subject.variants(),
     )
+
+
+def _toml(value: ExitOn | bool) -> str:  # noqa: FBT001  (a value of a file)
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
 
 
 def _replay(subject: Subject, choices: Sequence[Choice]) -> None:

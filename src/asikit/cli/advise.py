@@ -200,6 +200,7 @@ def _document(advice: Advice, overheads: dict[str, list[Range]]) -> dict[str, An
             }
             for row in advice.beside
         ],
+        "variants": [asdict(variant) for variant in advice.variants],
     }
 
 

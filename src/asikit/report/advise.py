@@ -12,7 +12,7 @@ from asikit.report.view import Column, Note, Report, Row, Section, Style, Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.advise import Advice, Beside, Choice, SiteNeed, Step
+    from asikit.advise import Advice, Beside, Choice, SiteNeed, Step, Variant
     from asikit.cost import Range
     from asikit.replay import ReplayResult, Site
 
@@ -42,6 +42,7 @@ def advice_report(advice: Advice, overheads: Mapping[str, Sequence[Range]], *, t
         parts.append(Section((_steps(advice.steps, top),), "What to declare nonsensitive, in this order"))
     if advice.beside:
         parts.append(Section((_beside(advice.beside),), "Published policies beside the best"))
+    parts.append(Section((_variants(advice.variants),), "What another mechanism would have"))
     if len(advice.recordings) > 1:
         parts.append(Section((_parts(advice),), "What each recording pays for a common policy"))
     return Report(tuple(parts))
@@ -100,6 +101,14 @@ def _beside(rows: Sequence[Beside]) -> Table:
             Row((row.policy, f"{row.exits:,}", f"{row.exposure:,}", f"{row.fewest.exits:,}", _least(row.least)))
             for row in rows
         ),
+    )
+
+
+def _variants(variants: Sequence[Variant]) -> Table:
+    headings = ("no declaration\navoids", "fewest exits")
+    return Table(
+        (Column("mechanism"), *(Column(heading, number=True) for heading in headings)),
+        tuple(Row((row.words or "as it is", f"{row.forced:,}", f"{row.fewest:,}")) for row in variants),
     )
 
 
