@@ -123,6 +123,25 @@ def test_variants(base: str) -> None:
         assert row.forced == row.fewest == replay(trace, [declared])[0].exits
 
 
+def test_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fewest functions for each number of exits; as policy files they have just these."""
+    words = (PHASES, "--ephemeral", "-o", str(tmp_path / "choices"))
+    choices = document(capsys, *words)["ephemeral"]
+    files = sorted((tmp_path / "choices").iterdir())
+    replayed = replay(Trace.open(PHASES), [load_policy(str(file)) for file in files])
+    assert [result.exits for result in replayed] == [choice["exits"] for choice in choices]
+    sizes = [len(choice["functions"]) for choice in choices]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 0
+    assert choices[0]["exits"] == document(capsys, PHASES)["forced"]
+
+
+def test_functions_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named, from the most to none."""
+    assert asi(PHASES, "--ephemeral") == 0
+    assert "_copy_to_iter" in capsys.readouterr().out
+
+
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     """Who needs a site is shown by a replay under which it alone is sensitive."""
     assert asi(KVM, "--explain", "caches kvm_vcpu", "--top", "1") == 0
@@ -153,6 +172,7 @@ def test_text_of_a_policy_is_the_policy(tmp_path: Path) -> None:
         ([KVM, "--explain", "caches flip"], "--explain caches flip: no such site"),
         ([KVM, PHASES, "--cpu", "zen2-7452"], "--cpu prices one recording"),
         ([KVM, "-o", "."], "."),
+        ([KVM, PHASES, "--ephemeral"], "--ephemeral looks at one recording"),
         ([], "missing argument 'TRACE...'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -13,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asikit.protocol import AsiClass
-from asikit.replay import ExitOn, Policy, SideTables, Site, Sites, Stretches, load_policy, replay
+from asikit.replay import (
+    ExitOn,
+    Policy,
+    PolicyEphmap,
+    SideTables,
+    Site,
+    Sites,
+    Stretches,
+    TouchKind,
+    load_policy,
+    replay,
+)
 from asikit.replay.declaring import NO_SITE
 from asikit.replay.sensitivity import apply_policy
 from asikit.trace import EventKind, PageKind, TlbFlush, Trace
@@ -113,6 +125,25 @@ def test_made_up(built: TraceBuilder, base: str, exit_on: ExitOn, flushes: set[T
         trace = built.write(Path(folder) / "t.asitrace")
         under = policy(base, exit_on=exit_on, exit_on_tlb_flush=tuple(flushes), kvm_exit_on_user_return=kvm)
         agree(trace, under, frozenset({AsiClass.KVM, AsiClass.USERSPACE}), Random(seed))
+
+
+@pytest.mark.parametrize("sample", ["kvm-guest", "phases", "page-cache"])
+def test_functions(sample: str) -> None:
+    """A touch that an ephemeral mapping serves needs that its function has one, and nothing else."""
+    trace = Trace.open(SAMPLES / f"{sample}.asitrace")
+    base = replace(policy(), ephmap=PolicyEphmap(tuple(PageKind), (TouchKind.READ, TouchKind.WRITE)))
+    found = Stretches.of(trace, base, functions=True)
+    numbers, known = Random(sample), len(found.sites.sites)
+    policies, promised = [], []
+    for _ in range(5):
+        declared = some(found.sites, numbers, 0.9)
+        functions = [name for name in found.functions if numbers.random() < 0.7]
+        have = {found.sites.sites.index(site) for site in declared}
+        have |= {known + found.functions.index(name) for name in functions}
+        promised.append(found.forced + sum(times for needed, times in found.needs.items() if not have >= {*needed}))
+        named = replace(base.ephmap, functions=tuple(functions))
+        policies.append(replace(found.sites.policy(base, declared, name=str(len(policies))), ephmap=named))
+    assert [result.exits for result in replay(trace, policies)] == promised
 
 
 @pytest.mark.parametrize("sample", ["kvm-guest", "page-cache"])

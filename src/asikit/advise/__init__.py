@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from asikit.advise.advice import USER_DATA, Advice, Beside, Choice, Part, SiteNeed, Step, Subject, Variant, advise
 from asikit.advise.certificate import check_cut
+from asikit.advise.ephemeral import Ephemeral, advise_ephemeral
 from asikit.advise.errors import AdviseError
 from asikit.advise.frontier import Frontier, Point, best_beside, frontier
 from asikit.advise.policy_text import policy_text
@@ -24,6 +25,7 @@ __all__ = [
     "Beside",
     "Choice",
     "Cut",
+    "Ephemeral",
     "Frontier",
     "Optimum",
     "Part",
@@ -34,6 +36,7 @@ __all__ = [
     "Subject",
     "Variant",
     "advise",
+    "advise_ephemeral",
     "best_beside",
     "cheapest_within",
     "check_cut",

@@ -102,10 +102,8 @@ def _between(problem: Problem, points: list[Point]) -> Point | None:
     for first, last in pairs:
         if last.exits - first.exits < 2:  # noqa: PLR2004  (no whole number lies between)
             continue
-        best = cheapest_within(problem, (first.exits + last.exits) // 2)
-        point = _point(problem, best.sites, "bound")
-        if point.exposure != best.bound:
-            continue
+        least = problem.exposed(cheapest_within(problem, (first.exits + last.exits) // 2).sites)
+        point = _point(problem, fewest_within(problem, least).sites, "bound")
         if point.exits > first.exits and point.exposure > last.exposure:
             return point
     return None

@@ -15,7 +15,7 @@ __all__ = ["policy_text"]
 
 
 def policy_text(policy: Policy, comment: str = "") -> str:
-    """Return a policy file that says what a policy says about memory, and else what the policy says that it inherits.
+    """Return a policy file: what a policy says of memory and ephemeral mappings; it inherits all else.
 
     :param comment: What stands above.
     """
@@ -27,10 +27,12 @@ def policy_text(policy: Policy, comment: str = "") -> str:
         lines += ["", f"[memory.{sensitivity}]"]
         for rule in fields(Rules):
             lines += _list(rule.name, getattr(rules, rule.name))
+    ephmap = policy.ephmap
+    lines += ["", "[ephmap]", *(line for key in fields(ephmap) for line in _list(key.name, getattr(ephmap, key.name)))]
     return "\n".join(lines) + "\n"
 
 
-def _list(key: str, values: tuple[str, ...]) -> list[str]:
+def _list(key: str, values: tuple[object, ...]) -> list[str]:
     """Return every list, an empty one too: what a file does not give it inherits."""
     return [f"{key} = [", *(f"    {_text(str(value))}," for value in values), "]"] if values else [f"{key} = []"]
 

@@ -57,6 +57,9 @@ _BESIDE = ("denylist-2025", "ephmap", "no-boot-memory", "allowlist-2022")
     help="Write each choice to DIR, a new folder, as a policy file.",
 )
 @click.option("--explain", metavar="SITE", help="Say who needs a site ('caches filp'), and stop.")
+@click.option(
+    "--ephemeral", is_flag=True, help="Say which functions should use an ephemeral mapping of user data, and stop."
+)
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Steps, or causes, to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.advise/1).")
 @html_option
@@ -70,6 +73,7 @@ def command(
     cpus: tuple[str, ...],
     output: Path | None,
     explain: str | None,
+    ephemeral: bool,
     top: int,
     as_json: bool,
     html: Path | None,
@@ -83,6 +87,9 @@ def command(
     from asikit.advise import Subject, advise
     from asikit.replay import load_policy
 
+    if ephemeral:
+        _ephemeral(traces, policy, points, output, as_json=as_json, html=html)
+        return
     subject = Subject(
         {_name(trace): open_trace(trace) for trace in dict.fromkeys(traces)},
         load_policy(policy),
@@ -148,12 +155,19 @@ def _write_policies(subject: Subject, advice: Advice, folder: Path) -> None:
     from asikit import __version__
     from asikit.advise import policy_text
 
-    folder.mkdir(parents=True)
+    texts = []
     for number, choice in enumerate(advice.choices, 1):
         title = f"{choice.exits:,} exits at an exposure of {choice.exposure:,} in {', '.join(advice.recordings)}"
         policy = subject.policy(choice, f"choice-{number:02}", title)
         comment = f"By asi advise {__version__}, of {', '.join(advice.recordings)}.\nWhat is not named is sensitive."
-        (folder / f"choice-{number:02}.toml").write_text(policy_text(policy, comment), encoding="utf-8")
+        texts.append(policy_text(policy, comment))
+    _write_files(folder, texts)
+
+
+def _write_files(folder: Path, texts: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for number, text in enumerate(texts, 1):
+        (folder / f"choice-{number:02}.toml").write_text(text, encoding="utf-8")
 
 
 def _explained(subject: Subject, text: str, top: int) -> Report:
@@ -171,6 +185,30 @@ def _explained(subject: Subject, text: str, top: int) -> Report:
     (trace,) = subject.traces.values()
     (result,) = replay(trace, [subject.all_but(site)])
     return explained_report(subject.need(site), result, top=top)
+
+
+def _ephemeral(
+    traces: tuple[str, ...], name: str, points: int, output: Path | None, *, as_json: bool, html: Path | None
+) -> None:
+    from asikit.advise import USER_DATA, advise_ephemeral, policy_text
+    from asikit.replay import load_policy
+    from asikit.report import ephemeral_report
+
+    if len(traces) > 1:
+        raise click.UsageError("--ephemeral looks at one recording: give one TRACE", click.get_current_context())
+    (trace,) = traces
+    policy = load_policy(name)
+    choices = advise_ephemeral(open_trace(trace), policy, USER_DATA, points=points)
+    if output is not None:
+        texts = [policy_text(choice.policy) for choice in choices]
+        _write_files(output, texts)
+    report = ephemeral_report(_name(trace), policy.name, choices)
+    write_html(html, lambda: report)
+    if as_json:
+        rows = [{"exits": one.exits, "functions": list(one.functions), "proof": one.proof} for one in choices]
+        write_json("advise", {"base": policy.name, "recordings": [_name(trace)], "ephemeral": rows})
+    else:
+        show(report)
 
 
 def _document(advice: Advice, overheads: dict[str, list[Range]]) -> dict[str, Any]:

@@ -136,6 +136,11 @@ class SideTables:
         return pl.concat([self.symbols["name"], pl.Series([BPF_PROGRAM])])
 
     @cached_property
+    def base_names(self) -> pl.Series:
+        """The names of the symbols as policies have them: without the compiler's suffixes (``.cold``)."""
+        return self.symbol_names.str.replace(r"\..*$", "")
+
+    @cached_property
     def symbol_of_stack(self) -> Rows:
         """The row of symbol names of each stack's innermost frame."""
         pages = self.places.filter(pl.col("region") == Region.BPF)["vaddr"].unique()
@@ -149,8 +154,7 @@ class SideTables:
 
     def symbols_matching(self, globs: Iterable[str]) -> Flags:
         """Return for each symbol name whether a glob matches it; compiler suffixes (``.cold``) do not count."""
-        base = self.symbol_names.str.replace(r"\..*$", "")
-        return base.str.contains(any_of(globs)).to_numpy()
+        return self.base_names.str.contains(any_of(globs)).to_numpy()
 
     @cached_property
     def access_frame(self) -> Rows:
@@ -188,6 +192,11 @@ class SideTables:
         """Return the symbols of the accessing function and of its caller for stacks."""
         frame = self.access_frame[stacks]
         return self.symbol_of_stack[frame], self.symbol_of_stack[self._parent[frame]]
+
+    def function_names(self, stacks: Rows) -> list[str]:
+        """Return the accessing function of stacks as policies name it: without the compiler's suffixes."""
+        names = self.base_names.to_list()
+        return [names[symbol] for symbol in self.functions(stacks)[0].tolist()]
 
     @cached_property
     def allocation_frame_of_page(self) -> Rows:

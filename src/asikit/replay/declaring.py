@@ -137,7 +137,7 @@ def _named(sites: list[Site], by: DeclaredBy) -> list[str]:
 def _declarations(tables: SideTables) -> list[Site]:
     """Return the site of each page."""
     caches = tables.cache_names.to_list()
-    functions = tables.symbol_names.str.replace(r"\..*$", "").to_list()
+    functions = tables.base_names.to_list()
     kinds = list(PageKind)
     slab = kinds.index(PageKind.SLAB)
     columns = (tables.cache_of_page, tables.allocator_of_page, tables.kind_of_page)

@@ -59,21 +59,33 @@ class Stretches:
     :ivar sites: What can be declared.
     :ivar forced: How many stretches have an exit whatever is declared.
     :ivar needs: For each set of sites, as positions in ascending order: how many other stretches touch just these.
+        Positions beyond the sites are those of ``functions``.
+    :ivar functions: What could use an ephemeral mapping, where that was asked for: a touch that the mapping serves
+        needs its function instead of its site.
     """
 
     tables: SideTables
     sites: Sites
     forced: int
     needs: Mapping[tuple[int, ...], int]
+    functions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, trace: Trace, policy: Policy, classes: frozenset[AsiClass] = ALL_CLASSES) -> Stretches:
+    def of(
+        cls,
+        trace: Trace,
+        policy: Policy,
+        classes: frozenset[AsiClass] = ALL_CLASSES,
+        *,
+        functions: bool = False,
+    ) -> Stretches:
         """Find them in a recording.
 
         Memory: the side tables, three parts of the events at a time, and 16 bytes for each site that a stretch needs.
 
         :param policy: Its mechanism, regions and ephemeral mappings count; what it says of memory does not.
         :param classes: The classes of untrusted domains to protect from.
+        :param functions: The functions of the policy's ephemeral mappings are to be chosen, whichever it names.
         :raises PolicyError: The mechanism contradicts itself.
         :raises ReplayError: The trace's tables contradict each other.
         :raises TraceError: A part of the trace is damaged.
@@ -81,11 +93,12 @@ class Stretches:
         check_policy(policy, classes)
         tables = SideTables.of(trace)
         sites = Sites.of(tables)
-        reader = _Reader(policy, classes, tables, sites)
+        reader = _Reader(policy, classes, tables, sites, functions=functions)
         with read_ahead(trace, clock=False) as pieces:
             for piece in pieces:
                 reader.feed(piece)
-        return cls(tables, sites, *reader.found())
+        forced, needs = reader.found()
+        return cls(tables, sites, forced, needs, reader.functions)
 
     def exits(self, nonsensitive: Collection[Site]) -> int:
         """Return how many exits a replay has if these sites are nonsensitive and all others are sensitive."""
@@ -124,7 +137,9 @@ class _Cpu(NamedTuple):
 class _Reader:
     """Goes through the events once."""
 
-    def __init__(self, policy: Policy, classes: frozenset[AsiClass], tables: SideTables, sites: Sites) -> None:
+    def __init__(
+        self, policy: Policy, classes: frozenset[AsiClass], tables: SideTables, sites: Sites, *, functions: bool
+    ) -> None:
         self._stepper = Stepper(policy, classes)
         everything = Sites.policy(sites, policy, (), name=policy.name)
         nothing = Sites.policy(sites, policy, sites.sites, name=policy.name)
@@ -132,6 +147,13 @@ class _Reader:
         self._bits, self._ephmap_stacks = sensitive.places, sensitive.ephmap_stacks
         self._always = apply_policy(nothing, tables).places
         self._site_of_place = sites.of_page[tables.page_of_place]
+        self.functions: tuple[str, ...] = ()
+        self._function_of_stack: Numbers | None = None
+        if functions:
+            names = tables.function_names(np.arange(tables.stacks.height, dtype=np.uint32))
+            self.functions = tuple(sorted(set(names)))
+            position = {name: len(sites.sites) + number for number, name in enumerate(self.functions)}
+            self._function_of_stack = np.array([position[name] for name in names], np.int64)
         self._tasks: dict[int, TaskState] = {}
         self._known: dict[tuple[State, State, EventClass], _Step] = {}
         self._classes: dict[tuple[int, int], EventClass | None] = {}
@@ -232,11 +254,13 @@ class _Reader:
         found = self._bits[places]
         lacking = (found & mask) != 0
         ephemeral = (found & _EPHMAP[access]) != 0
-        ephemeral &= self._ephmap_stacks[piece.stack[rows]]
-        lacking &= ~ephemeral
+        site = self._site_of_place[places]
+        if self._function_of_stack is None:
+            lacking &= ~(ephemeral & self._ephmap_stacks[piece.stack[rows]])
+        else:
+            site = np.where(ephemeral, self._function_of_stack[piece.stack[rows]], site)
         always = lacking & ((self._always[places] & mask) != 0)
         self._forced.update(np.unique(stretch[always]).tolist())
-        site = self._site_of_place[places]
         wanted = lacking & ~always
         self._pairs.append(np.unique(stretch[wanted] << _SITE_BITS | site[wanted]))
 

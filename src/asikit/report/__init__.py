@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asikit.report._words import size_text as size_text
     from asikit.report.advise import advice_report as advice_report
+    from asikit.report.advise import ephemeral_report as ephemeral_report
     from asikit.report.advise import explained_report as explained_report
     from asikit.report.calibrate import calibration_report as calibration_report
     from asikit.report.compare import compare_report as compare_report
@@ -30,6 +31,7 @@ _HOME = {
     "compare_report": "compare",
     "cost_report": "cost",
     "cost_sources": "cost",
+    "ephemeral_report": "advise",
     "explained_report": "advise",
     "host_report": "host",
     "info_report": "info",

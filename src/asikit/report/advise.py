@@ -12,11 +12,11 @@ from asikit.report.view import Column, Note, Report, Row, Section, Style, Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.advise import Advice, Beside, Choice, SiteNeed, Step, Variant
+    from asikit.advise import Advice, Beside, Choice, Ephemeral, SiteNeed, Step, Variant
     from asikit.cost import Range
     from asikit.replay import ReplayResult, Site
 
-__all__ = ["advice_report", "explained_report"]
+__all__ = ["advice_report", "ephemeral_report", "explained_report"]
 
 _PROOFS = {"cut": "flow", "bound": "bound"}
 _SHOWN_SITES = 6
@@ -62,6 +62,20 @@ def explained_report(need: SiteNeed, result: ReplayResult, *, top: int) -> Repor
         Note("Below is a replay under which this site alone is sensitive."),
     )
     return Report((*notes, *replay_report(result, top=top).parts))
+
+
+def ephemeral_report(name: str, base: str, choices: Sequence[Ephemeral]) -> Report:
+    """Return the choices of functions, from the most to none."""
+    notes = (
+        Note(f"{name}, with the mechanism of {base}: functions that reach user data through an ephemeral mapping"),
+        Note("All memory but user data is nonsensitive here.", style=Style.FAINT),
+    )
+    rows = (
+        Row((f"{len(choice.functions)}", f"{choice.exits:,}", _PROOFS[choice.proof], ", ".join(choice.functions)))
+        for choice in choices
+    )
+    columns = (Column("functions", number=True), Column("exits", number=True), Column("proof"))
+    return Report((*notes, Table((*columns, Column("which", breaks=True)), tuple(rows))))
 
 
 def _protected(advice: Advice) -> list[Note]:
