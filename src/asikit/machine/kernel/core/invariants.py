@@ -34,7 +34,6 @@ _BY_NAME = {
     "sibling-stays-out": "I2",
 }
 """The protocol's names of what the reference numbers."""
-_TAINTS = frozenset({"no-attacker-near-secrets", "no-other-mm-near-kernel-data", "no-attacker-near-user-data"})
 
 
 class _Kernel(

@@ -118,10 +118,6 @@ class UserAccess:
         """Write a 32-bit number, `put_user()`. Raises UserAccessError."""
         self.to_user(address, (value & 0xFFFF_FFFF).to_bytes(4, "little"))
 
-    def get_u64(self, address: int) -> int:
-        """Read a 64-bit number, `get_user()`. Raises UserAccessError."""
-        return int.from_bytes(self.from_user(address, 8), "little")
-
     def put_u64(self, address: int, value: int) -> None:
         """Write a 64-bit number, `put_user()`. Raises UserAccessError."""
         self.to_user(address, (value & (1 << 64) - 1).to_bytes(8, "little"))
