@@ -16,7 +16,7 @@ import z3
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
-from asikit.protocol import Happening, Role, Routine, Space, Taint
+from asikit.protocol import CONTROL_MASK, Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS, USER_CR3
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 H = Happening
 SECRET = int(Taint.KERNEL_DATA | Taint.OTHER_MM_DATA)
-CONTROL = int(Taint.USER_CONTROL | Taint.GUEST_CONTROL | Taint.OTHER_MM_CONTROL)
+CONTROL = int(CONTROL_MASK)
 BITS = (USER_CR3.name, STALE.name, USER_HALF.name)
 """Fields of a thread, or of its handlers, that are one bit."""
 USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import InvariantError
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
-from asikit.protocol import DomainId, EffectKind, Role, Space, step_invariants, taint_invariants
+from asikit.protocol import CONTROL_MASK, DomainId, EffectKind, Role, Space, Taint, step_invariants, taint_invariants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,10 +120,9 @@ class InvariantChecker:
             return
         config = self._kernel.protocol.config
         if effect.space is Space.UNRESTRICTED:
-            control = int(sum(taint for taint in (16, 32, 64)))
-            if state.taints & control:
+            if state.taints & int(CONTROL_MASK):
                 self._broken("I4", "CR3 is unrestricted with untrusted training in the predictors", cpu, taken.ran)
-            if not state.taints & 1:
+            if not state.taints & int(Taint.KERNEL_DATA):
                 self._broken("I4", "CR3 is unrestricted without the KERNEL_DATA taint", cpu, taken.ran)
         elif effect.space is not None and config.asi:
             if state.curr_asi != effect.space:
