@@ -1,8 +1,8 @@
 """Which part of a recording each event counts in.
 
-Three things decide: the task that runs, the CPU, and which phases are open; and an expression about these and the entry
-with which the CPU's round trip began. An event of a context switch is the leaving
-task's, as the stack on which it happens is: TASK_SWITCH, and the MM_SWITCH right after it.
+The task that runs, the CPU and the open phases decide, and an expression about these and the entry with which the CPU's
+round trip began. An event of a context switch is the leaving task's, as the stack on which it happens is: TASK_SWITCH,
+and the MM_SWITCH right after it.
 """
 
 from __future__ import annotations
