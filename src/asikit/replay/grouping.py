@@ -19,6 +19,7 @@ from asikit.replay._events import NO_ENTRY
 from asikit.replay._resolving import NO_PHASE, between_rows, chosen_cpus, chosen_phases, chosen_tasks
 from asikit.replay.selection import By, Selection
 from asikit.replay.where import Where
+from asikit.trace import CPUS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
     Groups = npt.NDArray[np.uint32]
 
-__all__ = ["CPUS", "Group", "Grouping", "Labeller"]
+__all__ = ["Group", "Grouping", "Labeller"]
 
-CPUS = 256
-"""CPUs that a trace may have."""
 _UNKNOWN = "?"
 
 

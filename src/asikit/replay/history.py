@@ -25,7 +25,7 @@ from asikit.replay.causes import name_sites
 from asikit.replay.errors import SelectionError
 from asikit.replay.one_pass import ALL_CLASSES, ReplayPass
 from asikit.replay.where import WhereField
-from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
+from asikit.trace import CPUS, ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,6 @@ __all__ = ["NO_STEP", "History"]
 NO_STEP = -1
 """The step of a mark at which the protocol has nothing to do."""
 
-_CPUS = 1 << 8
 _UNMARKED = tuple(int(kind) for kind in (*TOUCH_KINDS, EventKind.PAGE_ALLOC, EventKind.PAGE_FREE))
 _ENTRIES = [int(kind) for kind in ENTRY_KINDS]
 _RETURNS = [int(kind) for kind in RETURN_KINDS]
@@ -70,7 +69,7 @@ class _Marks:
 
     def __init__(self) -> None:
         self._parts: list[pl.DataFrame] = []
-        self._last = np.zeros(_CPUS, np.int64)
+        self._last = np.zeros(CPUS, np.int64)
         self._rows = self._time = 0
         self.tables: SideTables
 

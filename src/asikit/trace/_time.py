@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asikit.trace._schema import CPUS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
 
 __all__ = ["instructions_before", "rows_at", "total_instructions"]
-
-_CPUS = 1 << 8
 
 
 def instructions_before(trace: Trace, rows: Sequence[int]) -> list[int]:
@@ -63,7 +63,7 @@ def total_instructions(trace: Trace) -> int:
 
 def _times(trace: Trace) -> Iterator[Numbers]:
     """Give the time at each event, part by part."""
-    last = np.zeros(_CPUS, np.int64)
+    last = np.zeros(CPUS, np.int64)
     total = 0
     for part in trace.events(columns=["cpu", "clock"]):
         cpu, clock = part["cpu"].to_numpy(), part["clock"].to_numpy().astype(np.int64)
