@@ -22,7 +22,10 @@ FIELDS: tuple[Field, ...] = tuple(
 
 
 def field_named(scope: Scope, name: str) -> Field:
-    """Return the field of a name in a scope. Raises LookupError if there is none."""
+    """Return the field of a name in a scope.
+
+    :raises LookupError: There is none.
+    """
     for candidate in FIELDS:
         if candidate.scope is scope and candidate.name == name:
             return candidate
