@@ -29,11 +29,11 @@ from asikit.replay._events import ENTRY_SLOTS
 from asikit.replay._tables import SideTables
 from asikit.replay._tally import together
 from asikit.replay.engine import CompiledReplay
-from asikit.replay.grouping import CPUS, Group, Grouping, Labeller
+from asikit.replay.grouping import Group, Grouping, Labeller
 from asikit.replay.pieces import event_pieces
 from asikit.replay.sensitivity import Sensitive, apply_policy
 from asikit.replay.where import Where
-from asikit.trace import Trace
+from asikit.trace import CPUS, Trace
 from tests.builders import TraceBuilder
 from tests.replay.running import GFP_USER, policy
 from tests.replay.test_equivalence import TASKS, events, policies, sensitivities

@@ -4,10 +4,10 @@
 >>> print(verify(world_for("asi", threads=1)).verdict)
 PROVED
 
-`model` is the world around the protocol, on the assumptions of `asikit.threat`; `explore` visits all of it, and
-`mutants` is the catalogue of ways to get the protocol wrong, each of which `story` tells the consequence of. `relation`
+`model` is the world around the protocol, on the assumptions of `asikit.threat`; `explore` visits all of it. `relation`
 is what may happen in it, as guarded commands that `interpreter` runs for the exploration and that a solver reads:
-`induction` proves the model for schedules of any length by the clauses of `invariant`.
+`induction` proves the model for schedules of any length by the clauses of `invariant`. `necessity` tries the mutants,
+the ways to get the protocol wrong that `asikit.threat` lists, and `story` tells what each of them leads to.
 """
 
 from __future__ import annotations

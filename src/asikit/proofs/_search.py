@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from asikit.compiled import jit
+from asikit.threat import FOLDED
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,7 @@ FOLDS, OWED = 1, 2
 FIRST, COUNT, ROW_ADDS, ROW_FORBIDS, ROW_FLAGS = range(5)
 LEAKS, SPINS, BROKEN = 1, 2, 4
 COLUMNS = 5
+_FOLDED = int(FOLDED)
 # What is counted.
 STATES, TRANSITIONS, LEAK, FIRST_BROKEN, COUNTERS = range(5)
 MOST_MOVES = 128
@@ -132,7 +134,7 @@ def _successor(key: int, mover: int, move: Array, others: int, shape: Shape) -> 
     contents, _, first, second = _unpack(key, shape)
     contents = (contents & ~move[CLEARS]) | others
     if move[FLAGS] & FOLDS:
-        stays = contents & ~(shape.other * 6)  # the bits of Party.USER and Party.GUEST
+        stays = contents & ~(shape.other * _FOLDED)
         contents = stays | (((contents >> 1) | (contents >> 2)) & shape.other)
     contents |= move[ADDS]
     if mover == 0:

@@ -37,7 +37,7 @@ from asikit.proofs.threads import Mode, Thread, core_of
 from asikit.protocol import AsiClass, Space
 from asikit.protocol.expressions import Field, Scope
 from asikit.protocol.vocabulary import CR3, FIELDS, USER_CR3
-from asikit.threat import Party
+from asikit.threat import FOLDED, Party
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -203,7 +203,7 @@ class Induction:
 
     def _folded(self, contents: z3.BitVecRef) -> z3.BitVecRef:
         other, size = self.world.layout.other, self.world.layout.bits
-        stays = contents & ~z3.BitVecVal(other * 6, size)
+        stays = contents & ~z3.BitVecVal(other * int(FOLDED), size)
         return stays | ((z3.LShR(contents, 1) | z3.LShR(contents, 2)) & z3.BitVecVal(other, size))
 
     def _adds(self, state: Symbolic, who: int) -> z3.BitVecRef:

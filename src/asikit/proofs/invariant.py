@@ -16,7 +16,7 @@ import z3
 from asikit.proofs.regions import Regions
 from asikit.proofs.relation import GUEST, NO_HANDLER, STALE, USER, USER_HALF, Place, Relation
 from asikit.proofs.smt import WIDTH, number
-from asikit.protocol import Happening, Role, Routine, Space, Taint
+from asikit.protocol import CONTROL_MASK, Happening, Role, Routine, Space, Taint
 from asikit.protocol.entries import STOP_WAITING
 from asikit.protocol.switching import policy_table, restricted_spaces
 from asikit.protocol.vocabulary import FIELDS, USER_CR3
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 H = Happening
 SECRET = int(Taint.KERNEL_DATA | Taint.OTHER_MM_DATA)
-CONTROL = int(Taint.USER_CONTROL | Taint.GUEST_CONTROL | Taint.OTHER_MM_CONTROL)
+CONTROL = int(CONTROL_MASK)
 BITS = (USER_CR3.name, STALE.name, USER_HALF.name)
 """Fields of a thread, or of its handlers, that are one bit."""
 USER_SPACE, KVM_SPACE = int(Space.USERSPACE), int(Space.KVM)
@@ -173,7 +173,8 @@ class InductiveInvariant:
         found: list[Clause] = []
         for h in sides:
             k = sides[1 - h.who] if self.two else None
-            found += [*self._types(h), *self._places(h), *self._taints(h), *self._contents(h, k)]
+            found += [*self._types(h), *self._targets(h), *self._entering(h), *self._entered(h)]
+            found += [*self._taints(h), *self._contents(h, k)]
             if k is not None:
                 found += self._siblings(h, k)
         return [*found, *self._secrets(sides)]
@@ -224,8 +225,12 @@ class InductiveInvariant:
                 h.stale == 0,
             )
 
-    def _places(self, h: Side) -> Iterator[Clause]:
-        entry = [place for place in self.regions.programs(*self.regions.from_untrusted) if place.pc == 0]
+    @cached_property
+    def _just_in(self) -> list[Place]:
+        """Where an entry from untrusted code begins."""
+        return [place for place in self.regions.programs(*self.regions.from_untrusted) if place.pc == 0]
+
+    def _targets(self, h: Side) -> Iterator[Clause]:
         uncounting = self.regions.before(Role.UNCOUNT_INTERRUPT, Role.ENTER_AGAIN)
         returning = self.regions.before(Role.ALREADY_ENTERED)
         yield Clause(
@@ -240,7 +245,7 @@ class InductiveInvariant:
                             *self.regions.entering,
                             *self.regions.resuming,
                             *self.regions.untrusted,
-                            *entry,
+                            *self._just_in,
                         ]
                     ),
                     h.tense,
@@ -262,6 +267,8 @@ class InductiveInvariant:
                 h.target == 0,
             ),
         )
+
+    def _entering(self, h: Side) -> Iterator[Clause]:
         inside = [*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]
         yield Clause(
             "interrupted-enter",
@@ -274,7 +281,7 @@ class InductiveInvariant:
         yield Clause(
             "curr-asi-set",
             "in __asi_enter, curr_asi is the target",
-            z3.Implies(h.finds([*self.regions.enter_before_cr3, *self.regions.enter_after_cr3]), h.curr == h.target),
+            z3.Implies(h.finds(inside), h.curr == h.target),
         )
         yield Clause(
             "no-feared-training",
@@ -304,8 +311,10 @@ class InductiveInvariant:
                 h.finds(self.regions.before(Role.RELEASE_SIBLING, optional=True)), h.policy["set"] & ~h.taints == 0
             ),
         )
+
+    def _entered(self, h: Side) -> Iterator[Clause]:
         ready = z3.Or(
-            h.finds([*self.regions.resuming, *self.regions.untrusted, *entry]),
+            h.finds([*self.regions.resuming, *self.regions.untrusted, *self._just_in]),
             z3.And(h.tense, h.finds(self.regions.before(Role.ENTER_ON_RETURN, optional=True))),
         )
         yield Clause(

@@ -74,7 +74,7 @@ def verify_mutants(
     nesting: int = 1,
     on_machine: bool = False,
 ) -> Iterator[MutantRow]:
-    """Yield what becomes of mutants of ASI, in order: with one thread first, and if that refutes it not, with two.
+    """Yield what becomes of mutants of ASI, in order: with one thread first, and if that does not refute it, with two.
 
     Several are explored at a time if there are several processors.
 

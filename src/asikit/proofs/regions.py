@@ -55,15 +55,19 @@ class Regions:
     def before(self, *roles: Role, within: tuple[str, ...] = (), optional: bool = False) -> list[Place]:
         """Return the places before micro-operations of some roles, in all transitions or in those named.
 
-        A mutant may have lost one, which then has no places. Raises MissingRoleError for a role that the configuration
-        never has, unless it is optional.
+        A mutant may have lost one, which then has no places.
+
+        :raises MissingRoleError: The configuration never has such a role, and it is not optional.
         """
         for role in roles:
             self._plain.having(role, *within, optional=optional)
         return [place for place, op in self._ops if op.role in roles and (not within or op.transition in within)]
 
     def inside(self, *transitions: str) -> list[Place]:
-        """Return the places before micro-operations of some transitions. Raises UnknownNameError."""
+        """Return the places before micro-operations of some transitions.
+
+        :raises UnknownNameError: There is no such transition.
+        """
         for name in transitions:
             self._plain.program(name)
         return [place for place, op in self._ops if op.transition in transitions]
@@ -207,7 +211,7 @@ class Regions:
     def after_in_exit(self, role: Role) -> list[Place]:
         """Return the places in `asi_exit` after the micro-operation of a role, up to its end; none if a mutant lost it.
 
-        Raises MissingRoleError for a role that the configuration never has.
+        :raises MissingRoleError: The configuration never has such a role.
         """
         self._plain.having(role, Routine.EXIT)
         ops = self.relation.world.protocol.transitions[Routine.EXIT].ops

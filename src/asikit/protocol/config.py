@@ -58,7 +58,11 @@ class ProtocolConfig:
     registry: ClassRegistry = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse contradictions; raises ConfigError, or InvalidPolicyError for a policy that never acts."""
+        """Refuse contradictions.
+
+        :raises ConfigError: Two settings contradict each other.
+        :raises InvalidPolicyError: A policy never acts.
+        """
         if self.blanket and self.asi:
             raise ConfigError("asi and blanket are alternatives; set one of them to False")
         if self.blanket and self.smt:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def describe(transitions: Transitions, names: Iterable[str]) -> str:
-    """Return the named transitions as text, one micro-operation a line. Raises UnknownNameError."""
+    """Return the named transitions as text, one micro-operation a line.
+
+    :raises UnknownNameError: There is no transition of a name.
+    """
     return "\n\n".join(_transition(transitions, name) for name in names)
 
 

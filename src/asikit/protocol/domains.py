@@ -41,9 +41,12 @@ class Domains:
     def init(self, domain_id: DomainId, pgd: int | None) -> Domains:
         """Make a domain, or count one more user of it: `asi_init()`. With ASI off nothing is made.
 
-        `pgd` is the root of new page tables, None if the allocation failed; not used when the domain exists.
-        Raises ClassNotRegisteredError (-EINVAL) or DomainOutOfMemoryError (-ENOMEM), and changes nothing then: the
-        prototype goes on after a failed allocation and copies the kernel's entries through a NULL pgd.
+        An error changes nothing: the prototype goes on after a failed allocation, and copies the kernel's entries
+        through a NULL pgd.
+
+        :param pgd: The root of new page tables, None if the allocation failed; not used when the domain exists.
+        :raises ClassNotRegisteredError: There is no such class (-EINVAL).
+        :raises DomainOutOfMemoryError: The allocation failed (-ENOMEM).
         """
         if not self.asi:
             return self
@@ -58,8 +61,9 @@ class Domains:
     def destroy(self, domain_id: DomainId, entered: Collection[DomainId]) -> Domains:
         """Count one user less, and remove the domain with the last one: `asi_destroy()`, once for each `init`.
 
-        `entered` are the domains that some CPU's `curr_asi` names. Raises DomainInUseError if the last user goes while
-        a CPU is still in the domain, DomainError if there is no such domain.
+        :param entered: The domains that some CPU's `curr_asi` names.
+        :raises DomainInUseError: The last user goes while a CPU is still in the domain.
+        :raises DomainError: There is no such domain.
         """
         if not self.asi:
             return self

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def find(transitions: Transitions, path: str) -> tuple[Transition, int]:
-    """Return the transition of a path and the micro-operation's place in it. Raises UnknownNameError."""
+    """Return the transition of a path and the micro-operation's place in it.
+
+    :raises UnknownNameError: The path leads to none.
+    """
     name, _, op_name = path.partition(".")
     if name not in transitions:
         raise UnknownNameError("transition", name, transitions)
@@ -30,7 +33,7 @@ def find(transitions: Transitions, path: str) -> tuple[Transition, int]:
 def having(transitions: Transitions, role: Role, *within: str, optional: bool = False) -> tuple[str, ...]:
     """Return the paths of the micro-operations of a role, in all transitions or in those named.
 
-    Raises MissingRoleError if there are none, unless they are optional.
+    :raises MissingRoleError: There are none, and they are not optional.
     """
     found = tuple(
         f"{name}.{op.name}"

@@ -97,7 +97,10 @@ class Primitive:
 
 
 def _checked(*rows: Primitive) -> tuple[Primitive, ...]:
-    """Return the rows. Raises PrimitivesError unless each effect has one, or is no primitive."""
+    """Return the rows.
+
+    :raises PrimitivesError: An effect is not in one of the rows and `OTHER_EFFECTS`, once.
+    """
     kinds = [row.kind for row in rows]
     for kind in EffectKind:
         if kinds.count(kind) + (kind in OTHER_EFFECTS) != 1:

@@ -102,7 +102,10 @@ class Transition:
     ops: tuple[MicroOp, ...]
 
     def index(self, op_name: str) -> int:
-        """Return the place of a micro-operation. Raises UnknownNameError."""
+        """Return the place of a micro-operation.
+
+        :raises UnknownNameError: There is none of that name.
+        """
         for index, op in enumerate(self.ops):
             if op.name == op_name:
                 return index
@@ -164,7 +167,11 @@ class Program:
 
 
 def assemble(name: str, transitions: Transitions) -> Program:
-    """Write out all calls of a transition. Raises UnknownNameError or EditError if it makes no sense."""
+    """Write out all calls of a transition.
+
+    :raises UnknownNameError: There is no transition of a name.
+    :raises EditError: It makes no sense.
+    """
     return Program(name, tuple(_assemble(name, transitions, start=0, reason=None, callers=())))
 
 

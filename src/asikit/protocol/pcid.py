@@ -44,17 +44,22 @@ class PcidLayout:
         return (1 << self.class_shift) - 2
 
     def check(self, classes: Iterable[AsiClass]) -> None:
-        """Raise ConfigError if a class does not fit.
+        """Refuse classes that do not fit.
 
         The prototype asserts `order_base_2(X86_CR3_ASI_PCID_BITS) <= ASI_MAX_NUM_CLASSES`, which is the wrong way round
         and hardly ever false; that the largest class + 1 fits into the bits is meant.
+
+        :raises ConfigError: One does not fit.
         """
         for asi_class in classes:
             if asi_class + 1 >= 1 << self.class_bits:
                 raise ConfigError(f"class {asi_class.name} does not fit into {self.class_bits} PCID bits; give it more")
 
     def pcid(self, asid: int, space: Space, *, user_half: bool = False) -> int:
-        """Return `asi_pcid()`: `kern_pcid(asid) | (class + 1) << shift`. Raises ConfigError if it does not fit."""
+        """Return `asi_pcid()`: `kern_pcid(asid) | (class + 1) << shift`.
+
+        :raises ConfigError: It does not fit.
+        """
         if not 0 <= asid <= self.max_asid:
             raise ConfigError(f"ASID {asid} does not fit; this layout has 0 to {self.max_asid}")
         if user_half and not self.pti:

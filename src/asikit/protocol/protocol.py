@@ -98,14 +98,16 @@ class Protocol:
     def happen(self, state: State, happening: Happening) -> Outcome:
         """Run the transition of a happening to its end, without interleaving.
 
-        Raises a MisuseError if the happening is impossible or forbidden in that state.
+        :raises MisuseError: The happening is impossible or forbidden in that state.
         """
         return self.run(state, happening)
 
     def run(self, state: State, transition: str) -> Outcome:
         """Run any transition (`asi_enter_kvm`, `asi_exit`, `asi_relax`...) to its end, without interleaving.
 
-        Raises UnknownNameError, a MisuseError, or ProtocolError if it would wait for ever.
+        :raises UnknownNameError: There is no such transition.
+        :raises MisuseError: The kernel may not do that in this state.
+        :raises ProtocolError: It would wait for ever.
         """
         core, thread = state.core, self.begin(ThreadState(state.cpu, state.task), transition)
         effects: list[Effect] = []
@@ -122,7 +124,10 @@ class Protocol:
     # One micro-operation at a time, any interleaving.
 
     def begin(self, thread: ThreadState, transition: str) -> ThreadState:
-        """Start a transition on top of what the thread is doing. Raises UnknownNameError."""
+        """Start a transition on top of what the thread is doing.
+
+        :raises UnknownNameError: There is no such transition.
+        """
         if transition not in self.programs:
             raise UnknownNameError("transition", transition, self.programs)
         if not self.programs[transition].ops:
@@ -130,7 +135,10 @@ class Protocol:
         return thread._replace(frames=(*thread.frames, Frame(str(transition))))
 
     def step(self, core: CoreState, thread: ThreadState, who: int) -> Step:
-        """Run the next micro-operation of hardware thread `who` (0 or 1). Raises MisuseError."""
+        """Run the next micro-operation of hardware thread `who` (0 or 1).
+
+        :raises MisuseError: The micro-operation's caller broke a rule.
+        """
         return step(self._compiled, core, thread, who)
 
     def interrupt(self, thread: ThreadState, happening: Happening) -> ThreadState:
@@ -146,7 +154,10 @@ class Protocol:
         return bool(thread.frames) and thread.frames[-1].program == HANDLER
 
     def leave(self, thread: ThreadState) -> ThreadState:
-        """Start the return from the innermost handler, whose own code is running. Raises MisuseError if none is."""
+        """Start the return from the innermost handler, whose own code is running.
+
+        :raises MisuseError: No handler runs.
+        """
         if not self.in_handler(thread):
             raise MisuseError("leave: no handler's own code is running")
         name = NESTED_RETURN_TO_USER_HALF if thread.frames[-1].pc else Happening.NESTED_RETURN
@@ -155,7 +166,7 @@ class Protocol:
     def stop_waiting(self, thread: ThreadState) -> ThreadState:
         """Give up a return to untrusted code whose only step left is `resume`, as a stunned thread does to reschedule.
 
-        Raises MisuseError if the thread is not just there.
+        :raises MisuseError: The thread is not just there.
         """
         at_resume = bool(thread.frames) and not self.in_handler(thread)
         if at_resume:
@@ -168,7 +179,10 @@ class Protocol:
     # As data.
 
     def program(self, transition: str) -> Program:
-        """Return a transition with its calls written out. Raises UnknownNameError."""
+        """Return a transition with its calls written out.
+
+        :raises UnknownNameError: There is no such transition.
+        """
         if transition not in self.programs:
             raise UnknownNameError("transition", transition, self.programs)
         return self.programs[transition]
@@ -180,26 +194,36 @@ class Protocol:
     def having(self, role: Role, *within: str, optional: bool = False) -> tuple[str, ...]:
         """Return the paths of the micro-operations of a role, in all transitions or in those named.
 
-        Raises MissingRoleError if there are none, unless they are optional.
+        :raises MissingRoleError: There are none, and they are not optional.
         """
         return edits.having(self.transitions, role, *within, optional=optional)
 
     def without(self, path: str) -> Protocol:
-        """Return the protocol without a micro-operation, as `asi_exit.flush_control`. Raises UnknownNameError."""
+        """Return the protocol without a micro-operation, as `asi_exit.flush_control`.
+
+        :raises UnknownNameError: The path leads to none.
+        """
         return Protocol(self.config, edits.without(self.transitions, path))
 
     def replacing(self, path: str, *ops: MicroOp) -> Protocol:
-        """Return the protocol with others in the place of a micro-operation. Raises UnknownNameError."""
+        """Return the protocol with others in the place of a micro-operation.
+
+        :raises UnknownNameError: The path leads to none.
+        """
         return Protocol(self.config, edits.replacing(self.transitions, path, *ops))
 
     def inserting(self, *ops: MicroOp, before: str = "", after: str = "") -> Protocol:
-        """Return the protocol with micro-operations added. Raises UnknownNameError."""
+        """Return the protocol with micro-operations added.
+
+        :raises UnknownNameError: The path leads to none.
+        """
         return Protocol(self.config, edits.inserting(self.transitions, *ops, before=before, after=after))
 
     def reordered(self, path: str, *, before: str = "", after: str = "") -> Protocol:
         """Return the protocol with a micro-operation moved inside its transition.
 
-        Raises UnknownNameError, or EditError if the two are not of one transition.
+        :raises UnknownNameError: A path leads to none.
+        :raises EditError: The two are not of one transition.
         """
         return Protocol(self.config, edits.reordered(self.transitions, path, before=before, after=after))
 

@@ -56,7 +56,7 @@ class Step(NamedTuple):
 def step(programs: Programs, core: CoreState, thread: ThreadState, who: int) -> Step:
     """Run the next micro-operation of hardware thread `who` (0 or 1) of a core.
 
-    Raises the MisuseError of a rule that the micro-operation's caller broke.
+    :raises MisuseError: The micro-operation's caller broke a rule; it is that rule's.
     """
     if not thread.frames or thread.frames[-1].program == HANDLER:
         return Step(Status.IDLE, core, thread)

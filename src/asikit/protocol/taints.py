@@ -53,7 +53,10 @@ class TaintPolicy:
     set: Taint
 
     def check(self) -> None:
-        """Raise InvalidPolicyError unless each field has bits of its kind, and only those."""
+        """Refuse a policy that could never act, or that has bits of the wrong kind.
+
+        :raises InvalidPolicyError: A field does not have bits of its kind, and only those.
+        """
         for name, mask, kind in (
             ("prevent_control", CONTROL_MASK, "control"),
             ("protect_data", DATA_MASK, "data"),
@@ -83,7 +86,8 @@ class ClassRegistry:
     def register(self, asi_class: AsiClass, policy: TaintPolicy) -> ClassRegistry:
         """Add a class, `asi_init_class()`.
 
-        Raises ClassRegisteredError (-EEXIST) if it is there, InvalidPolicyError if the policy could never act.
+        :raises ClassRegisteredError: It is there (-EEXIST).
+        :raises InvalidPolicyError: The policy could never act.
         """
         if asi_class in self.classes:
             raise ClassRegisteredError(f"class {asi_class.name} is registered already; unregister it first")
@@ -91,12 +95,18 @@ class ClassRegistry:
         return ClassRegistry(tuple(sorted((*self.entries, (asi_class, policy)), key=lambda entry: entry[0])))
 
     def unregister(self, asi_class: AsiClass) -> ClassRegistry:
-        """Remove a class, `asi_uninit_class()`. Raises ClassNotRegisteredError if it is not there."""
+        """Remove a class, `asi_uninit_class()`.
+
+        :raises ClassNotRegisteredError: It is not there.
+        """
         gone = (asi_class, self.policy(asi_class))
         return ClassRegistry(tuple(entry for entry in self.entries if entry != gone))
 
     def policy(self, asi_class: AsiClass) -> TaintPolicy:
-        """Return a class' policy. Raises ClassNotRegisteredError (-EINVAL)."""
+        """Return a class' policy.
+
+        :raises ClassNotRegisteredError: It has none (-EINVAL).
+        """
         for registered, policy in self.entries:
             if registered is asi_class:
                 return policy

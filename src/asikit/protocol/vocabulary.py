@@ -5,7 +5,7 @@ from __future__ import annotations
 from asikit.protocol.classes import NO_DOMAIN, Space
 from asikit.protocol.expressions import Const, Field, Guard, Named, Scope
 from asikit.protocol.state import CpuState, Mailbox, TaskState
-from asikit.protocol.taints import ALL_TAINTS, CONTROL_MASK, DATA_MASK, OWN_MM_MASK, Taint
+from asikit.protocol.taints import CONTROL_MASK, DATA_MASK, OWN_MM_MASK, Taint
 
 FIELDS: tuple[Field, ...] = tuple(
     Field(scope, name, index)
@@ -22,7 +22,10 @@ FIELDS: tuple[Field, ...] = tuple(
 
 
 def field_named(scope: Scope, name: str) -> Field:
-    """Return the field of a name in a scope. Raises LookupError if there is none."""
+    """Return the field of a name in a scope.
+
+    :raises LookupError: There is none.
+    """
     for candidate in FIELDS:
         if candidate.scope is scope and candidate.name == name:
             return candidate
@@ -51,15 +54,9 @@ SPACES = {space: Const(int(space), space.name.lower()) for space in Space}
 CONTROL = Const(int(CONTROL_MASK), "CONTROL_MASK")
 DATA = Const(int(DATA_MASK), "DATA_MASK")
 OWN_MM = Const(int(OWN_MM_MASK), "OWN_MM_MASK")
-ANY_TAINT = Const(int(ALL_TAINTS), "ALL_TAINTS")
 TAINT = {taint: Const(int(taint), str(taint.name)) for taint in Taint}
 
 TENSE: Guard = Named("tense", TARGET.differs(NONE))
 RELAXED: Guard = Named("relaxed", TARGET.equals(NONE))
 IN_CRITICAL_SECTION: Guard = Named("in the critical section", TARGET.differs(NONE) & DEPTH.equals(0))
 RESTRICTED: Guard = Named("restricted", CURR_ASI.differs(NONE))
-
-PREDICATES: tuple[Named, ...] = tuple(
-    guard for guard in (TENSE, RELAXED, IN_CRITICAL_SECTION, RESTRICTED) if isinstance(guard, Named)
-)
-"""The named predicates, for legends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.record._memory import KERNEL_MAP
-from asikit.trace import Region
+from asikit.trace import PAGE_BYTES, Region
 
 if TYPE_CHECKING:
     from asikit.record._btf import Btf
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["first_chunk", "regions"]
 
-_PAGE = 4096
 _LARGE_PAGE = 2 << 20
 _FIVE_LEVELS = 5
 
@@ -51,6 +50,6 @@ def first_chunk(symbols: Symbols, btf: Btf, memory: GuestMemory, cpus: int) -> t
     """
     base, chunk = memory.word(symbols["pcpu_base_addr"]), memory.word(symbols["pcpu_first_chunk"])
     start = memory.word(chunk + btf.offset("pcpu_chunk.base_addr"))
-    used = start - base + memory.number(chunk + btf.offset("pcpu_chunk.nr_pages")) * _PAGE
+    used = start - base + memory.number(chunk + btf.offset("pcpu_chunk.nr_pages")) * PAGE_BYTES
     offsets = memory.words(memory.word(symbols["pcpu_unit_offsets"]), cpus)
     return tuple((base + offset, base + offset + used) for offset in offsets)

@@ -61,10 +61,10 @@ def qemu_version() -> str | None:
 class GuestMachine:
     """What the guest is to be.
 
-    :param disk: Serves the disk that becomes the guest's root file system.
-    :param cpu: QEMU's ``-cpu``.
-    :param network: With QEMU's user-mode network.
-    :param clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
+    :ivar disk: Serves the disk that becomes the guest's root file system.
+    :ivar cpu: QEMU's ``-cpu``.
+    :ivar network: With QEMU's user-mode network.
+    :ivar clock: What the guest's clock begins with, in seconds since the epoch; None: this machine's.
     """
 
     kernel: Path
@@ -89,7 +89,7 @@ class GuestMachine:
 class Plugin:
     """The recorder.
 
-    :param options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
+    :ivar options: For tests: to go, with one CPU, the way that is there for several. ``count=callback`` counts
         instructions by callback, not inline; ``cpu=running`` looks up which CPU runs, where QEMU's word on it is true.
     """
 

@@ -54,23 +54,23 @@ class Recording:
     The guest sees this machine's files, or those of ``root``, and may change them for itself; the workload runs in the
     current directory, as this user, with this environment. Not so a ``bare`` one, which has what it is given.
 
-    :param command: The workload: a program of this machine (or of ``root``) and its arguments.
-    :param kernel: A bzImage; None: the newest on this machine, else Debian's cloud kernel.
-    :param include: Files and folders that the workload needs in a bare guest, under their own paths.
-    :param modules: Kernel modules to load before the workload, with what they depend on.
-    :param root: A folder that becomes the guest's root file system; the workload runs as root in ``/``, with a clean
+    :ivar command: The workload: a program of this machine (or of ``root``) and its arguments.
+    :ivar kernel: A bzImage; None: the newest on this machine, else Debian's cloud kernel.
+    :ivar include: Files and folders that the workload needs in a bare guest, under their own paths.
+    :ivar modules: Kernel modules to load before the workload, with what they depend on.
+    :ivar root: A folder that becomes the guest's root file system; the workload runs as root in ``/``, with a clean
         environment.
-    :param append: More kernel command line.
-    :param timeout: Seconds after which the recording is given up.
-    :param module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
-    :param cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
-    :param bare: The guest has nothing but the command, its libraries, busybox and what is included, in an initramfs.
-    :param environment: Variables to set: names and values.
-    :param inherited: The environment that the workload has as a child of its user's shell. [default: this process's]
-    :param clean_environment: Without this environment: PATH and HOME alone, and ``environment``.
-    :param show: Folders and files with credentials that the guest may see, which are hidden from it otherwise.
-    :param network: With QEMU's user-mode network. Loopback is always there.
-    :param skip_startup: Record from the entry point of the command's program on, when the dynamic linker is done.
+    :ivar append: More kernel command line.
+    :ivar timeout: Seconds after which the recording is given up.
+    :ivar module_folder: Where the modules lie, if not beside the kernel or in /lib/modules.
+    :ivar cpu: QEMU's ``-cpu``: a model's name, then ``+feature`` and ``-feature`` after commas.
+    :ivar bare: The guest has nothing but the command, its libraries, busybox and what is included, in an initramfs.
+    :ivar environment: Variables to set: names and values.
+    :ivar inherited: The environment that the workload has as a child of its user's shell. [default: this process's]
+    :ivar clean_environment: Without this environment: PATH and HOME alone, and ``environment``.
+    :ivar show: Folders and files with credentials that the guest may see, which are hidden from it otherwise.
+    :ivar network: With QEMU's user-mode network. Loopback is always there.
+    :ivar skip_startup: Record from the entry point of the command's program on, when the dynamic linker is done.
     """
 
     command: tuple[str, ...]

@@ -12,14 +12,15 @@ import numpy as np
 
 from asikit.protocol import Space
 from asikit.replay._events import EventClass
-from asikit.replay.policy import ACCESSES, TouchKind
-from asikit.replay.sensitivity import PlaceBits, missing_bit
+from asikit.replay.policy import ACCESSES
+from asikit.replay.sensitivity import EPHMAP_BIT, missing_bit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from asikit.protocol import State, TaskState
     from asikit.replay._steps import EventStep, Stepper
+    from asikit.replay.policy import TouchKind
 
     Numbers = npt.NDArray[np.int32]
     Bytes = npt.NDArray[np.uint8]
@@ -30,12 +31,6 @@ _Number = TypeVar("_Number", np.int32, np.uint8)
 
 UNKNOWN_ENTRY = -1
 """In ``next_state`` and ``loaded``: not known yet."""
-
-_EPHMAP_BIT = {
-    TouchKind.READ: PlaceBits.EPHMAP_READ,
-    TouchKind.WRITE: PlaceBits.EPHMAP_WRITE,
-    TouchKind.FETCH: PlaceBits(0),
-}
 
 
 class TransitionTable:
@@ -132,7 +127,7 @@ class TransitionTable:
         space = self._stepper.space(state)
         if space not in {Space.USERSPACE, Space.KVM}:
             return 0
-        return missing_bit(userspace=space is Space.USERSPACE, access=access) | _EPHMAP_BIT[access]
+        return missing_bit(userspace=space is Space.USERSPACE, access=access) | EPHMAP_BIT[access]
 
 
 def _padded(array: npt.NDArray[_Number], shape: tuple[int, ...], fill: int) -> npt.NDArray[_Number]:

@@ -15,7 +15,7 @@ from asikit.replay._tally import REASONS, EntryCounts, Tally
 from asikit.replay._transitions import TransitionTable
 from asikit.replay.errors import ReplayError
 from asikit.replay.pieces import read_only
-from asikit.trace import EventKind
+from asikit.trace import CPUS, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     Words = npt.NDArray[np.uint32]
 
 __all__ = ["CompiledReplay"]
-
-_CPUS = 256
 
 _NOBODY_ASKS = np.empty(0, np.int32)
 
@@ -61,12 +59,12 @@ class CompiledReplay:
         self._table = TransitionTable(Stepper(policy, classes))
         self._answers = Answers(sensitive.places, sensitive.ephmap_stacks, _EVENT_CLASS)
         self._running = Running(
-            state=np.zeros(_CPUS, np.int32),
-            mask=np.tile(self._table.touch_mask[0], (_CPUS, 1)),
-            task=np.full(_CPUS, -1, np.int64),
-            entry=np.zeros(_CPUS, np.int64),
-            group=np.zeros(_CPUS, np.int64),
-            exited=np.zeros(_CPUS, np.uint8),
+            state=np.zeros(CPUS, np.int32),
+            mask=np.tile(self._table.touch_mask[0], (CPUS, 1)),
+            task=np.full(CPUS, -1, np.int64),
+            entry=np.zeros(CPUS, np.int64),
+            group=np.zeros(CPUS, np.int64),
+            exited=np.zeros(CPUS, np.uint8),
             task_state=np.zeros(tasks, np.int32),
         )
         # Entries get numbers as they are met, as few of the slots are: no entry is 0.

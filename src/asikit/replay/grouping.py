@@ -1,8 +1,8 @@
 """Which part of a recording each event counts in.
 
-Three things decide: the task that runs, the CPU, and which phases are open; and an expression about these and the entry
-with which the CPU's round trip began. An event of a context switch is the leaving
-task's, as the stack on which it happens is: TASK_SWITCH, and the MM_SWITCH right after it.
+The task that runs, the CPU and the open phases decide, and an expression about these and the entry with which the CPU's
+round trip began. An event of a context switch is the leaving task's, as the stack on which it happens is: TASK_SWITCH,
+and the MM_SWITCH right after it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from asikit.replay._events import NO_ENTRY
 from asikit.replay._resolving import NO_PHASE, between_rows, chosen_cpus, chosen_phases, chosen_tasks
 from asikit.replay.selection import By, Selection
 from asikit.replay.where import Where
+from asikit.trace import CPUS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
     Groups = npt.NDArray[np.uint32]
 
-__all__ = ["CPUS", "Group", "Grouping", "Labeller"]
+__all__ = ["Group", "Grouping", "Labeller"]
 
-CPUS = 256
-"""CPUs that a trace may have."""
 _UNKNOWN = "?"
 
 

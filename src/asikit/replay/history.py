@@ -25,7 +25,7 @@ from asikit.replay.causes import name_sites
 from asikit.replay.errors import SelectionError
 from asikit.replay.one_pass import ALL_CLASSES, ReplayPass
 from asikit.replay.where import WhereField
-from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
+from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, Clocks, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,6 @@ __all__ = ["NO_STEP", "History"]
 NO_STEP = -1
 """The step of a mark at which the protocol has nothing to do."""
 
-_CPUS = 1 << 8
 _UNMARKED = tuple(int(kind) for kind in (*TOUCH_KINDS, EventKind.PAGE_ALLOC, EventKind.PAGE_FREE))
 _ENTRIES = [int(kind) for kind in ENTRY_KINDS]
 _RETURNS = [int(kind) for kind in RETURN_KINDS]
@@ -70,8 +69,8 @@ class _Marks:
 
     def __init__(self) -> None:
         self._parts: list[pl.DataFrame] = []
-        self._last = np.zeros(_CPUS, np.int64)
-        self._rows = self._time = 0
+        self._clocks = Clocks()
+        self._rows = 0
         self.tables: SideTables
 
     def begin(self, subject: Subject) -> None:
@@ -84,7 +83,7 @@ class _Marks:
         kept = np.flatnonzero(~np.isin(piece.kind, _UNMARKED) | (steps != NO_STEP))
         columns = {
             "row": (kept + self._rows).astype(np.uint64),
-            "time": self._times(piece)[kept],
+            "time": self._clocks.times(piece.cpu, piece.clock)[kept],
             "cpu": piece.cpu[kept],
             "clock": piece.clock[kept],
             "kind": piece.kind[kept],
@@ -94,17 +93,6 @@ class _Marks:
         }
         self._parts.append(pl.DataFrame(columns, schema=_MARKS))
         self._rows += piece.kind.size
-
-    def _times(self, piece: Piece) -> npt.NDArray[np.int64]:
-        passed = np.zeros(piece.clock.size, np.int64)
-        for cpu in np.unique(piece.cpu):
-            own = np.flatnonzero(piece.cpu == cpu)
-            clock = piece.clock[own].astype(np.int64)
-            passed[own] = np.diff(clock, prepend=self._last[cpu])
-            self._last[cpu] = clock[-1]
-        times = self._time + np.cumsum(passed)
-        self._time = int(times[-1]) if times.size else self._time
-        return times
 
     def frame(self) -> pl.DataFrame:
         """Return them, in the order of the events."""

@@ -10,8 +10,8 @@ from asikit.replay._events import NO_ENTRY, entry_slot, event_class
 from asikit.replay._steps import EventStep, Stepper
 from asikit.replay._tally import NO_PLACE, EntryCounts, Tally, counted, together
 from asikit.replay.errors import ReplayError
-from asikit.replay.policy import ACCESSES, Policy, TouchKind
-from asikit.replay.sensitivity import PlaceBits, Sensitive, missing_bit
+from asikit.replay.policy import ACCESSES, Policy
+from asikit.replay.sensitivity import EPHMAP_BIT, Sensitive, missing_bit
 from asikit.trace import ENTRY_KINDS, RETURN_KINDS, TOUCH_KINDS, EventKind
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from asikit.replay.grouping import Grouping
 
 __all__ = ["ReferenceReplay"]
-
-_EPHMAP_BIT = {
-    TouchKind.READ: PlaceBits.EPHMAP_READ,
-    TouchKind.WRITE: PlaceBits.EPHMAP_WRITE,
-    TouchKind.FETCH: PlaceBits(0),
-}
 
 
 class _Cpu:
@@ -161,7 +155,7 @@ class ReferenceReplay:
         bits = int(self._sensitive.places[place])
         if not bits & missing_bit(userspace=space is Space.USERSPACE, access=access):
             return False
-        if bits & _EPHMAP_BIT[access] and self._sensitive.ephmap_stacks[stack]:
+        if bits & EPHMAP_BIT[access] and self._sensitive.ephmap_stacks[stack]:
             self._group(group).tally.ephmap_operations += 1
             return False
         return True

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
     Bytes = npt.NDArray[np.uint8]
 
-__all__ = ["PlaceBits", "Sensitive", "apply_policy", "missing_bit"]
+__all__ = ["EPHMAP_BIT", "PlaceBits", "Sensitive", "apply_policy", "missing_bit"]
 
 
 class PlaceBits(IntFlag):
@@ -42,6 +42,14 @@ class PlaceBits(IntFlag):
 def missing_bit(*, userspace: bool, access: TouchKind) -> PlaceBits:
     """Return the bit that says that an access of a class is to something its address space lacks."""
     return PlaceBits(1 << (ACCESSES.index(access) + (0 if userspace else 3)))
+
+
+EPHMAP_BIT = {
+    TouchKind.READ: PlaceBits.EPHMAP_READ,
+    TouchKind.WRITE: PlaceBits.EPHMAP_WRITE,
+    TouchKind.FETCH: PlaceBits(0),
+}
+"""The bit that says that an access may go through an ephemeral mapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +104,9 @@ def _mark_ephmap(bits: Bytes, policy: Policy, tables: SideTables) -> None:
         return
     of_kind = _is_kind(policy.ephmap.kinds)[tables.kind_of_page][tables.page_of_place]
     through = of_kind & (tables.region_of_place == list(Region).index(Region.DIRECT_MAP))
-    for access, bit in ((TouchKind.READ, PlaceBits.EPHMAP_READ), (TouchKind.WRITE, PlaceBits.EPHMAP_WRITE)):
-        if access in policy.ephmap.access:
-            missing = missing_bit(userspace=True, access=access) | missing_bit(userspace=False, access=access)
-            bits[through & ((bits & np.uint8(missing)) != 0)] |= np.uint8(bit)
+    for access in policy.ephmap.access:
+        missing = missing_bit(userspace=True, access=access) | missing_bit(userspace=False, access=access)
+        bits[through & ((bits & np.uint8(missing)) != 0)] |= np.uint8(EPHMAP_BIT[access])
 
 
 def _is_kind(kinds: tuple[str, ...]) -> Flags:

@@ -1,14 +1,8 @@
 """The attacker: what hardware is assumed to give it, and what it can do with that.
 
-The four assumptions, after Ward's unmapped speculation contract (OSDI 2020) and the two-mode unwinding of seL4's time
-protection (FM 2023):
-
-* H1: code may bring anything that the present page tables map into the core's structures, any time, and nothing else.
-* H2: each structure is emptied by one primitive, and by it completely (`asikit.threat.structures`).
-* H3: all these structures are shared by the hardware threads of a core and by nobody else.
-* H4: untrusted code reads every data structure of its core, and trains every predictor of it.
-
-The proofs take them as they stand; an attack replaces H2 and H3 by what a CPU model's file says.
+The four `ASSUMPTIONS` are after Ward's unmapped speculation contract (OSDI 2020) and the two-mode unwinding of seL4's
+time protection (FM 2023). The proofs take them as they stand; an attack replaces H2 and H3 by what a CPU model's file
+says.
 """
 
 from __future__ import annotations

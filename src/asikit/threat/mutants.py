@@ -61,7 +61,7 @@ class Mutant:
     def base(self, design: AnyDesign) -> AnyDesign:
         """Return the design that it is a mutant of: the given one, or its variant.
 
-        Raises ThreatError for the blanket mitigation, which has no such elements.
+        :raises ThreatError: It is the blanket mitigation, which has no such elements.
         """
         if not design.config.asi:
             raise ThreatError(f"{self.name} is a mutant of ASI: use it with --mitigation asi")
@@ -69,7 +69,10 @@ class Mutant:
 
 
 def mutant(name: str) -> Mutant:
-    """Return a mutant or an alternative by name. Raises UnknownMutantError with the nearest name."""
+    """Return a mutant or an alternative by name.
+
+    :raises UnknownMutantError: There is none; it says the nearest.
+    """
     known = (*CATALOGUE, *ALTERNATIVES)
     for candidate in known:
         if candidate.name == name:

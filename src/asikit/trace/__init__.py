@@ -34,14 +34,15 @@ from asikit.trace._kinds import (
     TlbFlush,
 )
 from asikit.trace._reader import Trace
-from asikit.trace._schema import EVENT_SCHEMA, NULLABLE, PAGE_BYTES, ROW_ZERO, SIDE_TABLES, TABLES
+from asikit.trace._schema import CPUS, EVENT_SCHEMA, NULLABLE, PAGE_BYTES, ROW_ZERO, SIDE_TABLES, TABLES
 from asikit.trace._scratch import ScratchFolder
 from asikit.trace._stacks import StackFrame, Stacks
 from asikit.trace._summary import CpuSummary, PhaseSummary, TouchCount, TraceSummary, summarize
-from asikit.trace._time import instructions_before, rows_at, total_instructions
+from asikit.trace._time import Clocks, instructions_before, rows_at, total_instructions
 from asikit.trace._writer import ROWS_PER_PART, TraceWriter
 
 __all__ = [
+    "CPUS",
     "ENTRY_KINDS",
     "EVENT_SCHEMA",
     "FORMAT",
@@ -58,6 +59,7 @@ __all__ = [
     "TOUCH_KINDS",
     "UNKNOWN_EXIT_CODE",
     "VERSION",
+    "Clocks",
     "CpuSummary",
     "EventKind",
     "PageKind",

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 PAGE_BYTES: Final = 4096
 """Bytes in a page frame; ``places.vaddr`` is a multiple of it."""
 
+CPUS: Final = 1 << 8
+"""CPUs that a trace may have: ``events.cpu`` is one byte."""
+
 EVENT_SCHEMA: Final = pl.Schema(
     {"cpu": pl.UInt8(), "clock": pl.UInt64(), "kind": pl.UInt8(), "arg": pl.UInt32(), "stack": pl.UInt32()}
 )

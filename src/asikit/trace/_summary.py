@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from asikit.trace._errors import TraceError
-from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind, TlbFlush
+from asikit.trace._kinds import NO_PAGE, RETURN_KINDS, TOUCH_KINDS, EventKind, PageKind, TlbFlush
 from asikit.trace._schema import FIRST_KIND, LAST_KIND
 from asikit.trace._time import instructions_before
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from asikit.trace._reader import Trace
-
-NOT_MEMORY = "mmio"
-"""The page kind counted for a place that is not memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +130,7 @@ def _touches(trace: Trace, touched: pl.DataFrame) -> tuple[TouchCount, ...]:
     lost = joined.filter(pl.col("page_kind").is_null() & (pl.col("page") != NO_PAGE))
     if lost.height:
         raise TraceError.at(trace.path / "places.parquet", f"page {_least(lost, 'page')} is not in pages")
-    grouped = joined.group_by("region", pl.col("page_kind").fill_null(NOT_MEMORY)).agg(
+    grouped = joined.group_by("region", pl.col("page_kind").fill_null(PageKind.MMIO.value)).agg(
         _count(EventKind.TOUCH_READ), _count(EventKind.TOUCH_WRITE), _count(EventKind.TOUCH_FETCH)
     )
     rows = [TouchCount(*row) for row in grouped.iter_rows()]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asikit.trace._schema import CPUS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -19,9 +21,27 @@ if TYPE_CHECKING:
 
     Numbers = npt.NDArray[np.int64]
 
-__all__ = ["instructions_before", "rows_at", "total_instructions"]
+__all__ = ["Clocks", "instructions_before", "rows_at", "total_instructions"]
 
-_CPUS = 1 << 8
+
+class Clocks:
+    """The clocks of a recording's CPUs, along its events."""
+
+    def __init__(self) -> None:
+        self._last = np.zeros(CPUS, np.int64)
+        self._total = 0
+
+    def times(self, cpu: npt.NDArray[np.uint8], clock: npt.NDArray[np.uint64]) -> Numbers:
+        """Give the time at each of the next events."""
+        passed = np.zeros(clock.size, np.int64)
+        for number in np.unique(cpu):
+            own = np.flatnonzero(cpu == number)
+            read = clock[own].astype(np.int64)
+            passed[own] = np.diff(read, prepend=self._last[number])
+            self._last[number] = read[-1]
+        times = self._total + np.cumsum(passed)
+        self._total = int(times[-1]) if times.size else self._total
+        return times
 
 
 def instructions_before(trace: Trace, rows: Sequence[int]) -> list[int]:
@@ -63,15 +83,6 @@ def total_instructions(trace: Trace) -> int:
 
 def _times(trace: Trace) -> Iterator[Numbers]:
     """Give the time at each event, part by part."""
-    last = np.zeros(_CPUS, np.int64)
-    total = 0
+    clocks = Clocks()
     for part in trace.events(columns=["cpu", "clock"]):
-        cpu, clock = part["cpu"].to_numpy(), part["clock"].to_numpy().astype(np.int64)
-        passed = np.zeros(clock.size, np.int64)
-        for number in np.unique(cpu):
-            own = np.flatnonzero(cpu == number)
-            passed[own] = np.diff(clock[own], prepend=last[number])
-            last[number] = clock[own[-1]]
-        times = total + np.cumsum(passed)
-        total = int(times[-1]) if times.size else total
-        yield times
+        yield clocks.times(part["cpu"].to_numpy(), part["clock"].to_numpy())

@@ -8,7 +8,7 @@ import numpy as np
 
 from asikit.trace._errors import TraceError
 from asikit.trace._kinds import NO_PAGE, TOUCH_KINDS, EventKind, TlbFlush
-from asikit.trace._schema import FIRST_KIND, LAST_KIND, PAGE_BYTES, row_zero_fault
+from asikit.trace._schema import CPUS, FIRST_KIND, LAST_KIND, PAGE_BYTES, row_zero_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from asikit.trace._reader import Trace
-
-_CPUS = 1 << 8
 
 # The side table that an event's arg is a row of.
 _ARG_TABLE = {
@@ -118,8 +116,8 @@ def _bound(column: str, frame: pl.DataFrame, table: str, rows: int, *, none: int
 def _check_events(trace: Trace) -> None:
     """Check the events a part at a time, so that memory stays bounded."""
     limits = {kind: trace.rows(table) for kind, table in _ARG_TABLE.items()} | _ARG_CHOICES
-    cpus = trace.recorder.machine.cpus or _CPUS
-    clocks = np.zeros(_CPUS, np.uint64)
+    cpus = trace.recorder.machine.cpus or CPUS
+    clocks = np.zeros(CPUS, np.uint64)
     for (path, _), part in zip(trace.files("events").items(), trace.events(), strict=True):
         columns = {name: part[name].to_numpy() for name in part.columns}
         fault = _events_fault(columns, limits, trace.rows("stacks"), cpus) or _clock_fault(columns, clocks)

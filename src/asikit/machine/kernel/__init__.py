@@ -1,9 +1,9 @@
 """The modelled kernel: entry and return, page faults, tasks, scheduling, system calls, KVM.
 
-It knows nothing of sensitivity. It executes the transitions that `asikit.protocol` defines, on the processor of
-`asikit.machine.x86` and the memory of `asikit.machine.mm`, and decides nothing about their order. `machine` is what a
-scenario sees;
-`kernel` has all parts together, `execution` runs their code.
+It executes the transitions that `asikit.protocol` defines, on the processor of `asikit.machine.x86` and the memory of
+`asikit.machine.mm`, and decides nothing about their order. What is sensitive, `asikit.machine.mm` keeps; the restricted
+address spaces here are built from it. `machine` is what a scenario sees; `core.kernel` has all parts together, and
+`core.execution` runs their code.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ class Machine:
         """Make a process that runs a program, a function of one `User`; also as a decorator, with options or without.
 
         :param name: What messages and results call it; the function's name by default.
-        :param cpu: Where it begins. :param pinned: It stays there.
+        :param cpu: Where it begins.
+        :param pinned: It stays there.
         :param cookie: Core scheduling: who may run on the sibling hyperthread meanwhile; only itself by default.
         """
         from asikit.machine.kernel.objects.process import create_process  # noqa: PLC0415 - it needs all of this room

@@ -55,7 +55,7 @@ from asikit.machine.mm.gfp import (
     Gfp,
 )
 from asikit.machine.mm.inode import TMPFS, FileSystem, Inode, filesystem
-from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, AddressRange, Layout
+from asikit.machine.mm.layout import PAGE_SHIFT, PAGE_SIZE, AddressRange, Layout, page_parts
 from asikit.machine.mm.memblock import Memblock
 from asikit.machine.mm.mmstruct import (
     DEFAULT_MAP_WINDOW,
@@ -174,4 +174,5 @@ __all__ = [
     "dup_mm",
     "filesystem",
     "kernel_function",
+    "page_parts",
 ]

@@ -37,6 +37,5 @@ class AllocatorCounters:
     flipped_frames: int = 0
     zeroed_frames: int = 0
     """Cleared on the way to nonsensitive; not those that a request asked to clear."""
-    reclaims: int = 0
     bad_pages: int = 0
     """Blocks on a list of the wrong sensitivity, found at allocation. With `debug` they are an error instead."""

@@ -80,7 +80,6 @@ class Zones:
             zone.watermark_min = pages * zone.managed_pages // max(managed, 1)
             gap = max(zone.watermark_min // 4, zone.managed_pages * WATERMARK_SCALE_FACTOR // 10_000)
             zone.watermark_low = zone.watermark_min + gap
-            zone.watermark_high = zone.watermark_low + gap
 
     def watermark_ok(  # noqa: PLR0917 - the kernel's own signature
         self, index: int, order: int, freetype: int, mark: int, highest: int, flags: int

@@ -203,7 +203,6 @@ class PageAllocator:
 
     def _direct_reclaim(self, order: int, request: RequestClass, *, force: bool) -> int:
         """Have caches give memory back, and what is on CPUs' lists and reserved; return frames that came back."""
-        self.counters.reclaims += 1
         progress = sum(reclaim(order) for reclaim in list(self.reclaimers))
         for zone in self.zones[request.highest_zone :: -1]:
             if zone.unreserve_highatomic_pageblock(request.migratetype, force=force):

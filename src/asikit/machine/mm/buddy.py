@@ -76,7 +76,6 @@ class Zone:
         self.steals = 0
         self.watermark_min = 0
         self.watermark_low = 0
-        self.watermark_high = 0
         self._buddy_order = table.buddy_order
 
     def freetype(self, pfn: int) -> int:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from asikit.machine.mm.errors import NotDirectMappedError
 from asikit.trace import Region
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 """Bytes of a page and of a page frame."""
+
+
+def page_parts(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """Split a range at page borders; gives addresses and sizes."""
+    end = address + size
+    while address < end:
+        length = min(end, (address // PAGE_SIZE + 1) * PAGE_SIZE) - address
+        yield address, length
+        address += length
+
 
 GIB = 1 << 30
 TIB = 1 << 40

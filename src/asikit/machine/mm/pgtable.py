@@ -40,7 +40,6 @@ PAGE_TABLE = KERNPG_TABLE | USER
 PAGE_KERNEL = KERNPG_TABLE | NX
 """Kernel data. Never GLOBAL: ASI's address spaces differ in what they map, so nothing may outlive a CR3 write."""
 PAGE_KERNEL_RO = PAGE_KERNEL & ~RW
-PAGE_KERNEL_EXEC = PAGE_KERNEL & ~NX
 PAGE_KERNEL_ROX = PAGE_KERNEL_RO & ~NX
 
 ENTRIES = 512
@@ -51,11 +50,6 @@ MAX_LEAF_LEVEL = 3
 _ENTRY_BYTES = 8
 _ZEROES = bytes(PAGE_SIZE)
 _CANONICAL = (1 << 64) - 1
-
-
-def level_shift(level: int) -> int:
-    """Return the address bit at which the index into a table of this level begins."""
-    return PAGE_SHIFT + 9 * (level - 1)
 
 
 def level_bytes(level: int) -> int:

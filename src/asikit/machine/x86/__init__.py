@@ -38,7 +38,7 @@ from asikit.machine.x86.paging import (
     walk,
 )
 from asikit.machine.x86.recorder import Recorder
-from asikit.machine.x86.registers import CR3_NOFLUSH, PCID_MASK, Cr0, Cr4, Efer, PagingMode, Rflags
+from asikit.machine.x86.registers import CR3_NOFLUSH, PCID_MASK, Cr0, Cr4, Efer, PagingMode
 from asikit.machine.x86.structures import (
     Bhb,
     Btb,
@@ -94,7 +94,6 @@ __all__ = [
     "Processor",
     "Pte",
     "Recorder",
-    "Rflags",
     "Rsb",
     "Sharing",
     "StagingBuffer",

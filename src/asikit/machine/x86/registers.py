@@ -1,11 +1,11 @@
-"""Control registers, EFER and RFLAGS: the bits that decide about paging (SDM 3A 2.5, 2.2.1, 4.1.3)."""
+"""Control registers and EFER: the bits that decide about paging (SDM 3A 2.5, 2.2.1, 4.1.3)."""
 
 from __future__ import annotations
 
 from enum import IntFlag
 from typing import NamedTuple
 
-__all__ = ["CR3_NOFLUSH", "PCID_MASK", "Cr0", "Cr4", "Efer", "PagingMode", "Rflags"]
+__all__ = ["CR3_NOFLUSH", "PCID_MASK", "Cr0", "Cr4", "Efer", "PagingMode"]
 
 CR3_NOFLUSH = 1 << 63
 """Bit 63 of the operand of MOV to CR3 with CR4.PCIDE: keep the PCID's TLB entries (SDM 3A 4.10.4.1). Reads as 0."""
@@ -60,13 +60,6 @@ class Efer(IntFlag):
     LME = 1 << 8
     LMA = 1 << 10
     NXE = 1 << 11
-
-
-class Rflags(IntFlag):
-    """RFLAGS (SDM 1 3.4.3): the two bits that this model has."""
-
-    IF = 1 << 9
-    AC = 1 << 18
 
 
 class PagingMode(NamedTuple):

@@ -92,7 +92,7 @@ class Structure(Generic[E]):
         """Return everything, of all threads."""
         return tuple(entry for part in self._parts for entry in part)
 
-    def clear(self, thread: int) -> None:  # all of it for every thread
+    def clear(self, thread: int) -> None:
         """Empty what the thread uses: its own part, or all of what is shared."""
         self._part(thread).clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asikit.machine.mm import MapFlags, Prot
+from asikit.machine.mm import PAGE_SIZE, MapFlags, Prot
 from asikit.proofs.stage.eavesdropper import LINE, Secret
 from asikit.protocol import AsiClass
 from asikit.threat import KERNEL, Code, Owner
@@ -21,7 +21,6 @@ __all__ = ["ATTACKER", "VICTIM", "content_of", "owners", "process_secrets"]
 ATTACKER, VICTIM = Owner(Code.USER, "the process"), Owner(Code.USER, "another process")
 _CONTENT = {KERNEL: b"K", ATTACKER: b"P", VICTIM: b"V", ATTACKER.guest: b"p", VICTIM.guest: b"v"}
 _CHANGED = b"!"
-_PAGE = 4096
 
 
 def owners(world: World) -> tuple[Owner, ...]:
@@ -46,10 +45,10 @@ def process_secrets(kernel: Kernel, mms: Mapping[Owner, MmStruct], changed: Owne
             kernel.domains.init(kernel.contexts.of(mm), AsiClass.KVM)
             having.append(process.guest)  # a guest's memory is its process'
         for owner in having:
-            vaddr = mm.mmap(_PAGE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
+            vaddr = mm.mmap(PAGE_SIZE, Prot.READ | Prot.WRITE, MapFlags.PRIVATE | MapFlags.ANONYMOUS)
             mm.handle_mm_fault(vaddr, write=True)
             found = mm.translate(vaddr)
             assert found is not None  # it was just mapped
-            paddr = found[0] * _PAGE
+            paddr = found[0] * PAGE_SIZE
             kernel.physical.write(paddr, content_of(owner, changed))
             yield Secret(owner, paddr, (vaddr, kernel.layout.virt(paddr)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from asikit.machine.kernel.core.interleave import FOREVER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from asikit.proofs.stage.script import Script
 
 __all__ = ["StoryInterleaver"]
-
-_FOREVER = 1 << 62
 
 
 class StoryInterleaver:
@@ -35,7 +35,7 @@ class StoryInterleaver:
 
     def slice(self, cpu: int) -> int:  # every CPU alike
         """A CPU runs until the story says otherwise."""
-        return _FOREVER
+        return FOREVER
 
     def choose(self, cpu: int, others: Sequence[int]) -> int:  # the story knows
         """Return the CPU whose step is next."""

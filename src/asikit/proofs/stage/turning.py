@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from asikit.machine.mm import PAGE_SIZE
 from asikit.proofs.stage.eavesdropper import LINE
 from asikit.threat import leave_stale_translations
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TurningPage"]
 
-_PAGE = 4096
 _FRAMES = 2
 """The smallest pageblock."""
 
@@ -49,7 +49,7 @@ class TurningPage:
             kernel.wait_for(kernel.cpu, "a page to turn sensitive", lambda: self._asked, idle=True)
         if not self._shootdown:
             leave_stale_translations(self._machine)
-        pfn = kernel.layout.phys(self._address) // _PAGE
+        pfn = kernel.layout.phys(self._address) // PAGE_SIZE
         kernel.direct_map.set_direct_map_sensitive(pfn, _FRAMES, sensitive=True)
         kernel.access.store(self._address, self._content)
         while True:

@@ -64,7 +64,7 @@ class Fixed:
     content: bytes
     first: int = 0
 
-    def read(self, first: int, count: int) -> bytes:  # a run of one block
+    def read(self, first: int, count: int) -> bytes:
         """Give some of the blocks."""
         start = (self.first + first) * BLOCK_BYTES
         return self.content[start : start + count * BLOCK_BYTES].ljust(count * BLOCK_BYTES, b"\0")
@@ -166,7 +166,7 @@ class _Node:
     depth: int
     made: bytes | None = None
 
-    def read(self, first: int, count: int) -> bytes:
+    def read(self, first: int, count: int) -> bytes:  # a run of one block
         """Give the block."""
         if self.made is None:
             entries = self.mapping.entries(self.start, self.stop, self.depth)

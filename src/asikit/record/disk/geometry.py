@@ -25,7 +25,7 @@ def blocks_of(size: int) -> int:
 class Geometry:
     """Numbers of blocks and inodes; all offsets are in blocks from a group's beginning.
 
-    :param groups: Block groups.
+    :ivar groups: Block groups.
     """
 
     groups: int

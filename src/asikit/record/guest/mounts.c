@@ -85,7 +85,10 @@ void load_module(const char *path)
     close(fd);
 }
 
-/* Of the options those that this kernel does not know are left out, from the last on. As switch_root(8) does it: a process that is in a chroot may not make a user namespace. */
+/*
+ * Of the options those that this kernel does not know are left out, from the last on. As switch_root(8) does it: a
+ * process that is in a chroot may not make a user namespace.
+ */
 void enter_root(const char *options)
 {
     char known[256];

@@ -21,6 +21,7 @@ from asikit.machine.kernel.core.text import IMAGE_TEXT_BYTES, MODULE_TEXT_BYTES
 from asikit.machine.kernel.core.watching import AllocationWatch
 from asikit.machine.mm import GFP_PGTABLE_KERNEL, BootMemory, DirectMap, Layout, Memblock, PageAllocator, PageTables
 from asikit.machine.mm.ephmap import Ephmap
+from asikit.machine.mm.layout import PAGE_SIZE
 from asikit.machine.mm.pagecache import PageCache
 from asikit.machine.mm.percpu import PerCpu
 from asikit.machine.mm.pgtable import PAGE_KERNEL, PAGE_KERNEL_ROX
@@ -39,15 +40,14 @@ if TYPE_CHECKING:
 
 __all__ = ["boot"]
 
-_PAGE: Final = 4096
 _TEXT_PFN: Final = 512
 """The kernel image lies at 2 MiB, so that its text is one 2 MiB page."""
-_TEXT_FRAMES: Final = IMAGE_TEXT_BYTES // _PAGE
+_TEXT_FRAMES: Final = IMAGE_TEXT_BYTES // PAGE_SIZE
 _DATA_FRAMES: Final = 64
 """Page frames of the kernel image's data, .data to .bss; the first is `empty_zero_page`."""
 _SIBLINGS: Final = 2
 _FIVE_LEVELS: Final = 5
-_MODULE_FRAMES: Final = MODULE_TEXT_BYTES // _PAGE
+_MODULE_FRAMES: Final = MODULE_TEXT_BYTES // PAGE_SIZE
 _ENTRY_AREA_PAGES: Final = 2
 """Pages of each CPU's entry area that the model has: entry stack and exception stacks."""
 
@@ -120,7 +120,7 @@ def _cpus(config: MachineConfig, protocol: Protocol, physical: PhysicalMemory) -
 def _early(kernel: Kernel) -> Memblock:
     """Map physical memory and the kernel image, with page tables from `Memblock`."""
     config, layout, physical = kernel.config, kernel.layout, kernel.physical
-    frames = config.memory // _PAGE
+    frames = config.memory // PAGE_SIZE
     memblock = Memblock(frames)
     memblock.reserve(0, 1)
     memblock.reserve(_TEXT_PFN, _TEXT_PFN + _TEXT_FRAMES + _DATA_FRAMES + _MODULE_FRAMES)
@@ -141,9 +141,9 @@ def _early(kernel: Kernel) -> Memblock:
     kernel.tables.map_page(root, image, _TEXT_PFN, PAGE_KERNEL_ROX, level=2)
     data, text = _TEXT_PFN + _TEXT_FRAMES, _TEXT_PFN + _TEXT_FRAMES + _DATA_FRAMES
     for page in range(_DATA_FRAMES):
-        kernel.tables.map_page(root, image + IMAGE_TEXT_BYTES + page * _PAGE, data + page, PAGE_KERNEL)
+        kernel.tables.map_page(root, image + IMAGE_TEXT_BYTES + page * PAGE_SIZE, data + page, PAGE_KERNEL)
     for page in range(_MODULE_FRAMES):
-        kernel.tables.map_page(root, modules + page * _PAGE, text + page, PAGE_KERNEL_ROX)
+        kernel.tables.map_page(root, modules + page * PAGE_SIZE, text + page, PAGE_KERNEL_ROX)
     # So that editors of fixmap entries never have to make a table: one exists from boot, as `level2_fixmap_pgt` does.
     kernel.tables.ensure(root, layout.fixmap.start)
     return memblock
@@ -157,7 +157,7 @@ def _load_page_tables(kernel: Kernel) -> None:
         hw = cpu.hw
         hw.write_efer(int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE))
         hw.write_cr0(int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG))
-        hw.write_cr3(kernel.direct_map.pgd * _PAGE)
+        hw.write_cr3(kernel.direct_map.pgd * PAGE_SIZE)
         hw.write_cr4(int(_features(kernel)))
         cpu.loaded_mm = kernel.contexts.init
         kernel.contexts.init.cpumask.add(cpu.number)
@@ -234,7 +234,7 @@ def _reserved_is_nonsensitive(kernel: Kernel, memblock: Memblock) -> None:
     memory. The rest of the last pageblock goes to the allocator as nonsensitive.
     """
     order = kernel.direct_map.pageblocks.order
-    frames = kernel.config.memory // _PAGE
+    frames = kernel.config.memory // PAGE_SIZE
     free = memblock.free_ranges()
     used = max((each.start for each in free if each.stop == frames), default=frames)
     used = min((used + (1 << order) - 1) >> order << order, frames >> order << order)
@@ -247,7 +247,7 @@ def _late(kernel: Kernel) -> None:
     root, area = kernel.direct_map.pgd, kernel.layout.cpu_entry_area.start
     for page in range(_ENTRY_AREA_PAGES * kernel.config.cpus):
         pfn = kernel.allocator.alloc_pages(GFP_PGTABLE_KERNEL, kind=PageKind.RESERVED)
-        kernel.tables.map_page(root, area + page * _PAGE, pfn, PAGE_KERNEL)
+        kernel.tables.map_page(root, area + page * PAGE_SIZE, pfn, PAGE_KERNEL)
     if kernel.protocol.config.asi:
         with kernel.context.uncounted():
             RestrictedMap(kernel).build()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.core.errors import ScenarioError
 from asikit.machine.kernel.core.interleave import RoundRobin
+from asikit.machine.kernel.core.interrupts import DEVICE_VECTOR
 from asikit.machine.x86 import Access, load_cpu
 from asikit.protocol import AsiClass, Mapped, Protocol, ProtocolConfig
 from asikit.trace import PageKind, Region
@@ -78,7 +79,7 @@ class MachineConfig:
     timer_period: int = 2000
     unmapped: frozenset[str | int] = frozenset()
     pageblock_order: int = 9
-    device_vector: int = 0x24
+    device_vector: int = DEVICE_VECTOR
 
     def __post_init__(self) -> None:
         """Refuse what no machine can be; raises ScenarioError."""

@@ -43,7 +43,7 @@ class KernelContext:
     def may_block(self) -> bool:
         """Whether the running code may sleep."""
         cpu = self._kernel.cpu
-        return not cpu.hardirq and not cpu.task.atomic and (cpu.task is not cpu.idle or not self._kernel.running)
+        return not cpu.hardirq and (cpu.task is not cpu.idle or not self._kernel.running)
 
     def cpu_relax(self) -> None:
         """Let other CPUs make progress while this one spins."""

@@ -70,7 +70,7 @@ class Points(Protocol):
 
     @property
     def check_alive(self) -> Callable[[], None]:
-        """Raises what the machine crashed with, if it did."""
+        """Ends the greenlet that runs, if the machine was given up meanwhile."""
         ...
 
     @property

@@ -45,13 +45,13 @@ class Interleaver(Protocol):
 
     every_point: bool
 
-    def slice(self, cpu: int) -> int:  # every CPU alike
+    def slice(self, cpu: int) -> int:
         """Return after how many points a CPU hands over, at least 1."""
 
     def choose(self, cpu: int, others: Sequence[int]) -> int:
         """Return which of the other CPUs that could run goes on after this one; `others` is not empty."""
 
-    def at(self, point: str, cpu: int) -> Iterable[Action]:  # never asked
+    def at(self, point: str, cpu: int) -> Iterable[Action]:
         """Return what happens at a point, in order."""
 
 

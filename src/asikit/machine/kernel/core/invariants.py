@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import InvariantError
+from asikit.machine.mm import PAGE_SIZE
 from asikit.machine.x86 import Access, GeneralProtection, PageFault, walk
-from asikit.protocol import DomainId, EffectKind, Role, Space, step_invariants, taint_invariants
+from asikit.protocol import CONTROL_MASK, DomainId, EffectKind, Role, Space, Taint, step_invariants, taint_invariants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InvariantChecker"]
 
-_PAGE = 4096
 _BY_NAME = {
     "restricted-is-recorded": "I3",
     "control-flushed-before-unrestricted": "I4",
@@ -34,7 +34,6 @@ _BY_NAME = {
     "sibling-stays-out": "I2",
 }
 """The protocol's names of what the reference numbers."""
-_TAINTS = frozenset({"no-attacker-near-secrets", "no-other-mm-near-kernel-data", "no-attacker-near-user-data"})
 
 
 class _Kernel(
@@ -121,10 +120,9 @@ class InvariantChecker:
             return
         config = self._kernel.protocol.config
         if effect.space is Space.UNRESTRICTED:
-            control = int(sum(taint for taint in (16, 32, 64)))
-            if state.taints & control:
+            if state.taints & int(CONTROL_MASK):
                 self._broken("I4", "CR3 is unrestricted with untrusted training in the predictors", cpu, taken.ran)
-            if not state.taints & 1:
+            if not state.taints & int(Taint.KERNEL_DATA):
                 self._broken("I4", "CR3 is unrestricted without the KERNEL_DATA taint", cpu, taken.ran)
         elif effect.space is not None and config.asi:
             if state.curr_asi != effect.space:
@@ -188,7 +186,7 @@ class InvariantChecker:
 
     def after_free(self, pfn: int, order: int) -> None:
         """I9: whoever gets freed frames next has them for itself."""
-        first, last = pfn * _PAGE, (pfn + (1 << order)) * _PAGE
+        first, last = pfn * PAGE_SIZE, (pfn + (1 << order)) * PAGE_SIZE
         for cpu in self._kernel.cpus:
             entries = (
                 entry for entry in cpu.hw.tlb.entries() if first < entry.paddr + entry.page_bytes and entry.paddr < last
@@ -217,9 +215,11 @@ class InvariantChecker:
             if frame not in kernel.direct_map.removed and kernel.direct_map.direct_map_sensitive(frame) != sensitive:
                 self._broken("I6", f"frame {frame:#x} is still mapped as before", kernel.cpu, after)
         if sensitive:
-            start = kernel.layout.virt(pfn * _PAGE)
-            self.after_flush(None, start, start + (_PAGE << order))
-        elif any(kernel.physical.read(frame * _PAGE, _PAGE).strip(b"\0") for frame in range(pfn, pfn + (1 << order))):
+            start = kernel.layout.virt(pfn * PAGE_SIZE)
+            self.after_flush(None, start, start + (PAGE_SIZE << order))
+        elif any(
+            kernel.physical.read(frame * PAGE_SIZE, PAGE_SIZE).strip(b"\0") for frame in range(pfn, pfn + (1 << order))
+        ):
             self._broken("I6", "it was not zeroed", kernel.cpu, after)
 
     def _check_entries(self, cpu: CpuContext, entries: Iterable[TlbEntry], after: str) -> None:

@@ -57,7 +57,6 @@ class MachineTally:
     round_trips: Counter[tuple[str, int]] = field(default_factory=Counter)
     without_exit: Counter[tuple[str, int]] = field(default_factory=Counter)
     exits_by_entry: Counter[tuple[str, int]] = field(default_factory=Counter)
-    exits_outside: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     """`user`, `kernel` (real ones in kernel mode), `asi` (only ASI's), `spurious`, `double`."""
     shootdowns: int = 0
@@ -78,9 +77,7 @@ class MachineTally:
     def exit(self, trip: RoundTrip | None, reason: ExitReason) -> None:
         """Count an exit."""
         self.reasons[reason] += 1
-        if trip is None:
-            self.exits_outside += 1
-        else:
+        if trip is not None:
             trip.exits += 1
             self.exits_by_entry[trip.kind, trip.number] += 1
 

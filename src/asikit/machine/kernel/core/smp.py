@@ -8,14 +8,16 @@ for the unrestricted address space.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import KernelOopsError
 from asikit.machine.kernel.core.interrupts import CALL_FUNCTION_VECTOR
 from asikit.machine.kernel.core.memory_context import INIT_MM
+from asikit.machine.mm import PAGE_SIZE
 from asikit.machine.x86 import Invpcid
 from asikit.protocol import DomainId, Generations, Happening, Space
+from asikit.protocol.tlb import SINGLE_PAGE_FLUSH_CEILING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,10 +27,6 @@ if TYPE_CHECKING:
     from asikit.protocol import Protocol as AsiProtocol
 
 __all__ = ["Shootdown", "Smp"]
-
-FLUSH_CEILING: Final = 33
-"""Pages above which everything is flushed, `tlb_single_page_flush_ceiling`."""
-_PAGE: Final = 4096
 
 
 class _Kernel(
@@ -120,7 +118,7 @@ class Shootdown:
             return  # never loaded: it is still being made, or gone
         context.tlb_gen += 1
         self._outdate_user(context)
-        pages = range(start, end, _PAGE) if end - start <= FLUSH_CEILING * _PAGE else None
+        pages = range(start, end, PAGE_SIZE) if end - start <= SINGLE_PAGE_FLUSH_CEILING * PAGE_SIZE else None
         cpus = [cpu for cpu in kernel.cpus if cpu.loaded_mm is context]
         self._run(cpus, (mm, start, end), lambda cpu: self._flush_user(cpu, context, pages))
         for notify in tuple(context.notifiers):
@@ -128,7 +126,7 @@ class Shootdown:
 
     def flush_tlb_kernel_range(self, start: int, end: int) -> None:
         """Flush kernel addresses on every CPU, in every address space."""
-        pages = range(start, end, _PAGE) if end - start <= FLUSH_CEILING * _PAGE else None
+        pages = range(start, end, PAGE_SIZE) if end - start <= SINGLE_PAGE_FLUSH_CEILING * PAGE_SIZE else None
         self._outdate_kernel()
         self._run(self._kernel.cpus, (None, start, end), lambda cpu: self._flush_kernel(cpu, pages))
 

@@ -59,14 +59,12 @@ class Task:
     :ivar allowed: The CPUs that it may run on, None for all.
     :ivar idle: It is a CPU's idle task.
     :ivar waits_for: While blocked: what for, in words.
-    :ivar exiting: It has raised TaskExit.
     :ivar asi: Its part of the protocol's state, `thread.asi_state`, while it is not running.
     :ivar frames: The protocol's frames on its kernel stack, while it is not running.
     :ivar stack: Bounds of its kernel stack, virtual addresses; 0 for none yet.
     :ivar calls: Kernel functions in progress, innermost last.
     :ivar uaccess: Depth of `copy_from_user` and the like: faults at user addresses have a fixup.
     :ivar uncounted: Depth of ASI's own doings, which do not count as time, while it is not running.
-    :ivar atomic: Depth of code that may not block: interrupt handlers, preemption off.
     :ivar owner: What the process layer keeps of it.
     """
 
@@ -82,7 +80,6 @@ class Task:
     status: TaskStatus = TaskStatus.NEW
     active_mm: MmStruct | None = None
     waits_for: str = ""
-    exiting: bool = False
     exit_code: int | None = None
     asi: TaskState = field(default_factory=TaskState)
     frames: tuple[Frame, ...] = ()
@@ -92,7 +89,6 @@ class Task:
     uaccess: int = 0
     uncounted: int = 0
     allowed: frozenset[int] | None = None
-    atomic: int = 0
     greenlet: greenlet | None = None
     owner: object = None
 

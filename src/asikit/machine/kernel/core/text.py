@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asikit.machine.kernel.core.errors import ScenarioError
+from asikit.machine.mm import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,6 @@ MODULE_TEXT_BYTES = 256 << 10
 """Bytes of text that all modules together have."""
 
 _FUNCTION_BYTES = 256
-_PAGE = 4096
 
 
 class KernelText:
@@ -28,7 +28,7 @@ class KernelText:
     def __init__(self, layout: Layout) -> None:
         self._addresses: dict[Symbol, int] = {}
         # The first page is `startup_64` and what only boot runs.
-        self._next_image = layout.kernel_image.start + _PAGE
+        self._next_image = layout.kernel_image.start + PAGE_SIZE
         self._image_end = layout.kernel_image.start + IMAGE_TEXT_BYTES
         self._next_module_page = layout.modules.start
         self._modules_end = layout.modules.start + MODULE_TEXT_BYTES
@@ -55,10 +55,10 @@ class KernelText:
 
     def _module(self, module: str) -> int:
         address = self._next_in_module.get(module, 0)
-        if address % _PAGE == 0:
+        if address % PAGE_SIZE == 0:
             address = self._next_module_page
             if address >= self._modules_end:
                 raise ScenarioError(f"more than {MODULE_TEXT_BYTES} bytes of module functions")
-            self._next_module_page += _PAGE
+            self._next_module_page += PAGE_SIZE
         self._next_in_module[module] = address + _FUNCTION_BYTES
         return address

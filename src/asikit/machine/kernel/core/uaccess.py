@@ -6,19 +6,14 @@ table. Sizes and addresses are in bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from asikit.machine.kernel.core import doors
 from asikit.machine.kernel.core.errors import MachineError
-from asikit.machine.mm import Symbol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+from asikit.machine.mm import Symbol, page_parts
 
 __all__ = ["UserAccess", "UserAccessError", "UserFixup"]
 
-_PAGE = 4096
 _FROM_USER = Symbol("_copy_from_user")
 _TO_USER = Symbol("_copy_to_user")
 
@@ -68,7 +63,7 @@ class UserAccess:
         access.enter(_TO_USER)
         self._stac()
         try:
-            for part, size in _pages(address, len(data)):
+            for part, size in page_parts(address, len(data)):
                 access.store(part, data[done : done + size])
                 done += size
         except UserFixup as fixup:
@@ -89,7 +84,7 @@ class UserAccess:
         access.enter(_FROM_USER)
         self._stac()
         try:
-            parts.extend(access.load(part, length) for part, length in _pages(address, size))
+            parts.extend(access.load(part, length) for part, length in page_parts(address, size))
         except UserFixup:
             pass
         finally:
@@ -118,10 +113,6 @@ class UserAccess:
         """Write a 32-bit number, `put_user()`. Raises UserAccessError."""
         self.to_user(address, (value & 0xFFFF_FFFF).to_bytes(4, "little"))
 
-    def get_u64(self, address: int) -> int:
-        """Read a 64-bit number, `get_user()`. Raises UserAccessError."""
-        return int.from_bytes(self.from_user(address, 8), "little")
-
     def put_u64(self, address: int, value: int) -> None:
         """Write a 64-bit number, `put_user()`. Raises UserAccessError."""
         self.to_user(address, (value & (1 << 64) - 1).to_bytes(8, "little"))
@@ -136,7 +127,7 @@ class UserAccess:
         Raises UserAccessError.
         """
         found = b""
-        for part, size in _pages(address, limit):
+        for part, size in page_parts(address, limit):
             chunk = self.from_user(part, size)
             end = chunk.find(b"\0")
             if end >= 0:
@@ -154,12 +145,3 @@ class UserAccess:
         kernel = self._kernel
         kernel.current.uaccess = depth
         kernel.cpu.hw.ac = depth > 0
-
-
-def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
-    """Split a range at page borders."""
-    end = address + size
-    while address < end:
-        length = min(end, address // _PAGE * _PAGE + _PAGE) - address
-        yield address, length
-        address += length

@@ -40,10 +40,6 @@ class Memslot:
         """Return the VMM's address of a guest physical address."""
         return gpa - self.base + self.user_address
 
-    def gpa(self, hva: int) -> int:
-        """Return the guest physical address of an address of the VMM's."""
-        return hva - self.user_address + self.base
-
 
 class NestedPageTables:
     """The nested page tables of one virtual machine.

@@ -21,6 +21,7 @@ from asikit.machine.mm import (
     SegvError,
     SigbusError,
     kernel_function,
+    page_parts,
 )
 from asikit.machine.uapi.abi import KvmExit
 from asikit.machine.uapi.errno import Errno, SyscallError
@@ -38,8 +39,6 @@ from asikit.machine.user.guest import (
 from asikit.machine.x86 import Access, PageFault, PfError, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from asikit.machine.kernel.core.kernel import Kernel
     from asikit.machine.kernel.kvm.nested_paging import NestedPageTables
     from asikit.machine.mm import Inode, KernelMemory
@@ -228,7 +227,7 @@ class Vcpu:
 
     def _load(self, address: int, size: int) -> tuple[SvmExit, int, int] | None:
         try:
-            parts = [(self._translate(part, Access.READ), length) for part, length in _pages(address, size)]
+            parts = [(self._translate(part, Access.READ), length) for part, length in page_parts(address, size)]
         except PageFault as fault:
             return SvmExit.NPF, fault.error_code, fault.vaddr
         value = b"".join(self._kernel.physical.read(paddr, length) for paddr, length in parts)
@@ -242,7 +241,7 @@ class Vcpu:
 
     def _store(self, address: int, data: bytes) -> tuple[SvmExit, int, int] | None:
         try:
-            parts = [(self._translate(part, Access.WRITE), length) for part, length in _pages(address, len(data))]
+            parts = [(self._translate(part, Access.WRITE), length) for part, length in page_parts(address, len(data))]
         except PageFault as fault:
             return SvmExit.NPF, fault.error_code, fault.vaddr
         done, hw = 0, self._kernel.cpu.hw
@@ -386,12 +385,3 @@ _EXIT_REASON: Final = 8
 _HW: Final = 32
 _VENDOR: Final = (b"Auth", b"cAMD", b"enti")
 """CPUID leaf 0: EBX, ECX and EDX."""
-
-
-def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
-    """Split a range at page borders; gives addresses and sizes."""
-    end = address + size
-    while address < end:
-        length = min(end, (address // PAGE_SIZE + 1) * PAGE_SIZE) - address
-        yield address, length
-        address += length

@@ -150,11 +150,11 @@ class RegularFile(File):
         inode.get()
         self.inode = inode
 
-    def read_iter(self, ubuf: int, count: int, position: int) -> int:  # nothing is read
+    def read_iter(self, ubuf: int, count: int, position: int) -> int:
         """Copy from the page cache."""
         return self.kernel.page_cache.read_iter(self.inode, position, ubuf, count, self.kernel.uaccess.copy_to_user)
 
-    def write_iter(self, ubuf: int, count: int, position: int) -> int:  # a terminal has no positions
+    def write_iter(self, ubuf: int, count: int, position: int) -> int:
         """Copy into the page cache; the file grows as needed."""
         return self.kernel.page_cache.write_iter(self.inode, position, ubuf, count, self.kernel.uaccess.copy_from_user)
 

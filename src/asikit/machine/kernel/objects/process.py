@@ -61,7 +61,6 @@ class SignalStruct(KernelObject):
     cache_name = "signal_cache"
     size = 1152
     nr_threads = Word(0x08)
-    group_exit_code = Word(0x5C)
 
 
 @dataclass(eq=False)
