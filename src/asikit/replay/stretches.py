@@ -61,7 +61,7 @@ class Stretches:
     :ivar needs: For each set of sites, as positions in ascending order: how many other stretches touch just these.
         Positions beyond the sites are those of ``functions``.
     :ivar functions: What could use an ephemeral mapping, where that was asked for: a touch that the mapping serves
-        needs its function instead of its site.
+        needs its function instead of its site, which is taken to be sensitive.
     """
 
     tables: SideTables
