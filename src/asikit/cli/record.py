@@ -13,6 +13,7 @@ import click
 
 from asikit.cli._output import json_text
 from asikit.cli._progress import StatusLine, progress
+from asikit.documents import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +137,7 @@ def command(
     done = {trace: _record(recording, trace, overwrite=overwrite, verbose=verbose) for trace in traces}
     if summary is not None:
         text = json_text("record", {"recordings": [_summary(*each) for each in done.items()]})
-        summary.write_text(f"{text}\n", encoding="utf-8")
+        write_whole(summary, [f"{text}\n".encode()])
     statuses = [recorded.exit_status for recorded in done.values()]
     click.get_current_context().exit(next((status for status in statuses if status), 0))
 

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How the guest's init speaks to the recorder: NOPL disp32(%rax,%rax) with these displacements does nothing anywhere
  * else; a page is handed over by MOVB disp32(%rax), %al, which loads from it. The workload's marks have the numbers that
