@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 EXPECTED = {
     "broadwell-e5-2640v4": {"PTI", "retpolines", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D", "VMSCAPE"},
     "skylake-6600u": {"PTI", "IBRS", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D", "VMSCAPE"},
-    "cascade-lake-4210r": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "VMSCAPE"},
-    "ice-lake-10351g1": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
-    "ice-lake-6354": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
+    "cascade-lake-4210r": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "ITS", "VMSCAPE"},
+    "ice-lake-10351g1": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "ITS"},
+    "ice-lake-6354": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "ITS"},
+    # BHI_DIS_S does not cost what a trace can count.
+    "sapphire-rapids-8480": {"swapgs", "RSB", "PBRSB", "IBPB", "VMSCAPE"},
+    "emerald-rapids-8592": {"swapgs", "RSB", "PBRSB", "IBPB", "VMSCAPE"},
+    "granite-rapids-6972p": {"swapgs", "RSB", "PBRSB", "IBPB", "VMSCAPE"},
+    "sierra-forest-6780e": {"swapgs", "RSB", "PBRSB", "IBPB", "VMSCAPE"},
+    "alder-lake-12900k": {"swapgs", "RSB", "PBRSB", "IBPB", "VERW", "VMSCAPE"},
+    "raptor-lake-13900k": {"swapgs", "RSB", "PBRSB", "IBPB", "VERW", "VMSCAPE"},
+    # Without SMT no SRSO, so Retbleed's thunk; with SMT SRSO's replaces it.
     "zen-1200": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "division", "VMSCAPE"},
-    "zen2-7452": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "VMSCAPE"},
-    "zen3-5600x": {"retpolines", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VERW", "VMSCAPE"},
+    "zen-plus-2600x": {"retpolines", "untrained", "safe RET", "RSB", "RSB at VM exit", "IBPB", "division", "VMSCAPE"},
+    "zen2-7452": {"retpolines", "untrained", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VMSCAPE"},
+    "zen3-5600x": {"retpolines", "untrained", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VERW", "VMSCAPE"},
+    "zen4-9654": {"untrained", "safe RET", "RSB", "IBPB", "VERW", "VMSCAPE"},
+    "zen5-9755": {"RSB", "IBPB", "VMSCAPE"},
 }
 
 WORDS = {
@@ -34,7 +45,9 @@ WORDS = {
     "IBRS on at entry": "IBRS",
     "untrained return thunk at entry": "unret",
     "every return through the untrained": "returns",
+    "safe return thunk untrained": "untrained",
     "every return through the safe": "safe RET",
+    "a jump more at each return": "ITS",
     "RSB filled at each switch": "RSB",
     "RSB filled after each VM exit": "RSB at VM exit",
     "CALL and LFENCE": "PBRSB",
