@@ -163,7 +163,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No price in linux, as a trace cannot count it: " in out
     document = json.loads(asi(capsys, *words, "--json")[1])
     each = [row for row in document["each"] if row["mitigation"] == "linux"]
-    assert {"retbleed", "spectre_v2", "vmscape", "ssb"} <= {name for row in each for name in row["vulnerabilities"]}
+    assert {"srso", "spectre_v2", "vmscape", "ssb"} <= {name for row in each for name in row["vulnerabilities"]}
     assert {row["overhead"] is None for row in each} == {True, False}
     assert "vmscape" not in {
         name for row in document["each"] if row["mitigation"] != "linux" for name in row["vulnerabilities"]
