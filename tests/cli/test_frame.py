@@ -105,7 +105,7 @@ def test_version(run: Callable[..., tuple[int, str, str]]) -> None:
     first, *others = out.splitlines()
     assert first == f"asi {asikit.__version__}"
     assert [line.split(":")[0] for line in others] == ["Python", "QEMU", "kernel", "data", "formats"]
-    assert others[3].endswith("7 policies, 9 CPU models, 31 vulnerabilities, 4 sample recordings")
+    assert others[3].endswith("7 policies, 18 CPU models, 31 vulnerabilities, 4 sample recordings")
     assert f"traces {VERSION}; JSON advise/1 attack/1 " in others[4]
 
 

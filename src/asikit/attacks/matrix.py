@@ -42,6 +42,9 @@ _PREFERRED: Final = (
 A list, and not a count of their bugs: one bug more in a model must not take the others' vulnerabilities away from where
 they have been tried.
 """
+_HYBRID: Final = ("alder-lake-12900k", "raptor-lake-13900k")
+"""CPU models on which nothing is tried unasked: Linux takes the whole processor for vulnerable where its Atom cores are
+(RFDS), and the model is of the performance cores, which have sibling threads as the others have not."""
 
 
 def cpu_for(vulnerability: Vulnerability) -> str:
@@ -54,8 +57,8 @@ def cpu_for(vulnerability: Vulnerability) -> str:
 
 @cache
 def _order() -> tuple[str, ...]:
-    """Return the shipped models, those without a preference last."""
-    return (*_PREFERRED, *(name for name in cpu_names() if name not in _PREFERRED))
+    """Return the shipped models, those without a preference last; no hybrid ones."""
+    return (*_PREFERRED, *(name for name in cpu_names() if name not in {*_PREFERRED, *_HYBRID}))
 
 
 def cells(

@@ -64,6 +64,9 @@ class Feature(StrEnum):
     MD_CLEAR = "md_clear"
     TSX = "rtm"
     AVX2 = "avx2"
+    BHI_CTRL = "bhi_ctrl"
+    SRSO_USER_KERNEL_NO = "srso_user_kernel_no"
+    SRSO_BP_SPEC_REDUCE = "srso_bp_spec_reduce"
 
 
 class Bug(StrEnum):
