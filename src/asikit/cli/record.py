@@ -13,7 +13,6 @@ import click
 
 from asikit.cli._output import json_text
 from asikit.cli._progress import StatusLine, progress
-from asikit.documents import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +135,8 @@ def command(
     traces = [name] if repeat == 1 else [name.with_suffix(f".{number}{name.suffix}") for number in range(1, repeat + 1)]
     done = {trace: _record(recording, trace, overwrite=overwrite, verbose=verbose) for trace in traces}
     if summary is not None:
+        from asikit.documents import write_whole
+
         text = json_text("record", {"recordings": [_summary(*each) for each in done.items()]})
         write_whole(summary, [f"{text}\n".encode()])
     statuses = [recorded.exit_status for recorded in done.values()]
