@@ -250,6 +250,31 @@ def test_closed_streams_keep_their_place() -> None:
     assert int(done.stderr) > 2
 
 
+_IN_A_CALLBACK = """
+import os, signal, sys, time, types, weakref, click
+from asikit.cli import main
+class Thing: pass
+def work():
+    thing = Thing()
+    known = weakref.ref(thing, lambda _: signal.raise_signal(int(os.environ["SIGNAL"])))
+    del thing
+    time.sleep(60)
+module = types.ModuleType("asikit.cli.info")
+module.command = click.command("info")(work)
+sys.modules["asikit.cli.info"] = module
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "asi: interrupted\n"), (signal.SIGTERM, "asi: terminated\n")])
+def test_signal_where_nothing_unwinds(number: signal.Signals, line: str) -> None:
+    """A signal that comes in a callback, where Python prints and forgets it, ends the command all the same."""
+    environment = {**os.environ, "SIGNAL": str(int(number))}
+    command = [sys.executable, "-c", _IN_A_CALLBACK, "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", line)
+
+
 def test_full_disk() -> None:
     """An output that cannot be written is one line."""
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123  (a device)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -32,6 +33,9 @@ EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 _ASKS = "_ASI_COMPLETE"
 """The variable with which a shell asks for completions; click's scripts set it."""
+
+_AGAIN_SECONDS = 0.01
+"""So much later a signal is sent again."""
 
 # What a newcomer does first stands first; commands that are not in the list follow by name.
 _ORDER = (
@@ -96,6 +100,7 @@ class _Terminated(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -164,9 +169,11 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: the command is to outlive its terminal
                 signal.signal(number, _terminate)
+    if arguments is None:  # the process is this command's alone
+        sys.unraisablehook = _send_again
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = _run(words) if _ASKS not in os.environ else _answer()
-    if arguments is None:  # the process is this command's alone
+    if arguments is None:
         _ignore_signals()
     sys.exit(code)
 
@@ -261,6 +268,17 @@ def _open_closed_streams() -> None:
             nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this stream's
             os.set_inheritable(nowhere, nowhere == number)
             setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8"))
+
+
+def _send_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Have a signal once more that came where nothing can be unwound, as in a callback of a weak reference."""
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt | _Terminated):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.number
+    # By another thread and later: from here it would come at the same place.
+    threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
 
 
 def _ignore_signals() -> None:
