@@ -58,6 +58,7 @@ class Lab(Observer):
         self.kernel = machine.kernel
         self.way = way
         self.measures = hardening.measures
+        self._before_idle = hardening.before_idle
         self._hidden = {str(name) for bug, name in hardening.hidden if bug == vulnerability.bug}
         self.log: list[Observation] = []
         self.story: list[str] = []
@@ -121,6 +122,11 @@ class Lab(Observer):
         """The address space that it has loaded."""
         return Space(self.kernel.cpu.thread.cpu.cr3)
 
+    @property
+    def shares_out(self) -> bool:
+        """Whether the way is about a structure of which threads have parts that change hands when one sleeps."""
+        return any(each.is_shared_out for each in self.recorder.structures if each.name in self.way.structures)
+
     def hides(self, structure: str) -> bool:
         """Tell whether new microcode keeps the vulnerability from a structure."""
         return structure in self._hidden
@@ -155,6 +161,13 @@ class Lab(Observer):
         """A guest's."""
         context = self.kernel.cpus[cpu]
         context.hw.owner = f"guest of {context.task.comm!r}"
+
+    def idle(self, cpu: int) -> None:
+        """What the kernel does before it sleeps."""
+        hw = self.kernel.cpus[cpu].hw
+        for kind in self._before_idle:
+            hw.core.do(kind, hw.thread)
+            self.story.append(f"cpu {cpu} does {kind}, before it sleeps")
 
     # The story.
 

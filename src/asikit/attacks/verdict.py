@@ -1,7 +1,8 @@
 """The verdict: two runs of one machine that differ in nothing but the secret, and whether the attacker can tell.
 
 No leak is said only of an attack that took place: the victim came to where the processor can go wrong, the attacker
-looked afterwards, and both came to their end. Of any other it is unknown.
+looked afterwards, and both came to their end. Of any other it is unknown. Where there is no such attack, by the
+processor or by how the vulnerability works, the verdict is that.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class AttackVerdict(StrEnum):
 
     LEAK = "LEAK"
     NO_LEAK = "NO LEAK"
+    """It took place in the model, and the attacker saw nothing that depends on the secret."""
+    NOT_APPLICABLE = "NOT APPLICABLE"
+    """There is no such attack: the processor or the vulnerability is not so."""
     UNKNOWN = "UNKNOWN"
+    """The model has no such attack, or it did not take place there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,29 +130,45 @@ def attack(cell: Cell) -> Finding:
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
     if vulnerability.not_expressible:
-        return Finding(cell, AttackVerdict.UNKNOWN, vulnerability.not_expressible)
+        return Finding(cell, AttackVerdict.UNKNOWN, f"not modelled: {vulnerability.not_expressible}")
     vector = vector_named(cell.vector)
-    if not vulnerability.concerns(cpu):
-        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} does not have it")
-    ways = [way for way in vulnerability.on(cpu) if vector.concerns(way, cpu)]
+    ways, why = _ways(vulnerability, vector, cpu)
     if not ways:
-        return Finding(cell, AttackVerdict.NO_LEAK, "there is no such attack: nothing of it works from there")
+        return Finding(cell, AttackVerdict.NOT_APPLICABLE, why)
     findings = []
     for way in ways:
-        if vector.suits(way, cpu):
-            found = _attacked(cell, vulnerability, way, cpu)
-            if found.verdict is AttackVerdict.LEAK:
-                return found
-            findings.append(found)
-    if not findings:
-        return Finding(cell, AttackVerdict.UNKNOWN, "there is no attack program of its mechanism from there")
+        found = _attacked(cell, vulnerability, way, cpu) if vector.suits(way, cpu) else _not_modelled(cell, way)
+        if found.verdict is AttackVerdict.LEAK:
+            return found
+        findings.append(found)
     return next((found for found in findings if found.verdict is AttackVerdict.UNKNOWN), findings[0])
+
+
+def _not_modelled(cell: Cell, way: Way) -> Finding:
+    """Return the verdict on a way that works along a vector, and for which there is no program."""
+    why = f"not modelled: no program has its mechanism along {cell.vector}"
+    return Finding(cell, AttackVerdict.UNKNOWN, why, way=_said(way))
+
+
+def _said(way: Way) -> str:
+    return f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
+
+
+def _ways(vulnerability: Vulnerability, vector: Vector, cpu: CpuModel) -> tuple[tuple[Way, ...], str]:
+    """Return the ways that are attacks along a vector on a processor; if there are none, why."""
+    if not vulnerability.concerns(cpu):
+        return (), f"{cpu.name} does not have it"
+    having = vulnerability.on(cpu)
+    if not having:
+        return (), f"{cpu.name} has it in none of its ways, by its vendor and bugs"
+    ways = tuple(way for way in having if vector.concerns(way, cpu))
+    if vector.wants_siblings and cpu.threads == 1 and ways:
+        return (), f"{cpu.name} has no sibling threads"
+    return ways, "; ".join(dict.fromkeys(vector.why_not(way, cpu) for way in having))
 
 
 def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel) -> Finding:
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
-    if vector.wants_siblings and model.threads == 1:
-        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} has no sibling threads")
     setup = mitigation(cell.mitigation).build(model, smt=vector.wants_siblings)
     one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
@@ -233,7 +254,7 @@ def _prepare(machine: Machine, vulnerability: Vulnerability, way: Way, model: Cp
 
 
 def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
-    said = f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
+    said = _said(way)
     story = tuple(one.story)
     parted = first_difference(one.log, other.log)
     if parted is not None:

@@ -25,6 +25,7 @@ _HAPPENINGS: Mapping[Occasion, tuple[Happening, ...]] = {
     Occasion.USER_RETURN: (Happening.RETURN_USER,),
     Occasion.VM_EXIT: (Happening.VM_EXIT,),
     Occasion.VM_ENTRY: (Happening.VM_ENTRY,),
+    Occasion.IDLE: (),
     Occasion.TASK_SWITCH: (Happening.CONTEXT_SWITCH,),
     Occasion.MM_SWITCH: (Happening.MM_SWITCH,),
     Occasion.PROCESS_SWITCH: (Happening.MM_SWITCH,),
@@ -39,12 +40,14 @@ class Hardening:
 
     :ivar flushes: Primitives at happenings, in order.
     :ivar after_guests: Primitives at the first return to user mode after a VM exit on that CPU.
+    :ivar before_idle: Primitives before a CPU sleeps that has nothing to do.
     :ivar measures: What becomes different.
     :ivar hidden: Structures that a vulnerability cannot reach any more.
     """
 
     flushes: tuple[tuple[Happening, EffectKind], ...] = ()
     after_guests: tuple[EffectKind, ...] = ()
+    before_idle: tuple[EffectKind, ...] = ()
     measures: frozenset[Measure] = frozenset()
     hidden: frozenset[tuple[Bug, str]] = frozenset()
 
@@ -60,7 +63,9 @@ def hardening(mitigation: KernelMitigation, cpu: CpuModel) -> Hardening:
         for kind in work.flushes
     ]
     after_guests = [EffectKind(kind.value) for work in done if Occasion.AFTER_GUEST in work.at for kind in work.flushes]
+    before_idle = [EffectKind(kind.value) for work in done if Occasion.IDLE in work.at for kind in work.flushes]
     return Hardening(
+        before_idle=tuple(dict.fromkeys(before_idle)),
         flushes=tuple(dict.fromkeys(flushes)),
         after_guests=tuple(dict.fromkeys(after_guests)),
         measures=frozenset(measure for work in done for measure in work.measures),
