@@ -200,7 +200,7 @@ def test_rows_are_positions_with_a_program() -> None:
 
 @pytest.mark.parametrize("vector", ["cross_thread", "sibling_guest"])
 def test_a_return_stack_that_changes_hands(vector: str, tmp_path: Path) -> None:
-    """CVE-2022-27672: who sleeps leaves its part of the return stack to its sibling. Linux refills it before, ASI too."""
+    """CVE-2022-27672: who sleeps leaves its part of the return stack to its sibling. Linux and ASI refill it before."""
     way = (
         'mechanism = "steer"\nbranch = "return"\nstructures = ["rsb"]\ntag = "position"\nsteered = true\n'
         'victims = ["kernel"]'

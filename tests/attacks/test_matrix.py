@@ -62,6 +62,7 @@ RESIDUAL = {
     "zenbleed": {str(vector) for vector in Vector} - {"cross_core", "flip", "nonsensitive"},  # nothing clears it
     # (b): the victim's addresses are still in the predictor when it returns; (a): no barrier clears what is trained.
     "topstack": {"user_kernel", "guest_host", "guest_user", "cross_thread", "sibling_guest", "nmi"},
+    "its": {"user_kernel", "nmi"},  # the kernel trains itself after the flush (cBPF); needs aligned thunks
     "vmscape": {"cross_thread", "sibling_guest"},  # both untrusted: the stun does not come; needs STIBP
     "lvi": {"user_kernel", "guest_host", "cross_thread", "sibling_guest"},  # residual in X: the direction is reversed
     "sls_misc": {"user_kernel", "guest_host"},  # residual in X: untrained

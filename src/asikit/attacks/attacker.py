@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.evidence import Observation
-from asikit.attacks.places import CALL, CHECKS, ENTRY, FILL, GADGET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.vulnerability import Mechanism, Tag
+from asikit.attacks.training import train
+from asikit.attacks.vulnerability import Mechanism, Trainer
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
-from asikit.threat import left_behind, transient_load
+from asikit.threat import left_behind
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -36,24 +36,8 @@ class Attacker:
         self._lab.lines.clear()
         self._lab.evidence.prepared()
         self._lab.evict()
-        if self._way.mechanism is Mechanism.STEER:
-            self._train(set(map(str, self._way.structures)))
-
-    def _train(self, names: set[str]) -> None:
-        hw, recorder = self._lab.hw, self._lab.recorder
-        if "btb" in names and self._way.tag is Tag.ADDRESS:
-            for branch in sorted({*self._lab.sites, USER_FUNCTION + CALL, USER_FUNCTION + RETURN}):
-                recorder.btb.add(Training(hw.owner, branch, GADGET, hw.thread))
-        if "bhb" in names:
-            for branch in PATTERN:
-                recorder.bhb.add(Training(hw.owner, branch, branch, hw.thread))
-        if "rsb" in names:
-            for number in range(FILL):
-                recorder.rsb.add(Training(hw.owner, number, GADGET, hw.thread))
-        if "pht" in names:
-            for check in CHECKS:
-                recorder.condition(hw.thread, hw.owner, check, taken=True)
-            recorder.condition(hw.thread, hw.owner, ENTRY, taken=False)
+        if self._way.mechanism is Mechanism.STEER and self._way.trained_by is Trainer.ATTACKER:
+            train(self._lab, self._lab.hw.owner)
 
     def leave_pointer(self, address: int) -> None:
         """Leave a pointer in registers, and in a fill buffer: a load of a line that was flushed (CLFLUSH) first."""
@@ -88,7 +72,7 @@ class Attacker:
         if address is None or lab.kernel.cpu.in_guest:
             return
         lab.evidence.chance()
-        value = transient_load(lab.hw, address, _WORD, defer_permission=True)
+        value = lab.load(address, _WORD, defer_permission=True)
         self._see(step, f"transient load of {address:#x}", "nothing: not mapped" if value is None else value.hex())
 
     def _terminal(self, step: str) -> None:

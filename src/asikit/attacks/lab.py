@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from asikit.attacks.evidence import Evidence, Observation
-from asikit.attacks.vulnerability import Mechanism
+from asikit.attacks.vulnerability import HIDES, UNMAPPED, Mechanism
 from asikit.machine.kernel import Observer
 from asikit.machine.x86.model import CLEARING
 from asikit.protocol import Space
+from asikit.threat import transient_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ _TOLD: Final = frozenset({*map(str, CLEARING), "stun", "unstun"})
 class Lab(Observer):
     """One way of one vulnerability on one machine.
 
+    :ivar measures: What is different on the processor or in the kernel, and holds against the way.
     :ivar log: What the attacker has seen.
     :ivar story: What happened that it is about, for people; `told` is how much of it had been told at each look.
     :ivar tell: Is given what the attacker sees, when it sees it.
@@ -57,7 +59,7 @@ class Lab(Observer):
         self.machine = machine
         self.kernel = machine.kernel
         self.way = way
-        self.measures = hardening.measures
+        self.measures = frozenset(measure for measure in hardening.measures if not way.is_broken(measure))
         self._before_idle = hardening.before_idle
         self._hidden = {str(name) for bug, name in hardening.hidden if bug == vulnerability.bug}
         self.log: list[Observation] = []
@@ -129,7 +131,17 @@ class Lab(Observer):
 
     def hides(self, structure: str) -> bool:
         """Tell whether new microcode keeps the vulnerability from a structure."""
-        return structure in self._hidden
+        return structure in self._hidden and not self.way.is_broken(HIDES)
+
+    def load(self, address: int, size: int, *, defer_permission: bool = False) -> bytes | None:
+        """Load transiently on the CPU that runs: what the current page tables give, None if they give nothing.
+
+        If it is not kept from what is not mapped, what the direct map would have there.
+        """
+        value = transient_load(self.hw, address, size, defer_permission=defer_permission)
+        if value is None and self.way.is_broken(UNMAPPED) and address in self.kernel.layout.direct_map:
+            return self.kernel.physical.read(self.kernel.layout.phys(address), size)
+        return value
 
     def evict(self) -> None:
         """Load a cache's worth of other lines, if that matters: the secret must come through a fill buffer again.

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.lab import KERNEL
 from asikit.attacks.places import CALL, CHECKS, ELSEWHERE, ENTRY, GADGET, GUEST_SECRET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.vulnerability import Branch, Mechanism, Tag
+from asikit.attacks.training import train
+from asikit.attacks.vulnerability import Branch, Mechanism, Tag, Trainer
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
 from asikit.protocol import Space
-from asikit.threat import Code, left_behind, transient_load
+from asikit.threat import Code, left_behind
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -69,6 +70,7 @@ class TransientProcessor:
     def check_index(self, check: int = CHECKS[0]) -> None:
         """The kernel checks an index of the attacker's, which is out of bounds."""
         recorder, thread = self._lab.recorder, self._lab.hw.thread
+        self._train_itself(Code.KERNEL)
         if self._way.branch is Branch.CONDITIONAL and self._has_victim(Code.KERNEL) and self._chance():
             trained = recorder.pht.predict(thread, check)
             wrong = trained is not None and trained.target and not self._lab.hides("pht")
@@ -87,6 +89,7 @@ class TransientProcessor:
         hw, recorder = self._lab.hw, self._lab.recorder
         branch = USER_FUNCTION + CALL
         recorder.btb.add(Training(hw.owner, ELSEWHERE, GADGET, hw.thread))  # as the kernel's in `check_index`
+        self._train_itself(party)
         if self._has_victim(party):
             self._indirect(branch)
         recorder.branch(hw.thread, hw.owner, branch, USER_FUNCTION)
@@ -95,6 +98,14 @@ class TransientProcessor:
         expected = recorder.rsb.pop(hw.thread)
         if self._has_victim(party):
             self._return(USER_FUNCTION + RETURN, expected)
+
+    def _train_itself(self, party: Code) -> None:
+        """Run the attacker's code in the victim, a filter, whose branches teach what the attacker wants."""
+        lab = self._lab
+        if self._way.trained_by is Trainer.VICTIM and self._has_victim(party) and lab.in_victim:
+            train(lab, lab.hw.owner)
+            space = f", address space {lab.space.label}" if lab.kernel.protocol.config.asi else ""
+            lab.story.append(f"cpu {lab.hw.number}, {lab.hw.owner}{space}: code that the attacker chose trains")
 
     # Predictions.
 
@@ -187,7 +198,7 @@ class TransientProcessor:
         if address is None:
             return
         lab, hw = self._lab, self._lab.hw
-        value = self._guest_load(address) if lab.kernel.cpu.in_guest else transient_load(hw, address, 1)
+        value = self._guest_load(address) if lab.kernel.cpu.in_guest else lab.load(address, 1)
         space = f", address space {lab.space.label}" if lab.kernel.protocol.config.asi else ""
         result = "nothing: it is not mapped" if value is None else f"{value.hex()}, and its line is touched"
         lab.story.append(f"cpu {hw.number}, {hw.owner}{space}: {why} runs the gadget; {address:#x} gives {result}")
@@ -204,7 +215,7 @@ class TransientProcessor:
         lab = self._lab
         if lab.register is None:
             return
-        found = transient_load(lab.hw, lab.register, 1)
+        found = lab.load(lab.register, 1)
         lab.story.append(
             f"cpu {lab.hw.number}, kernel: a bounds check loads {lab.register:#x}, which "
             + ("is not mapped" if found is None else "comes into the L1D")

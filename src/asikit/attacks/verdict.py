@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from asikit.attacks.evidence import Observation
     from asikit.attacks.vulnerability import Vulnerability, Way
-    from asikit.machine.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel, StructureName
+    from asikit.machine.x86.model import Clearing
     from asikit.mitigations import Setup
     from asikit.threat import Parting
 
@@ -177,13 +178,19 @@ def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel)
 def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel:
     """Return a CPU model with the vulnerability among its bugs, and its structures as the way has them."""
     changed = {
-        str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=tuple(primitives))
-        for name, primitives in way.cleared_by.items()
+        str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=_clearing(cpu, way, name))
+        for name in {**way.cleared_by, **way.survives}
     }
     bugs = cpu.bugs | ({vulnerability.bug} if vulnerability.bug is not None else set())
     return msgspec.structs.replace(
         cpu, bugs=frozenset(bugs), structures=msgspec.structs.replace(cpu.structures, **changed)
     )
+
+
+def _clearing(cpu: CpuModel, way: Way, name: StructureName) -> tuple[Clearing, ...]:
+    """Return what clears a structure wholly, so that nothing that this way is about is left."""
+    by = way.cleared_by.get(name, getattr(cpu.structures, name).cleared_by)
+    return tuple(primitive for primitive in by if primitive not in way.survives.get(name, ()))
 
 
 def _run(  # noqa: PLR0917 - what an attack is made of
