@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
 from asikit.attacks import AttackVerdict, Cell, attack, cells
 from asikit.attacks.attacker import Attacker
 from asikit.machine.kernel import SegmentationFault
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from asikit.machine.x86 import load_cpu
 
 _CPU = "skylake-6600u"
 
@@ -132,9 +131,43 @@ def test_a_victim_that_starves_is_unknown() -> None:
 def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_path: Path) -> None:
     """A victim loads its secret, stores it and computes with it: each structure alone is worth sampling."""
     name = _file(tmp_path, f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "data"')
-    # The two load ports are used again on the way back to a guest.
-    gone = structure == "load_port" and "guest" in vector
-    assert _attack(name, vector) is (AttackVerdict.NO_LEAK if gone else AttackVerdict.LEAK)
+    assert _attack(name, vector) is AttackVerdict.LEAK
+
+
+_ALONE = ("user_kernel", "user_user", "guest_host", "guest_guest", "guest_user", "nmi")
+
+
+@pytest.mark.parametrize("entries", [1, 12, 13, 16, 24, 4096])
+def test_a_size_decides_no_verdict(entries: int, tmp_path: Path) -> None:
+    """That other lines come after the secret's is no protection: what nothing clears leaks, however small it is."""
+    text = Path("src/asikit/data/cpus/skylake-6600u.toml").read_text(encoding="utf-8")
+    head, _, tail = text.partition("[structures.fill_buffer]")
+    tail = re.sub(r"entries = \d+", f"entries = {entries}", tail, count=1)
+    cpu = tmp_path / "mine-cpu.toml"
+    cpu.write_text(f"{head}[structures.fill_buffer]{tail}", encoding="utf-8")
+    assert load_cpu(cpu).structures.fill_buffer.entries == entries
+    way = 'mechanism = "sample"\nstructures = ["fill_buffer"]\nholds = "data"\n'
+    for clearing, verdict in (
+        ("cleared_by = { fill_buffer = [] }", AttackVerdict.LEAK),
+        ('cleared_by = { fill_buffer = ["verw"] }', AttackVerdict.NO_LEAK),
+    ):
+        path = tmp_path / "mine.toml"
+        path.write_text(f'title = "mine"\ncpus = ["{cpu}"]\nbug = "mds"\n[[ways]]\n{way}{clearing}', encoding="utf-8")
+        for vector in _ALONE:
+            assert attack(Cell(str(path), vector, str(cpu), "asi")).verdict is verdict, (vector, clearing)
+
+
+_UNCLEARED = ["l1d", "fill_buffer", "store_buffer", "load_port", "vector_registers", "divider", "staging_buffer"]
+
+
+@pytest.mark.parametrize("structure", _UNCLEARED)
+@pytest.mark.parametrize("vector", [*_ALONE, "cross_thread", "sibling_guest"])
+def test_what_nothing_clears_leaks_under_asi(structure: str, vector: str, tmp_path: Path) -> None:
+    """Wherever the victim fills it and the attacker reads it, one after the other or beside one another."""
+    holds = "random" if structure == "staging_buffer" else "data"
+    way = f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "{holds}"\n'
+    name = _file(tmp_path, f"{way}cleared_by = {{ {structure} = [] }}")
+    assert _attack(name, vector, "asi") is AttackVerdict.LEAK
 
 
 _TERMINAL = """

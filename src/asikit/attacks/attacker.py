@@ -28,6 +28,7 @@ class Attacker:
         self._lab = lab
         self._way = lab.way
         self._last: dict[str, tuple[str, ...]] = {}
+        self._known: dict[str, set[bytes | tuple[int, int]]] = {}
 
     # Before the victim runs.
 
@@ -90,11 +91,11 @@ class Attacker:
             if self._lab.hides(name):
                 self._see(step, name, _OUT_OF_REACH)
                 continue
-            shown = [
-                f"{entry.source:#x}->{entry.target:#x}" if isinstance(entry, Training) else entry.value.hex()
-                for entry in entries
-            ]
-            self._see(step, name, *shown)
+            known = self._known.setdefault(name, set())
+            # What it has seen before tells it nothing new; each value once.
+            new = dict.fromkeys(each for each in map(_contents, entries) if each not in known)
+            known.update(new)
+            self._see(step, name, *map(_text, new))
 
     def _bypass(self, step: str) -> None:
         lab = self._lab
@@ -116,3 +117,12 @@ class Attacker:
         lab.told.append(len(lab.story))
         if lab.tell is not None:
             lab.tell(seen)
+
+
+def _contents(entry: Datum | Training) -> bytes | tuple[int, int]:
+    """Return what can be read of an entry."""
+    return entry.value if isinstance(entry, Datum) else (entry.source, entry.target)
+
+
+def _text(contents: bytes | tuple[int, int]) -> str:
+    return contents.hex() if isinstance(contents, bytes) else f"{contents[0]:#x}->{contents[1]:#x}"

@@ -17,6 +17,7 @@ from asikit.attacks.evidence import Evidence, Observation
 from asikit.attacks.vulnerability import HIDES, UNMAPPED, Mechanism
 from asikit.machine.kernel import Observer
 from asikit.machine.x86.model import CLEARING
+from asikit.machine.x86.structures import StagingBuffer
 from asikit.protocol import Space
 from asikit.threat import transient_load
 
@@ -26,14 +27,28 @@ if TYPE_CHECKING:
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.kernel import Machine
     from asikit.machine.x86 import Cpu, CpuModel, Recorder
+    from asikit.machine.x86.model import Structures
     from asikit.mitigations import Hardening
     from asikit.protocol import Effect, ExitReason
 
 __all__ = ["KERNEL", "Lab"]
 
+_ENDLESS: Final = 1 << 30
+"""Entries of a structure that loses none."""
+
 KERNEL: Final = "kernel"
 """Who runs, of the kernel's code (`Cpu.owner`)."""
 _TOLD: Final = frozenset({*map(str, CLEARING), "stun", "unstun"})
+
+
+def _without_sizes(structures: Structures) -> Structures:
+    """Return structures that lose nothing for want of room: that others come after an entry is no protection of it.
+
+    How deep the return stack is decides when a return finds it empty.
+    """
+    names = (name for name in structures.__struct_fields__ if name != "rsb")
+    changed = {name: msgspec.structs.replace(getattr(structures, name), entries=_ENDLESS) for name in names}
+    return msgspec.structs.replace(structures, **changed)
 
 
 class Lab(Observer):
@@ -79,12 +94,14 @@ class Lab(Observer):
 
     def _prepare(self, model: CpuModel) -> None:
         """Let the cores record, with the structures of the processor that is meant."""
+        structures = _without_sizes(model.structures)
+        staging = StagingBuffer(structures.staging_buffer, threads=1)
         for cpu in self.kernel.cpus:
             core = cpu.hw.core
             if not core.record:
                 # The rest of the model is the machine's own: a kernel that needs PCIDs runs on processors without, too.
-                core.model = msgspec.structs.replace(core.model, structures=model.structures)
-                core.uncore.staging_buffer.model = model.structures.staging_buffer
+                core.model = msgspec.structs.replace(core.model, structures=structures)
+                core.uncore.staging_buffer = staging
                 core.record = True
         for cpu in self.kernel.cpus:
             cpu.hw.owner = KERNEL

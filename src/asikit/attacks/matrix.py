@@ -47,9 +47,10 @@ they have been tried.
 def cpu_for(vulnerability: Vulnerability) -> str:
     """Return the shipped CPU model that a vulnerability is tried on unless one is named.
 
-    Of those that have it the first in a fixed order; `generic`, as if it had it, if none does.
+    Of those that have it the first in a fixed order; if none does, a file that it names, or `generic`, as if it had it.
     """
-    return next((name for name in _order() if vulnerability.concerns(load_cpu(name))), "generic")
+    having = (name for name in _order() if vulnerability.concerns(load_cpu(name)))
+    return next(having, next(iter(vulnerability.own_cpus), "generic"))
 
 
 @cache

@@ -64,8 +64,8 @@ class TransientProcessor:
             return
         if not self._is_restricted:  # faults that ASI makes are not the victim's own
             self._lab.evidence.chance()
-        for entry in self._entries():
-            self._gadget("a faulting load", int.from_bytes(entry.value[:_WORD], "little"))
+        for value in dict.fromkeys(entry.value[:_WORD] for entry in self._entries()):
+            self._gadget("a faulting load", int.from_bytes(value, "little"))
 
     def check_index(self, check: int = CHECKS[0]) -> None:
         """The kernel checks an index of the attacker's, which is out of bounds."""
