@@ -13,7 +13,7 @@ import pytest
 from asikit.cost import Range
 from asikit.cost.measure import measure
 from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
-from asikit.mitigations import Occasion
+from asikit.mitigations import Occasion, When
 from asikit.protocol import EffectKind
 from asikit.replay import ALL_CLASSES, ReferenceReplay, ReplayError, load_policy
 from asikit.replay._tables import SideTables
@@ -192,6 +192,28 @@ def test_context_switches_to_another_mm(tmp_path: Path) -> None:
     assert base.happenings[Occasion.MM_SWITCH] == 7
     assert base.happenings[Occasion.TASK_SWITCH] == 5
     assert base.happenings[Occasion.PROCESS_SWITCH] == 3
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 3, 1000])
+def test_first_after(rows_per_part: int, tmp_path: Path) -> None:
+    """A mark is a CPU's: set by any of the events that are named, tested and cleared by the first occasion after it."""
+    b = TraceBuilder()
+    b.return_user().return_user(cpu=1)
+    b.entry_syscall(16).vm_entry().vm_exit().vm_entry().vm_exit().return_user()  # one mark of two exits
+    b.entry_syscall(0).return_user()  # nothing since
+    b.entry_syscall(16, cpu=1).vm_entry(cpu=1).vm_exit(cpu=1)
+    b.entry_syscall(0).return_user()  # the other CPU's exit is not this one's
+    b.return_user(cpu=1).entry_nmi(cpu=1).return_user(cpu=1)
+    b.entry_syscall(24).task_switch("2").mm_switch(2).vm_entry().vm_exit().vm_entry().vm_exit().return_user()
+    returns = When(Occasion.USER_RETURN, (Occasion.VM_EXIT,))
+    others = When(Occasion.USER_RETURN, (Occasion.VM_EXIT, Occasion.NMI_ENTRY))
+    calls = When(Occasion.USER_ENTRY, (Occasion.VM_EXIT,))
+    entries = When(Occasion.VM_ENTRY, (Occasion.PROCESS_SWITCH,))
+    trace = b.write(tmp_path / "t.asitrace", rows_per_part=rows_per_part)
+    base, _ = measure(trace, [], [returns, others, calls, entries, When(Occasion.VM_EXIT)])
+    assert base.conditional == {returns: 3, others: 4, calls: 2, entries: 1}
+    assert base.times(returns) == 3
+    assert base.times(When(Occasion.VM_EXIT)) == 5
 
 
 def test_touch_of_no_place_is_refused(tmp_path: Path) -> None:

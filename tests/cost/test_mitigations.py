@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 # By processor: the words that /sys/devices/system/cpu/vulnerabilities has there (Linux 6.16 to 7.1, mitigations=auto),
 # as far as a trace can count the work behind them. Cascade Lake has no VERW: TAA's line is "Mitigation: TSX disabled".
 EXPECTED = {
-    "broadwell-e5-2640v4": {"PTI", "retpolines", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D"},
-    "skylake-6600u": {"PTI", "IBRS", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D"},
-    "cascade-lake-4210r": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
+    "broadwell-e5-2640v4": {"PTI", "retpolines", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D", "VMSCAPE"},
+    "skylake-6600u": {"PTI", "IBRS", "RSB", "RSB at VM exit", "IBPB", "VERW", "L1D", "VMSCAPE"},
+    "cascade-lake-4210r": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI", "VMSCAPE"},
     "ice-lake-10351g1": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
     "ice-lake-6354": {"swapgs", "RSB", "PBRSB", "IBPB", "BHI"},
-    "zen-1200": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "division"},
-    "zen2-7452": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB"},
-    "zen3-5600x": {"retpolines", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VERW"},
+    "zen-1200": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "division", "VMSCAPE"},
+    "zen2-7452": {"retpolines", "unret", "returns", "RSB", "RSB at VM exit", "IBPB", "VMSCAPE"},
+    "zen3-5600x": {"retpolines", "safe RET", "RSB", "RSB at VM exit", "IBPB", "VERW", "VMSCAPE"},
 }
 
 WORDS = {
@@ -40,6 +40,7 @@ WORDS = {
     "CALL and LFENCE": "PBRSB",
     "IBPB when the mm changes": "IBPB",
     "what the predictor has to learn": "IBPB",
+    "IBPB at the first return": "VMSCAPE",
     "branch history cleared": "BHI",
     "VERW before each return": "VERW",
     "L1D flush at some VM entries": "L1D",
@@ -86,9 +87,18 @@ HEAD = 'title = "mine"\n[[work]]\nvulnerability = "srso"\nname = "x"\nsource = "
         (HEAD + 'when = "often"', '[work] has no key "when" (its keys: any_bug, at, '),
         (HEAD, "x: costs and counts_as go together"),
         (
-            HEAD + 'at = ["user_return_after_vm_exit"]\ncosts = [["ibpb"]]',
-            "x: a trace does not count user_return_after",
+            HEAD + 'at = ["user_entry"]\nfirst_after = ["syscall_entry"]\ncosts = [["ibpb"]]',
+            "x: first_after must not name an occasion that is in at",
         ),
+        (
+            HEAD + 'at = ["kernel_instruction"]\nfirst_after = ["vm_exit"]\ncosts = [["ibpb"]]',
+            "x: first_after is about events, and kernel_instruction is none",
+        ),
+        (
+            HEAD.replace('counts_as = "rsb_fill"', "") + 'first_after = ["vm_exit"]\nis = ["pti"]',
+            "x: say at what occasions: at",
+        ),
+        (HEAD + 'at = ["user_return"]\nfirst_after = ["vmexit"]', 'work.first_after: "vmexit" is not one of '),
         (HEAD + 'costs = [["ibpb"]]', "x: say at what occasions: at"),
         (HEAD.replace('counts_as = "rsb_fill"', ""), "x: give is, flushes, hides or costs"),
         (HEAD + 'is = ["ptti"]', 'work.is: "ptti" is not one of '),

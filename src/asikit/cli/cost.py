@@ -38,12 +38,14 @@ _DEFAULT_TOP = 5
     "mitigations",
     metavar="NAME|FILE.toml",
     multiple=True,
-    help=f"What guards the kernel; several, or a comma list. [default: {_DEFAULT_MITIGATIONS}]",
+    help="What guards the kernel; several, or a comma list. linux:-retbleed:-mds is linux without these."
+    f" [default: {_DEFAULT_MITIGATIONS}]",
 )
 @selecting(cpu_options=("--on-cpu",))
 @click.option("--base-seconds", metavar="S", type=float, help="CPU seconds of the run without mitigations, measured.")
 @click.option("--cpi", metavar="LOW[:MID]:HIGH", help="Cycles for an instruction, instead of the processor's range.")
 @click.option("--smt", is_flag=True, help="The machine runs work on its sibling threads.")
+@click.option("--each", is_flag=True, help="Print what each vulnerability's mitigation costs.")
 @click.option("--why", is_flag=True, help="Print every term, and the source of every figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema asikit.cost/1).")
 @html_option
@@ -58,6 +60,7 @@ def command(
     base_seconds: float | None,
     cpi: str | None,
     smt: bool,
+    each: bool,
     why: bool,
     as_json: bool,
     html: Path | None,
@@ -98,6 +101,7 @@ def command(
         smt=smt,
         selection=selection,
         by=by,
+        each=each,
     )
     warn(result.warnings)
     identity = {name: str(result.trace[key]) for name, key in (("trace", "content_hash"), ("kernel", "kernel"))}

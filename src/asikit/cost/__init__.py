@@ -32,7 +32,7 @@ from asikit.cost.host import HOST_SCHEMA, Host, HostVerdict, HostVulnerability, 
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters, known_parameters
 from asikit.cost.priced import priced_mitigation
 from asikit.cost.pricing import BaseTime, mitigation_names, policy_on, price
-from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
+from asikit.cost.result import SCHEMA, BreakEven, CostPart, CostResult, CostRow, EachRow, Influence, PartRow
 from asikit.cost.steps import step_cycles
 from asikit.cost.terms import CostTerm
 
@@ -54,6 +54,7 @@ __all__ = [
     "CostResult",
     "CostRow",
     "CostTerm",
+    "EachRow",
     "Host",
     "HostError",
     "HostVerdict",

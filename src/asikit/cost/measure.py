@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from asikit.cost._occasions import OccasionCounter
 from asikit.cost.pageblocks import PageblockConversions, PageblockCounter
 from asikit.mitigations import Occasion
 from asikit.replay import MechanismKind, ReplayPass, ReplayResult, Selection
 from asikit.replay.grouping import Group, Grouping
-from asikit.trace import EventKind, Region
+from asikit.trace import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from asikit.cost._split import Split
+    from asikit.mitigations import When
     from asikit.protocol import Effect
     from asikit.replay import By, Part, Piece, Policy, Replayed, SideTables, Subject
     from asikit.trace import Trace
@@ -33,19 +35,6 @@ _PAGE_SHIFT, _LARGE_SHIFT = 12, 21
 # Regions that the kernel maps with pages of 2 MiB or more (Documentation/arch/x86/x86_64/mm.rst); module text and
 # vmalloc are mapped with pages of 4 KiB.
 _LARGE_REGIONS = (Region.DIRECT_MAP, Region.KERNEL_IMAGE, Region.VMEMMAP)
-_ENTRIES = {
-    Occasion.SYSCALL_ENTRY: EventKind.ENTRY_SYSCALL,
-    Occasion.EXCEPTION_ENTRY: EventKind.ENTRY_EXCEPTION,
-    Occasion.INTERRUPT_ENTRY: EventKind.ENTRY_INTERRUPT,
-    Occasion.NMI_ENTRY: EventKind.ENTRY_NMI,
-}
-_OTHERS = {
-    Occasion.USER_RETURN: EventKind.RETURN_USER,
-    Occasion.VM_EXIT: EventKind.VM_EXIT,
-    Occasion.VM_ENTRY: EventKind.VM_ENTRY,
-    Occasion.TASK_SWITCH: EventKind.TASK_SWITCH,
-    Occasion.MM_SWITCH: EventKind.MM_SWITCH,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +74,7 @@ class Base:
 
     :ivar instructions: Retired ones, of all CPUs.
     :ivar happenings: Counts.
+    :ivar conditional: Counts of those with a condition on what came before that were asked for.
     :ivar walked: Every return taken for a flush.
     """
 
@@ -92,6 +82,11 @@ class Base:
     cpus: int
     happenings: Mapping[Occasion, int]
     walked: Walked
+    conditional: Mapping[When, int] = field(default_factory=dict)
+
+    def times(self, when: When) -> int:
+        """Return how often that was."""
+        return self.conditional[when] if when.first_after else self.happenings[when.occasion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +130,6 @@ class Portions:
     whole: Portion
     chosen: Portion
     parts: tuple[tuple[Group, Portion], ...] = ()
-
-
-class _ProcessSwitches:
-    """Counts context switches that change the mm: TASK_SWITCH, and no other switch before MM_SWITCH, on one CPU.
-
-    :ivar times: By group.
-    """
-
-    def __init__(self, cpus: int, groups: int = 1) -> None:
-        self._last = [0] * cpus
-        self.times = np.zeros(groups, np.int64)
-
-    def feed(self, piece: Piece, group: Groups | None = None) -> None:
-        """Count in some more events. No context switch changes to init_mm: a kernel thread keeps the mm it finds."""
-        cpu, kind, arg = piece.cpu, piece.kind, piece.arg
-        at = np.flatnonzero((kind == EventKind.TASK_SWITCH) | (kind == EventKind.MM_SWITCH))
-        for number in np.unique(cpu[at]).tolist():
-            own = at[cpu[at] == number]
-            before = np.concatenate(([self._last[number]], kind[own[:-1]]))
-            after_task = before == EventKind.TASK_SWITCH
-            found = own[after_task & (kind[own] == EventKind.MM_SWITCH) & (arg[own] != 0)]
-            np.add.at(self.times, 0 if group is None else group[found], found.size if group is None else 1)
-            self._last[number] = int(kind[own[-1]])
 
 
 class _Walker:
@@ -228,29 +200,38 @@ class _Walker:
         )
 
 
-def measure(trace: Trace, policies: Sequence[Policy]) -> tuple[Base, list[Measured]]:
+def measure(trace: Trace, policies: Sequence[Policy], whens: Iterable[When] = ()) -> tuple[Base, list[Measured]]:
     """Read a trace once, and count what each policy asks for.
 
     Memory: the side tables, a part of the events, and for each policy and CPU some 80 bytes a place.
 
+    :param whens: The occasions with a condition that are to be counted; those without one always are.
     :raises PolicyError: A policy does not fit the recorded kernel, or contradicts itself.
     :raises ReplayError: The trace's tables contradict each other.
     :raises TraceError: A part of the trace is damaged.
     """
-    whole = _Pass(trace, policies, None).whole()
+    whole = _Pass(trace, policies, None, whens).whole()
     return whole.base, whole.measured
 
 
-def measure_portions(trace: Trace, policies: Sequence[Policy], selection: Selection | None, by: By | None) -> Portions:
+def measure_portions(
+    trace: Trace,
+    policies: Sequence[Policy],
+    selection: Selection | None,
+    by: By | None,
+    whens: Iterable[When] = (),
+) -> Portions:
     """Read a trace once, and count what each policy asks for in all of it, in what is selected, and in its parts.
+
+    :param whens: As for :func:`measure`.
 
     :raises SelectionError: The recording does not have what is selected; otherwise as :func:`measure`.
     """
     if selection is None and by is None:
-        whole = _Pass(trace, policies, None).whole()
+        whole = _Pass(trace, policies, None, whens).whole()
         return Portions(whole, whole)
     grouping = Grouping.of(trace, selection or Selection(), by)
-    read = _Pass(trace, policies, grouping)
+    read = _Pass(trace, policies, grouping, whens)
     parts: list[tuple[Group, Portion]] = []
     if by is not None:
         each = [(group, read.portion([number], group)) for number, group in enumerate(grouping.groups, start=1)]
@@ -305,23 +286,20 @@ class _Without:
     :ivar split: In which part of the recording it falls.
     """
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self, cpus: int, whens: Iterable[When]) -> None:
         self._cpus = cpus
+        self._whens = tuple(whens)
 
     def begin(self, subject: Subject) -> None:
         self.walker = _Walker(subject.tables, self._cpus, flush_always=True)
         self.split = _split_of(self._cpus, subject.groups)
-        self._kinds = np.zeros((subject.groups, max(EventKind) + 1), np.int64)
-        self._switches = _ProcessSwitches(self._cpus, subject.groups)
+        self._occasions = OccasionCounter(self._cpus, subject.groups, self._whens)
 
     def feed(self, piece: Piece, group: Groups | None, exits: Sequence[Numbers]) -> None:
         del exits  # of no policy
         none = np.empty(0, np.int64)
         self.walker.feed(piece, none)
-        groups, kinds = self._kinds.shape
-        row = piece.kind if group is None else group.astype(np.int64) * kinds + piece.kind
-        self._kinds += np.bincount(row, minlength=groups * kinds).reshape(groups, kinds)
-        self._switches.feed(piece, group)
+        self._occasions.feed(piece, group)
         if group is not None:
             self.split.feed(piece.cpu, piece.kind, piece.clock, group, none)
 
@@ -335,18 +313,20 @@ class _Without:
         return self._base(list(groups), int(counts[0]), _walked(counts))
 
     def _base(self, groups: slice | list[int], instructions: int, walked: Walked) -> tuple[Base, int]:
-        kinds = self._kinds[groups].sum(axis=0)
-        happenings = _happenings(kinds, walked)
-        happenings[Occasion.PROCESS_SWITCH] = int(self._switches.times[groups].sum())
-        return Base(instructions, self._cpus, happenings, walked), int(kinds.sum())
+        happenings = self._occasions.happenings(groups)
+        happenings[Occasion.KERNEL_INSTRUCTION] = walked.kernel_instructions
+        base = Base(instructions, self._cpus, happenings, walked, self._occasions.conditional(groups))
+        return base, self._occasions.events(groups)
 
 
 class _Pass:
     """One pass over a trace, in which all is counted."""
 
-    def __init__(self, trace: Trace, policies: Sequence[Policy], grouping: Grouping | None) -> None:
+    def __init__(
+        self, trace: Trace, policies: Sequence[Policy], grouping: Grouping | None, whens: Iterable[When]
+    ) -> None:
         cpus = int(trace.scan_events().select(pl.col("cpu").max().fill_null(0)).collect().item()) + 1
-        self._without = _Without(cpus)
+        self._without = _Without(cpus, whens)
         self._under = [_Under(number, cpus) for number in range(len(policies))]
         self._replayed = ReplayPass(trace, policies, [self._without, *self._under], grouping=grouping).run()
 
@@ -386,10 +366,3 @@ def _walked(counts: Numbers) -> Walked:
         round_trips=int(counts[Share.ROUND_TRIPS]),
         flushes={},
     )
-
-
-def _happenings(kinds: Numbers, walked: Walked) -> dict[Occasion, int]:
-    counted = {happening: int(kinds[kind]) for happening, kind in (_ENTRIES | _OTHERS).items()}
-    counted[Occasion.USER_ENTRY] = sum(counted[entry] for entry in _ENTRIES)
-    counted[Occasion.KERNEL_INSTRUCTION] = walked.kernel_instructions
-    return counted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from asikit.cost.errors import CostError
 from asikit.cost.parameters import Unit, known_parameters
 from asikit.errors import nearest
-from asikit.mitigations import load_mitigation
+from asikit.mitigations import load_variant
 
 if TYPE_CHECKING:
     from asikit.mitigations import KernelMitigation
@@ -20,10 +20,10 @@ _TIMES = frozenset({Unit.CYCLES, Unit.NANOSECONDS})
 def priced_mitigation(name_or_file: str) -> KernelMitigation:
     """Return a mitigation, the costs of which are all known.
 
-    :param name_or_file: As for :func:`asikit.mitigations.load_mitigation`.
+    :param name_or_file: As for :func:`asikit.mitigations.load_variant`.
     :raises CostError: A cost that there is not, or a product of costs that is no time; also :class:`MitigationError`.
     """
-    mitigation = load_mitigation(name_or_file)
+    mitigation = load_variant(name_or_file)
     fault = _fault(mitigation)
     if fault:
         raise CostError.usage(f"{mitigation.file}: {fault}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,16 +10,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from asikit.cost.errors import CostError
-from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extremes, value_of
+from asikit.cost.expression import Monomial, Range, Sum, extremes, ratio_extremes, scaled, value_of
 from asikit.cost.measure import measure_portions
 from asikit.cost.parameters import Basis, Parameter, Unit, cpu_parameters
 from asikit.cost.priced import priced_mitigation
-from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, Influence, PartRow
+from asikit.cost.result import BreakEven, CostPart, CostResult, CostRow, EachRow, Influence, PartRow
 from asikit.cost.terms import CostTerm, data_terms, ephmap_terms, policy_terms, rest_terms, trace_parameters, unit_exit
 from asikit.documents import SUFFIX, is_own_file
 from asikit.errors import nearest
 from asikit.machine.x86 import Feature
-from asikit.mitigations import Source, shipped_mitigations
+from asikit.mitigations import Source, base_name, shipped_mitigations
 from asikit.protocol import EffectKind
 from asikit.replay import MechanismKind, PolicyCpu, load_policy
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
     from asikit.cost.measure import Measured, Portion, Portions
     from asikit.machine.x86 import CpuModel
+    from asikit.mitigations import KernelMitigation
     from asikit.replay import By, Policy, Selection
     from asikit.trace import Trace
 
 __all__ = ["ASI", "BLANKET", "NONE", "BaseTime", "mitigation_names", "policy_on", "price", "unit_of"]
 
 NONE, BLANKET, ASI = "none", "blanket", "asi"
+LINUX = "linux"
 _NS_PER_SECOND = 1e9
 
 
@@ -63,36 +66,44 @@ def price(
     smt: bool = False,
     selection: Selection | None = None,
     by: By | None = None,
+    each: bool = False,
 ) -> CostResult:
     """Say what mitigations cost on a recorded workload.
 
     :param policies: Sensitivity policies, a row each for the mitigation ``asi``.
-    :param mitigations: ``none``, ``blanket``, ``asi``, a name of :func:`shipped_mitigations`, or a TOML file.
+    :param mitigations: ``none``, ``blanket``, ``asi``, a name of :func:`shipped_mitigations`, or a TOML file; of the
+        latter two also variants (:func:`asikit.mitigations.load_variant`).
     :param smt: The machine runs work on its sibling threads: ASI stuns them, the blanket mitigation does without them.
     :param selection: The part of the recording to be priced, against its own time; all of it when None.
     :param by: What the cost is divided into, besides.
+    :param each: Say also what each vulnerability's part is of the mitigations that are data.
     :raises CostError: A combination that makes no sense; also :class:`PolicyError`, :class:`SelectionError`,
         :class:`TraceError`.
     """
     _check(cpus, policies, mitigations, smt=smt)
+    data = {name: priced_mitigation(name) for name in (*mitigations, LINUX) if name not in {NONE, BLANKET, ASI}}
+    whens = [when for mitigation in data.values() for work in mitigation.work for when in work.times]
     chosen = base_time or BaseTime()
     needed = [
         policy_on(policy, cpu, smt=smt)
         for cpu in cpus
         for policy in (*(policies if ASI in mitigations else ()), load_policy(BLANKET))
     ]
-    read = measure_portions(trace, needed, selection, by)
+    read = measure_portions(trace, needed, selection, by, whens)
     if not read.chosen.base.instructions:
         what = "the trace has" if selection is None else f"{selection.text} has"
         raise CostError(f"{trace.path}: {what} no instructions, so nothing can be a share of its time")
     per_cpu = len(needed) // len(cpus)
-    rows = []
+    rows: list[CostRow] = []
+    alone: list[EachRow] = []
     in_parts: list[list[PartRow]] = [[] for _ in read.parts]
     for number, cpu in enumerate(cpus):
         policies_here = slice(number * per_cpu, (number + 1) * per_cpu)
-        rows += _Pricer(cpu, read.chosen, read, policies_here, chosen, smt=smt).rows(mitigations)
+        pricer = _Pricer(cpu, read.chosen, read, policies_here, chosen, data=data, smt=smt)
+        rows += pricer.rows(mitigations)
+        alone += pricer.each(mitigations) if each else ()
         for own, (_, portion) in zip(in_parts, read.parts, strict=True):
-            own.extend(_Pricer(cpu, portion, read, policies_here, chosen, smt=smt).part_rows(mitigations))
+            own.extend(_Pricer(cpu, portion, read, policies_here, chosen, data=data, smt=smt).part_rows(mitigations))
     parts = [
         CostPart.of(group.name, group.pids, portion.base, tuple(row))
         for (group, portion), row in zip(read.parts, in_parts, strict=True)
@@ -104,6 +115,7 @@ def price(
         selection="" if selection is None else selection.text,
         by="" if by is None else by.value,
         parts=tuple(parts),
+        each=tuple(alone),
     )
 
 
@@ -117,10 +129,13 @@ def _check(cpus: Sequence[CpuModel], policies: Sequence[Policy], mitigations: Se
         if smt and cpu.threads == 1:
             raise CostError.usage(f"{cpu.name} has no sibling threads: leave --smt out")
     for name in mitigations:
-        if name not in mitigation_names() and not is_own_file(name):
+        base = base_name(name)
+        if base != name and base in {NONE, BLANKET, ASI}:
+            raise CostError.usage(f"{name}: {base} is no list of mitigations, so none can be left out of it")
+        if base not in mitigation_names() and not is_own_file(base):
             known = mitigation_names()
             raise CostError.usage(
-                f'no mitigation "{name}"{nearest(name, known)}'
+                f'no mitigation "{base}"{nearest(base, known)}'
                 f" (there are {', '.join(known)}; a file of your own ends in {SUFFIX})"
             )
 
@@ -164,14 +179,17 @@ class _Pricer:
         policies: slice,
         base_time: BaseTime,
         *,
+        data: Mapping[str, KernelMitigation],
         smt: bool,
     ) -> None:
         """Prepare.
 
         :param portion: What is priced: what was selected of the recording, or a part of that.
         :param policies: Which of the portions' policies are this processor's.
+        :param data: The mitigations that are data, by what they were asked for by.
         """
         self._cpu = cpu
+        self._data = data
         self._base = portion.base
         self._run = read.chosen.base
         self._whole = read.whole.base
@@ -214,8 +232,42 @@ class _Pricer:
                     terms = policy_terms(measured, self._base, smt=self._smt)
                     yield _Terms(name, terms, self._with_trace(measured), measured)
             else:
-                mitigation = priced_mitigation(name)
+                mitigation = self._data[name]
                 yield _Terms(mitigation.name, data_terms(mitigation, self._cpu, self._base), self._shared)
+
+    def each(self, mitigations: Sequence[str]) -> list[EachRow]:
+        """Return what each vulnerability adds to each of the mitigations that are data."""
+        return [row for name in mitigations if name in self._data for row in self._each(self._data[name])]
+
+    def _each(self, mitigation: KernelMitigation) -> Iterator[EachRow]:
+        """Give a row for each vulnerability, or for those that only count together: with it, less without it."""
+        ranges = {key: parameter.range for key, parameter in self._shared.items()}
+        everything = Counter(data_terms(mitigation, self._cpu, self._base))
+        left = mitigation.vulnerabilities & self._cpu.bugs - mitigation.left_out
+        groups = {tuple(sorted(mitigation.with_it(bug, self._cpu))): bug for bug in sorted(left)}
+        acted = {work.vulnerability for work in mitigation.on(self._cpu)}
+        for group in groups:
+            rest = Counter(data_terms(mitigation.without(group), self._cpu, self._base))
+            names = tuple(bug.value for bug in group)
+            if everything == rest:
+                if acted.intersection(group):
+                    yield EachRow(mitigation.name, self._cpu.name, names)
+                continue
+            share, cycles = (
+                (
+                    *figure(list((everything - rest).elements()), self._shared),
+                    *scaled(figure(list((rest - everything).elements()), self._shared), -1),
+                )
+                for figure in (self._share, self._cycles)
+            )
+            trips = max(1, self._base.walked.round_trips)
+            yield EachRow(
+                mitigation.name,
+                self._cpu.name,
+                names,
+                extremes(share, ranges),
+                extremes(scaled(cycles, 1 / trips), ranges),
+            )
 
     def part_rows(self, mitigations: Sequence[str]) -> list[PartRow]:
         """Return what each mitigation adds in this part."""
@@ -289,9 +341,7 @@ class _Pricer:
                 if any(term.source is source for term in exit_terms)
             },
             break_even=self._break_even(measured, self._blanket_terms, one_exit),
-            break_even_linux=self._break_even(
-                measured, data_terms(priced_mitigation("linux"), self._cpu, self._base), one_exit
-            ),
+            break_even_linux=self._break_even(measured, data_terms(self._data[LINUX], self._cpu, self._base), one_exit),
             parameters={**row.parameters, **_used(parameters, one_exit)},
             notes=tuple(self._notes(self._wholes[id(measured)])),
         )

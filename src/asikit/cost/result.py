@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asikit.cost.terms import CostTerm
     from asikit.trace import Trace
 
-__all__ = ["SCHEMA", "BreakEven", "CostPart", "CostResult", "CostRow", "Influence", "PartRow"]
+__all__ = ["SCHEMA", "BreakEven", "CostPart", "CostResult", "CostRow", "EachRow", "Influence", "PartRow"]
 
 SCHEMA = "asikit.cost/1"
 """``schema`` of the JSON form."""
@@ -168,6 +168,34 @@ class PartRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EachRow:
+    """What a vulnerability adds to a mitigation on a processor: the cost with it, less the cost without it.
+
+    What is done instead counts: without Retbleed's IBRS there are retpolines. So the rows need not add up to the
+    mitigation's cost, and one may be negative.
+
+    :ivar vulnerabilities: One, or several that are mitigated by the same means.
+    :ivar overhead: None if a trace cannot count what is done.
+    """
+
+    mitigation: str
+    cpu: str
+    vulnerabilities: tuple[str, ...]
+    overhead: Range | None = None
+    per_round_trip: Range | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; figures with 8 significant digits."""
+        return {
+            "mitigation": self.mitigation,
+            "cpu": self.cpu,
+            "vulnerabilities": list(self.vulnerabilities),
+            "overhead": None if self.overhead is None else _figures(self.overhead),
+            "cycles_per_round_trip": None if self.per_round_trip is None else _figures(self.per_round_trip),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CostPart:
     """A task, a process, a CPU, or the stretches in which the same phases are open.
 
@@ -211,6 +239,7 @@ class CostResult:
     :ivar selection: What of the recording is priced, in words; empty: all of it. Then all of this is about that part.
     :ivar by: What the parts are: ``task``, ``pid``, ``cpu`` or ``phase``; empty if there are none.
     :ivar parts: The longest first.
+    :ivar each: What each vulnerability adds to the mitigations that are data, if that was asked for.
     """
 
     trace: Mapping[str, Any]
@@ -223,6 +252,7 @@ class CostResult:
     selection: str = ""
     by: str = ""
     parts: tuple[CostPart, ...] = ()
+    each: tuple[EachRow, ...] = ()
 
     @classmethod
     def of(cls, trace: Trace, base: Base, base_time: BaseTime, rows: list[CostRow], *, smt: bool) -> CostResult:
@@ -252,6 +282,7 @@ class CostResult:
             "warnings": list(self.warnings),
             "selection": self.selection or None,
             "by": {"key": self.by, "parts": [part.to_dict() for part in self.parts]} if self.by else None,
+            "each": [row.to_dict() for row in self.each],
         }
 
 

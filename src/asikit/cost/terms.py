@@ -86,11 +86,11 @@ class CostTerm:
 def data_terms(mitigation: KernelMitigation, cpu: CpuModel, base: Base) -> list[CostTerm]:
     """Return what a mitigation that is data does on a processor."""
     return [
-        CostTerm(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {happening.value}", count, product)
+        CostTerm(work.counts_as, f"{work.name} [{work.vulnerability.value}]: {when.text}", count, product)
         for work in mitigation.on(cpu)
         if work.counts_as is not None
-        for happening in work.at
-        if (count := base.happenings[happening])
+        for when in work.times
+        if (count := base.times(when))
         for product in work.costs
     ]
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from asikit.mitigations.catalogue import Mitigation, Setup, mitigation, mitigation_names
 from asikit.mitigations.errors import MitigationError
 from asikit.mitigations.hardening import Hardening, hardening
+from asikit.mitigations.variant import base_name, load_variant
 from asikit.mitigations.work import (
     Condition,
     KernelMitigation,
     Measure,
     Occasion,
     Source,
+    When,
     Work,
     load_mitigation,
     shipped_mitigations,
@@ -31,9 +33,12 @@ __all__ = [
     "Occasion",
     "Setup",
     "Source",
+    "When",
     "Work",
+    "base_name",
     "hardening",
     "load_mitigation",
+    "load_variant",
     "mitigation",
     "mitigation_names",
     "shipped_mitigations",

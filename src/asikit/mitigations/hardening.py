@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asikit.mitigations.work import Measure, Occasion
+from asikit.mitigations.work import Measure, Occasion, When
 from asikit.protocol import EffectKind, Happening
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ _HAPPENINGS: Mapping[Occasion, tuple[Happening, ...]] = {
     Occasion.MM_SWITCH: (Happening.MM_SWITCH,),
     Occasion.PROCESS_SWITCH: (Happening.MM_SWITCH,),
     Occasion.KERNEL_INSTRUCTION: (),
-    Occasion.AFTER_GUEST: (),
 }
+_AFTER_GUEST = When(Occasion.USER_RETURN, (Occasion.VM_EXIT,))
+"""The one condition on what came before that the machine has a mark for."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,20 @@ class Hardening:
 
 
 def hardening(mitigation: KernelMitigation, cpu: CpuModel) -> Hardening:
-    """Return what a kernel does on a processor."""
+    """Return what a kernel does on a processor.
+
+    A flush under a condition that the machine has no mark for is left out: so a verdict errs towards a leak.
+    """
     done = mitigation.on(cpu)
     flushes = [
         (happening, EffectKind(kind.value))
         for work in done
-        for occasion in work.at
-        for happening in _HAPPENINGS[occasion]
+        for when in work.times
+        if not when.first_after
+        for happening in _HAPPENINGS[when.occasion]
         for kind in work.flushes
     ]
-    after_guests = [EffectKind(kind.value) for work in done if Occasion.AFTER_GUEST in work.at for kind in work.flushes]
+    after_guests = [EffectKind(kind.value) for work in done if _AFTER_GUEST in work.times for kind in work.flushes]
     before_idle = [EffectKind(kind.value) for work in done if Occasion.IDLE in work.at for kind in work.flushes]
     return Hardening(
         before_idle=tuple(dict.fromkeys(before_idle)),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 
@@ -15,12 +15,16 @@ from asikit.machine.x86 import Bug, CpuModel, Feature, StructureName
 from asikit.machine.x86.model import Clearing
 from asikit.mitigations.errors import MitigationError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "Condition",
     "KernelMitigation",
     "Measure",
     "Occasion",
     "Source",
+    "When",
     "Work",
     "load_mitigation",
     "shipped_mitigations",
@@ -28,7 +32,7 @@ __all__ = [
 
 
 class Occasion(StrEnum):
-    """When a kernel does something: what a trace counts, but for the last."""
+    """When a kernel does something: what a trace counts."""
 
     SYSCALL_ENTRY = "syscall_entry"
     EXCEPTION_ENTRY = "exception_entry"
@@ -46,8 +50,33 @@ class Occasion(StrEnum):
     PROCESS_SWITCH = "process_switch"
     """A context switch that changes the mm: no exec, no end of a process, no patching of the kernel's code."""
     KERNEL_INSTRUCTION = "kernel_instruction"
-    AFTER_GUEST = "user_return_after_vm_exit"
-    """The first return to user mode after a VM exit: of all returns only those that have a guest behind them."""
+
+    @property
+    def parts(self) -> frozenset[Occasion]:
+        """The occasions that it consists of: itself, but for an entry from user mode, which is one of four."""
+        return _USER_ENTRIES if self is Occasion.USER_ENTRY else frozenset({self})
+
+
+_USER_ENTRIES = frozenset(
+    {Occasion.SYSCALL_ENTRY, Occasion.EXCEPTION_ENTRY, Occasion.INTERRUPT_ENTRY, Occasion.NMI_ENTRY}
+)
+
+
+class When(NamedTuple):
+    """When a kernel does something: at each such occasion, or only where something else came before.
+
+    :ivar first_after: If any are given: only at the first such occasion since one of these, on the same CPU. This is a
+        per-CPU mark that these set, and that the occasion tests and clears.
+    """
+
+    occasion: Occasion
+    first_after: tuple[Occasion, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """In words: ``user_return, first after vm_exit``."""
+        before = " or ".join(self.first_after)
+        return f"{self.occasion.value}, first after {before}" if before else self.occasion.value
 
 
 class Source(StrEnum):
@@ -123,6 +152,7 @@ class Work(Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
     :ivar vulnerability: What it is against.
     :ivar unless: Processors that are excepted.
     :ivar at: When it is done; at no time what is always so.
+    :ivar first_after: Of these occasions only the first since one of those, on the same CPU (:class:`When`).
     :ivar measures: What becomes different; the key is ``is``.
     :ivar flushes: Primitives that are done then.
     :ivar hides: Structures that the vulnerability cannot reach any more.
@@ -134,6 +164,7 @@ class Work(Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
     source: str
     at: tuple[Occasion, ...] = ()
+    first_after: tuple[Occasion, ...] = ()
     unless: Condition | None = None
     measures: tuple[Measure, ...] = msgspec.field(default=(), name="is")
     flushes: tuple[Clearing, ...] = ()
@@ -145,16 +176,27 @@ class Work(Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Tell whether it is done on a processor."""
         return self.holds(cpu) and not (self.unless is not None and self.unless.holds(cpu))
 
+    @property
+    def times(self) -> tuple[When, ...]:
+        """When it is done, by each occasion."""
+        return tuple(When(occasion, self.first_after) for occasion in self.at)
+
     def contradiction(self) -> str:
         """Say what makes no sense, nothing if all does."""
+        before = frozenset(part for occasion in self.first_after for part in occasion.parts)
         rules = (
             (not (self.costs and Occasion.IDLE in self.at), f"no trace counts {Occasion.IDLE}: leave costs out"),
             (bool(self.costs) == (self.counts_as is not None), "costs and counts_as go together"),
             (bool(self.measures or self.flushes or self.hides or self.costs), "give is, flushes, hides or costs"),
             (bool(self.at) or not (self.costs or self.flushes), "say at what occasions: at"),
+            (bool(self.at) or not self.first_after, "say at what occasions: at"),
             (
-                not self.costs or Occasion.AFTER_GUEST not in self.at,
-                f"a trace does not count {Occasion.AFTER_GUEST}: leave costs out",
+                all(before.isdisjoint(occasion.parts) for occasion in self.at),
+                "first_after must not name an occasion that is in at",
+            ),
+            (
+                not self.first_after or Occasion.KERNEL_INSTRUCTION not in {*self.at, *self.first_after},
+                f"first_after is about events, and {Occasion.KERNEL_INSTRUCTION} is none",
             ),
         )
         return next((fault for holds, fault in rules if not holds), "")
@@ -163,18 +205,47 @@ class Work(Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class KernelMitigation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a kernel does against vulnerabilities.
 
+    :ivar together: Vulnerabilities that are mitigated by the same means: to leave one out changes nothing while the
+        processor has another one of them that is not left out.
+    :ivar names: Other names of vulnerabilities, for who leaves one out.
     :ivar name: The name that :func:`load_mitigation` knows it by.
     :ivar file: Where it was read, for messages.
+    :ivar left_out: Vulnerabilities against which nothing is done.
     """
 
     title: str
     work: tuple[Work, ...]
+    together: tuple[tuple[Bug, ...], ...] = ()
+    names: dict[str, Bug] = {}
     name: Annotated[str, FILLED] = ""
     file: Annotated[str, FILLED] = ""
+    left_out: Annotated[frozenset[Bug], FILLED] = frozenset()
+
+    @property
+    def vulnerabilities(self) -> frozenset[Bug]:
+        """What something is done against."""
+        tied = (bug for group in self.together for bug in group)
+        return frozenset({bug for work in self.work for bug in (work.vulnerability, *work.any_bug)} | set(tied))
+
+    def without(self, bugs: Iterable[Bug]) -> KernelMitigation:
+        """Return the kernel that does nothing against some vulnerabilities: as if no processor had them.
+
+        What it does instead against others follows: Intel's IBRS is Retbleed's, and without it there are retpolines.
+        """
+        less = tuple(dict.fromkeys(bugs))
+        name = "".join([self.name, *(f":-{bug.value}" for bug in less)])
+        return msgspec.structs.replace(self, name=name, left_out=self.left_out | frozenset(less))
+
+    def with_it(self, bug: Bug, cpu: CpuModel) -> frozenset[Bug]:
+        """Return what has to be left out with a vulnerability on a processor so that nothing is done against it."""
+        tied = (frozenset(group) for group in self.together if bug in group)
+        return (frozenset({bug}).union(*tied)) & cpu.bugs
 
     def on(self, cpu: CpuModel) -> tuple[Work, ...]:
         """Return what is done on a processor."""
-        return tuple(work for work in self.work if work.acts_on(cpu))
+        off = frozenset(bug for bug in self.left_out if self.with_it(bug, cpu) <= self.left_out)
+        seen = msgspec.structs.replace(cpu, bugs=cpu.bugs - off) if off else cpu
+        return tuple(work for work in self.work if work.acts_on(seen))
 
 
 def _contradiction(mitigation: KernelMitigation) -> str:

@@ -54,6 +54,7 @@ def _processor(result: CostResult, cpu: str, top: int) -> Section:
     parts: list[Note | Table | Section] = [_overheads(rows)]
     if any(row.by_source for row in rows):
         parts.append(_by_source(rows))
+    parts += _each(result, cpu)
     if result.parts and top:
         parts.append(_by_part(result, rows, top))
     parts += [note for row in rows for note in _asi_notes(row)]
@@ -127,6 +128,32 @@ def _by_source(rows: Sequence[CostRow]) -> Table:
             lines.append(Row((words, *cells)))
     columns = (Column(breaks=True), *(Column(row.policy or row.mitigation, number=True) for row in shown))
     return Table(columns, tuple(lines), "Where it comes from (share of the run's time, best guess)")
+
+
+def _each(result: CostResult, cpu: str) -> list[Note | Table | Section]:
+    """Return a table for each mitigation of which it was asked what each vulnerability adds, the dearest first."""
+    own = [row for row in result.each if row.cpu == cpu]
+    parts: list[Note | Table | Section] = []
+    for mitigation in dict.fromkeys(row.mitigation for row in own):
+        rows = [row for row in own if row.mitigation == mitigation]
+        lines = []
+        for row in sorted(rows, key=lambda row: (-(row.overhead.mid if row.overhead else 0), row.vulnerabilities)):
+            if row.overhead is not None and row.per_round_trip is not None:
+                share, cycles = row.overhead, row.per_round_trip
+                figures = (
+                    *(percent(figure) for figure in (share.mid, share.low, share.high)),
+                    *(f"{figure:,.0f}" for figure in (cycles.mid, cycles.low, cycles.high)),
+                )
+                lines.append(Row((", ".join(row.vulnerabilities), *figures)))
+        headings = ("overhead", "low", "high", "cycles per\nround trip", "low", "high")
+        columns = (Column("against", breaks=True), *(Column(heading, number=True) for heading in headings))
+        if lines:
+            title = f"What each costs in {mitigation}: the run with it, less the run without it"
+            parts.append(Table(columns, tuple(lines), title))
+        unknown = [", ".join(row.vulnerabilities) for row in rows if row.overhead is None]
+        if unknown:
+            parts.append(Note(f"No price in {mitigation}, as a trace cannot count it: {', '.join(unknown)}."))
+    return parts
 
 
 def _by_part(result: CostResult, rows: Sequence[CostRow], top: int) -> Table:
