@@ -376,7 +376,7 @@ l1tf on skylake-6600u
 
 0 of 7 attacks leak (LEAK); - is tried, nothing found
 a  none: no mitigation at all
-b  linux: what Linux does by default, with SMT off where that is a mitigation
+b  linux: what Linux does by default (mitigations=auto, which leaves SMT on)
 c  blanket: PTI, no SMT, predictors flushed at each entry, data at each return
 d  asi: address space isolation
 e  asi-no-stun: asi_exit does not stop the sibling

@@ -43,6 +43,8 @@ class Occasion(StrEnum):
     USER_RETURN = "user_return"
     VM_EXIT = "vm_exit"
     VM_ENTRY = "vm_entry"
+    NESTED_INTERRUPT = "nested_interrupt"
+    """An interrupt that comes upon the kernel, as one does whose VM exit the host is about."""
     IDLE = "idle"
     """A CPU has nothing to do and is about to sleep (HLT, MWAIT): what its core shares out is the sibling's then."""
     TASK_SWITCH = "task_switch"
