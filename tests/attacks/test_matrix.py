@@ -244,6 +244,16 @@ def test_what_cannot_be_expressed_is_unknown(verdicts: Matrix) -> None:
     assert {vulnerability for vulnerability, _, _ in unknown - half} == NOT_EXPRESSIBLE
 
 
+def test_what_does_not_leak_was_stopped(findings: tuple[Finding, ...]) -> None:
+    """Each verdict that nothing leaks says by what."""
+    silent = {
+        (found.cell.vulnerability, found.cell.vector, found.cell.mitigation)
+        for found in findings
+        if found.verdict is AttackVerdict.NO_LEAK and not found.stopped
+    }
+    assert not silent
+
+
 def test_a_guest_and_its_own_vmm(verdicts: Matrix) -> None:
     """VMSCAPE leaks where nothing stops it, and is all that the position is needed for.
 

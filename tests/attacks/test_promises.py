@@ -23,7 +23,7 @@ def _shipped(name: str) -> str:
     return (files("asikit") / "data" / "vulnerabilities" / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def _edited(folder: Path, name: str, line: str) -> str:
+def edited_ways(folder: Path, name: str, line: str) -> str:
     """Return a shipped vulnerability's file with one more line in each of its ways."""
     text = _shipped(name)
     path = folder / f"{name}.toml"
@@ -51,14 +51,14 @@ def test_a_broken_measure_turns_what_rests_on_it(
     measure: Measure, vulnerability: str, vector: str, cpu: str, tmp_path: Path
 ) -> None:
     """Only Linux takes these measures, so its verdict alone turns."""
-    edited = _edited(tmp_path, vulnerability, f'breaks = ["{measure}"]')
+    edited = edited_ways(tmp_path, vulnerability, f'breaks = ["{measure}"]')
     assert _turned(vulnerability, edited, vector, cpu) == {"linux"}
 
 
 @pytest.mark.parametrize("measure", [measure for measure, *_ in NEEDED if measure is not Measure.ORDER_LOADS])
 def test_a_broken_measure_turns_nothing_else(measure: Measure, tmp_path: Path) -> None:
     """What rests on a flush does not care."""
-    edited = _edited(tmp_path, "mds", f'breaks = ["{measure}"]')
+    edited = edited_ways(tmp_path, "mds", f'breaks = ["{measure}"]')
     assert not _turned("mds", edited, "user_kernel", "skylake-6600u")
 
 
@@ -119,7 +119,7 @@ def test_microcode_and_thunks_that_do_not_hold(vulnerability: str, vector: str, 
 )
 def test_what_is_not_mapped_is_reached(vulnerability: str, vector: str, turned: set[str], tmp_path: Path) -> None:
     """A load that the page tables do not keep turns what rests on unmapping: PTI's verdicts, and ASI's."""
-    edited = _edited(tmp_path, vulnerability, 'breaks = ["unmapped"]')
+    edited = edited_ways(tmp_path, vulnerability, 'breaks = ["unmapped"]')
     assert _turned(vulnerability, edited, vector, "skylake-6600u") == turned
 
 

@@ -82,7 +82,7 @@ class Attacker:
             return
         line = lab.recorder.l1d.line(lab.secret_paddr)
         shown = "no such line" if line is None else line.value.hex()
-        if lab.hides("l1d") or (Measure.INVERT_ENTRIES in lab.measures and not lab.kernel.cpu.in_guest):
+        if lab.hides("l1d") or (not lab.kernel.cpu.in_guest and lab.keeps(Measure.INVERT_ENTRIES)):
             shown = _OUT_OF_REACH
         self._see(step, f"L1D line of physical {lab.secret_paddr:#x}", shown)
 
@@ -99,7 +99,7 @@ class Attacker:
 
     def _bypass(self, step: str) -> None:
         lab = self._lab
-        if Measure.ORDER_LOADS in lab.measures:
+        if lab.keeps(Measure.ORDER_LOADS):
             self._see(step, "a load before an older store", _OUT_OF_REACH)
             return
         pending = {entry.paddr for entry in lab.recorder.store_buffer.visible(lab.hw.thread)}

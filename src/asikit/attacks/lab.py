@@ -8,27 +8,30 @@ gets out is never asked, but found by comparing two runs.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from asikit.attacks.evidence import Evidence, Observation
+from asikit.attacks.stops import emptied, hidden, kept, stunned, unmapped
 from asikit.attacks.vulnerability import HIDES, UNMAPPED, Mechanism
 from asikit.machine.kernel import Observer
 from asikit.machine.x86.model import CLEARING
 from asikit.machine.x86.structures import StagingBuffer
-from asikit.protocol import Space
+from asikit.protocol import EffectKind, Space
 from asikit.threat import transient_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from asikit.attacks.stops import Stop
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.kernel import Machine
     from asikit.machine.x86 import Cpu, CpuModel, Recorder
     from asikit.machine.x86.model import Structures
-    from asikit.mitigations import Hardening
+    from asikit.mitigations import Hardening, Measure
     from asikit.protocol import Effect, ExitReason
 
 __all__ = ["KERNEL", "Lab"]
@@ -65,6 +68,7 @@ class Lab(Observer):
     :ivar secret_paddr: Where the secret is in physical memory, once the victim has used it.
     :ivar lines: Lines of the attacker's probe array that are cached: what a gadget transmits.
     :ivar sites: Branches of the kernel's that were executed so far.
+    :ivar stops: What stopped the attack, and how often.
     :ivar stale: What was in memory before the victim's stores, by physical address.
     """
 
@@ -89,6 +93,8 @@ class Lab(Observer):
         self.lines: set[int] = set()
         self.sites: set[int] = set()
         self.stale: dict[int, bytes] = {}
+        self.stops: Counter[Stop] = Counter()
+        self._filled: set[str] = set()
         self._prepare(model)
         machine.kernel.observers.append(self)
 
@@ -148,7 +154,30 @@ class Lab(Observer):
 
     def hides(self, structure: str) -> bool:
         """Tell whether new microcode keeps the vulnerability from a structure."""
-        return structure in self._hidden and not self.way.is_broken(HIDES)
+        hides = structure in self._hidden and not self.way.is_broken(HIDES)
+        if hides:
+            self.stops[hidden(structure)] += 1
+        return hides
+
+    def keeps(self, measure: Measure) -> bool:
+        """Tell whether a measure keeps the attack from going on here."""
+        is_taken = measure in self.measures
+        if is_taken:
+            self.stops[kept(measure)] += 1
+        return is_taken
+
+    def filled(self, *names: str) -> None:
+        """Note that structures hold what the attack is about: the secret, or what was trained."""
+        self._filled.update(names)
+
+    def _empty(self, hw: Cpu, step: str, kind: str) -> None:
+        """Note what a primitive empties of it."""
+        assert hw.recorder is not None
+        for structure in hw.recorder.structures:
+            if structure.name in self._filled and kind in structure.model.cleared_by:
+                self._filled.discard(structure.name)
+                trained = self.way.mechanism is Mechanism.STEER
+                self.stops[emptied(step, kind, structure.name, trained=trained)] += 1
 
     def load(self, address: int, size: int, *, defer_permission: bool = False) -> bytes | None:
         """Load transiently on the CPU that runs: what the current page tables give, None if they give nothing.
@@ -158,6 +187,9 @@ class Lab(Observer):
         value = transient_load(self.hw, address, size, defer_permission=defer_permission)
         if value is None and self.way.is_broken(UNMAPPED) and address in self.kernel.layout.direct_map:
             return self.kernel.physical.read(self.kernel.layout.phys(address), size)
+        if value is None:
+            space = f" in address space {self.space.label}" if self.kernel.protocol.config.asi else ""
+            self.stops[unmapped(space)] += 1
         return value
 
     def evict(self) -> None:
@@ -195,6 +227,7 @@ class Lab(Observer):
         """What the kernel does before it sleeps."""
         hw = self.kernel.cpus[cpu].hw
         for kind in self._before_idle:
+            self._empty(hw, "the kernel, before the CPU slept,", str(kind))
             hw.core.do(kind, hw.thread)
             self.story.append(f"cpu {cpu} does {kind}, before it sleeps")
 
@@ -210,6 +243,10 @@ class Lab(Observer):
 
     def micro_op(self, cpu: int, path: str, effect: Effect | None) -> None:
         """For the story: what flushes."""
-        del path
-        if effect is not None and str(effect.kind) in _TOLD:
-            self.story.append(f"cpu {cpu} does {effect.kind}")
+        if effect is None or str(effect.kind) not in _TOLD:
+            return
+        self.story.append(f"cpu {cpu} does {effect.kind}")
+        if effect.kind is EffectKind.STUN:
+            self.stops[stunned()] += 1
+        else:
+            self._empty(self.kernel.cpus[cpu].hw, path, str(effect.kind))

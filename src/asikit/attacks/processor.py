@@ -27,7 +27,6 @@ class TransientProcessor:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._way = lab.way
-        self._measures = lab.measures
         lab.kernel.speculation = self
 
     # The kernel's code.
@@ -38,7 +37,7 @@ class TransientProcessor:
         if self._way.branch is Branch.ENTRY and self._chance():
             trained = lab.recorder.pht.predict(lab.hw.thread, ENTRY)
             wrong = trained is not None and not trained.target and not lab.hides("pht")
-            if wrong and Measure.FENCE_ENTRY not in self._measures:
+            if wrong and not lab.keeps(Measure.FENCE_ENTRY):
                 self._gadget("the entry code's branch")
         lab.recorder.condition(lab.hw.thread, KERNEL, ENTRY, taken=True)
 
@@ -74,12 +73,12 @@ class TransientProcessor:
         if self._way.branch is Branch.CONDITIONAL and self._has_victim(Code.KERNEL) and self._chance():
             trained = recorder.pht.predict(thread, check)
             wrong = trained is not None and trained.target and not self._lab.hides("pht")
-            if wrong and Measure.MASK_INDICES not in self._measures:
+            if wrong and not self._lab.keeps(Measure.MASK_INDICES):
                 self._gadget("a bounds check")
         recorder.condition(thread, KERNEL, check, taken=False)
         # Some branch of the kernel's goes to what serves as gadget, and teaches that.
         recorder.btb.add(Training(KERNEL, ELSEWHERE, GADGET, thread))
-        if self._way.half_gadget and self._lab.in_victim and Measure.MASK_INDICES not in self._measures:
+        if self._way.half_gadget and self._lab.in_victim and not self._lab.keeps(Measure.MASK_INDICES):
             self._half_gadget()
 
     # A process' code, or a guest's.
@@ -113,7 +112,7 @@ class TransientProcessor:
         way, lab = self._way, self._lab
         if way.branch is not Branch.INDIRECT or not self._chance():
             return
-        if Measure.NO_INDIRECT_PREDICTION in self._measures and way.tag is not Tag.HISTORY and not self._is_user:
+        if way.tag is not Tag.HISTORY and not self._is_user and lab.keeps(Measure.NO_INDIRECT_PREDICTION):
             return
         if way.tag is Tag.HISTORY:
             made = any(entry.source in PATTERN for entry in lab.recorder.bhb.visible(lab.hw.thread))
@@ -131,13 +130,13 @@ class TransientProcessor:
         if not goes_wrong or not self._chance():
             return
         if way.branch is Branch.STRAIGHT_LINE:
-            if Measure.TRAP_BEHIND_RETURNS not in self._measures:
+            if not self._lab.keeps(Measure.TRAP_BEHIND_RETURNS):
                 self._gadget("the code behind a return")
         elif way.branch is Branch.RETURN and "rsb" in way.structures:
             if expected is not None and expected.target == GADGET and self._usable("rsb", expected):
                 self._gadget("a return, by the return stack")
         else:
-            thunk = Measure.NO_RETURN_PREDICTION in self._measures and not self._is_user
+            thunk = not self._is_user and self._lab.keeps(Measure.NO_RETURN_PREDICTION)
             if not thunk and self._btb_says_gadget(branch):
                 self._gadget("a return, by the branch target buffer")
 
@@ -149,14 +148,14 @@ class TransientProcessor:
         """Tell whether the processor predicts a victim's branch by an entry."""
         if self._lab.hides(structure):
             return False
-        if Measure.ISOLATE_THREADS in self._measures and entry.thread != self._lab.hw.thread:
+        if entry.thread != self._lab.hw.thread and self._lab.keeps(Measure.ISOLATE_THREADS):
             return False
         if self._is_user or entry.owner == KERNEL:
             return True
         by_position = self._way.tag is Tag.POSITION
-        if Measure.FENCE_VM_EXIT in self._measures and entry.owner.startswith("guest") and by_position:
+        if entry.owner.startswith("guest") and by_position and self._lab.keeps(Measure.FENCE_VM_EXIT):
             return False
-        return Measure.ISOLATE_MODES not in self._measures or by_position
+        return by_position or not self._lab.keeps(Measure.ISOLATE_MODES)
 
     def _entries(self) -> list[Datum]:
         """Return what may answer a faulting load."""

@@ -20,6 +20,7 @@ def train(lab: Lab, owner: str) -> None:
     :param owner: Whose branches teach it.
     """
     hw, recorder, names = lab.hw, lab.recorder, set(map(str, lab.way.structures))
+    lab.filled(*names)
     if "btb" in names and lab.way.tag is Tag.ADDRESS:
         for branch in sorted({*lab.sites, USER_FUNCTION + CALL, USER_FUNCTION + RETURN}):
             recorder.btb.add(Training(owner, branch, GADGET, hw.thread))

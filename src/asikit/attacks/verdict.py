@@ -18,6 +18,7 @@ import msgspec
 from asikit.attacks.lab import Lab
 from asikit.attacks.programs import Play, interleaver, play
 from asikit.attacks.reading import load_vulnerability
+from asikit.attacks.stops import siblings_off
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
+    from asikit.attacks.stops import Stop
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.x86 import CpuModel, StructureName
     from asikit.machine.x86.model import Clearing
@@ -87,6 +89,7 @@ class Finding:
     :ivar difference: What the attacker can tell the secrets apart by, for LEAK.
     :ivar way: The mechanism that it is about; `way_number` its place in the vulnerability's file, from 1, or 0 if no
         attack was run.
+    :ivar stopped: For NO LEAK: what stopped it, what it did most often first.
     :ivar story: What the processor did transiently in the first run, and what the attacker saw; of a leak up to there.
     """
 
@@ -97,6 +100,7 @@ class Finding:
     way: str = ""
     way_number: int = 0
     story: tuple[str, ...] = ()
+    stopped: tuple[Stop, ...] = ()
 
     def to_dict(self, *, story: bool = False) -> dict[str, Any]:
         """Return it as a row of `asikit.attack/1`; `story` adds what happened, step by step."""
@@ -119,6 +123,7 @@ class Finding:
             }
         if story:
             row |= {"mechanism": self.way, "story": list(self.story)}
+            row |= {"stopped": [stop._asdict() for stop in self.stopped]} if self.stopped else {}
         return row
 
 
@@ -172,6 +177,8 @@ def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel)
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
     setup = mitigation(cell.mitigation).build(model, smt=vector.wants_siblings)
     one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
+    if vector.wants_siblings and not setup.smt:
+        one.stops[siblings_off()] += len(one.log)
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
 
 
@@ -272,7 +279,9 @@ def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
     missing = one.evidence.missing(way) or other.evidence.missing(way)
     if missing:
         return Finding(cell, AttackVerdict.UNKNOWN, missing, None, said, story=story)
-    return Finding(cell, AttackVerdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
+    reason = f"{len(one.log)} observations, all equal"
+    stopped = tuple(stop for stop, _ in one.stops.most_common())
+    return Finding(cell, AttackVerdict.NO_LEAK, reason, None, said, story=story, stopped=stopped)
 
 
 def _divergence(parted: Parting[Observation]) -> Divergence:

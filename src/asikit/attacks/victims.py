@@ -158,6 +158,7 @@ class Play:
             lab.secret_paddr = newest.paddr
         if self._is_exposed(secret):
             lab.evidence.chance()
+            lab.filled(*map(str, lab.way.structures))
 
     def _is_exposed(self, secret: bytes) -> bool:
         """Tell whether a secret that was just used is where an attack of this way looks for it."""

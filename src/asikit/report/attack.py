@@ -21,7 +21,7 @@ from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, 
 from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from asikit.attacks import Finding
 
@@ -94,10 +94,19 @@ def attack_reason(finding: Finding) -> Report:
         parts.append(Note(f"mechanism: {finding.way}"))
     if finding.story:
         parts.append(Section(_steps(finding), "What happened, with the first secret"))
+    if finding.stopped:
+        parts.append(Section(tuple(_stops(finding)), "What stopped it"))
     parts.append(Section((Note(finding.reason, "=> "),)))
     return Report(
         tuple(parts), f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
     )
+
+
+def _stops(finding: Finding) -> Iterator[Note]:
+    """Yield what stopped it, and below each what would have to fail."""
+    for stop in finding.stopped:
+        yield Note(stop.says, f"  {stop.by}: ")
+        yield Note(stop.unless, "    unless: ")
 
 
 def _steps(finding: Finding) -> tuple[Note, ...]:
