@@ -18,6 +18,7 @@ from asikit.attacks.evidence import Evidence, Observation
 from asikit.attacks.stops import emptied, hidden, kept, stunned, unmapped
 from asikit.attacks.vulnerability import HIDES, UNMAPPED, Mechanism
 from asikit.machine.kernel import Observer
+from asikit.machine.x86 import Sharing
 from asikit.machine.x86.model import CLEARING
 from asikit.machine.x86.structures import StagingBuffer
 from asikit.protocol import EffectKind, Space
@@ -111,6 +112,7 @@ class Lab(Observer):
                 core.record = True
         for cpu in self.kernel.cpus:
             cpu.hw.owner = KERNEL
+        self._share()
 
     @contextmanager
     def setting_up(self) -> Iterator[None]:
@@ -122,6 +124,16 @@ class Lab(Observer):
         self.kernel.speculation = speculation
         for cpu in self.kernel.cpus:
             cpu.hw.core.record = True
+        self._share()
+
+    def _share(self) -> None:
+        """Let all cores have one structure where a processor has one for all."""
+        first, *others = (cpu.hw.core.recorder for cpu in self.kernel.cpus)
+        assert first is not None
+        for structure in first.structures:
+            if structure.model.sharing is Sharing.UNCORE:
+                for recorder in others:
+                    setattr(recorder, structure.name, structure)
 
     # The running CPU.
 

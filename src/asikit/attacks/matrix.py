@@ -80,7 +80,7 @@ def cells(
         vectors = [str(each) for each in Vector if any(each.suits(way, of) for way in ways)]
         if chosen is not None:
             vectors = [str(chosen)] if str(chosen) in vectors or vulnerability is not None else []
-        elif described.not_expressible:
+        elif described.not_modelled:
             vectors = [NO_VECTOR]
         rows += [Cell(name, each, on, column) for each in vectors for column in mitigations]
     return rows

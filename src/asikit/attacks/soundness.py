@@ -37,8 +37,8 @@ def contradiction(way: Way) -> str:
 
 
 def _parties(way: Way) -> str:
-    if not all(code.is_untrusted for code in way.attackers):
-        return "attackers are user or guest"
+    if not all(code.is_untrusted for code in way.attackers) and len(way.attackers) > 1:
+        return "attackers are user or guest; the kernel, which is the host, stands alone"
     if not way.attackers or not way.victims:
         return "victims and attackers: name at least one of each, or leave the key out for all"
     return ""
@@ -66,7 +66,7 @@ def _foreign(way: Way) -> str:
 
 def _not_its_own(way: Way) -> str:
     """Return which key has a structure that the way does not name."""
-    for key, table in (("cleared_by", way.cleared_by), ("survives", way.survives)):
+    for key, table in (("cleared_by", way.cleared_by), ("sharing", way.sharing), ("survives", way.survives)):
         other = next((name for name in table if name not in way.structures), None)
         if other is not None:
             return f"{key}: {other} is not among its structures"

@@ -129,7 +129,7 @@ def _why_not_beside(way: Way, cpu: CpuModel) -> str:
         return own if way.steered or way.branch is Branch.STRAIGHT_LINE else ""
     trained = _FOUND_BY.get(way.tag) if way.mechanism is Mechanism.STEER else None
     names = [name for name in way.structures if trained is None or name == trained] or way.structures
-    alone = all(getattr(cpu.structures, name).sharing is Sharing.THREAD for name in names)
+    alone = all(way.shared(cpu, name) is Sharing.THREAD for name in names)
     return f"each thread has its own {' and '.join(names)}" if alone else ""
 
 

@@ -135,8 +135,8 @@ def attack(cell: Cell) -> Finding:
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
-    if vulnerability.not_expressible:
-        return Finding(cell, AttackVerdict.UNKNOWN, f"not modelled: {vulnerability.not_expressible}")
+    if vulnerability.not_modelled:
+        return Finding(cell, AttackVerdict.UNKNOWN, f"not modelled: {vulnerability.not_modelled}")
     vector = vector_named(cell.vector)
     ways, why = _ways(vulnerability, vector, cpu)
     if not ways:
@@ -185,8 +185,12 @@ def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel)
 def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel:
     """Return a CPU model with the vulnerability among its bugs, and its structures as the way has them."""
     changed = {
-        str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=_clearing(cpu, way, name))
-        for name in {**way.cleared_by, **way.survives}
+        str(name): msgspec.structs.replace(
+            getattr(cpu.structures, name),
+            cleared_by=_clearing(cpu, way, name),
+            sharing=way.shared(cpu, name),
+        )
+        for name in {**way.cleared_by, **way.survives, **way.sharing}
     }
     bugs = cpu.bugs | ({vulnerability.bug} if vulnerability.bug is not None else set())
     return msgspec.structs.replace(
