@@ -15,6 +15,7 @@ import pytest
 
 from asikit.attacks.matrix import _without_interrupts
 from asikit.cli import main
+from asikit.cli.attack import _exit_code
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -35,11 +36,28 @@ _ONE = ("--vulnerability", "meltdown", "--vector", "user_kernel")
         ((*_ONE, "--mitigation", "asi"), 0),
         (("--vulnerability", "itlb"), 11),
         (("--vulnerability", "mds", "--vector", "flip", "--mitigation", "asi"), 11),
+        (("--vulnerability", "vmscape", "--vector", "nmi"), 12),
+        ((*_ONE, "--cpu", "zen3-5600x"), 12),
     ],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int) -> None:
-    """0 without a leak, 10 with one, 11 where something is unknown: of an attack for which there is no program too."""
+    """0 without a leak, 10 with one, 11 where something is unknown, of what has no program too, 12 if none applies."""
     assert _run(capsys, *words)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ({"NO LEAK", "NOT APPLICABLE"}, 0),
+        ({"NO LEAK", "NOT APPLICABLE", "UNKNOWN"}, 11),
+        ({"NOT APPLICABLE", "UNKNOWN"}, 11),
+        ({"NO LEAK", "NOT APPLICABLE", "UNKNOWN", "LEAK"}, 10),
+        ({"NOT APPLICABLE"}, 12),
+    ],
+)
+def test_the_exit_code_is_the_worst_verdicts(verdicts: set[str], code: int) -> None:
+    """0 takes an attack that took place, and what does not apply takes nothing from it."""
+    assert _exit_code(verdicts) == code
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +111,30 @@ def test_json_explains_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_cpu_without_it_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
     """A row of no leaks on a CPU model that lacks the vulnerability says so."""
-    code, out, _ = _run(capsys, *_ONE, "--cpu", "zen3-5600x")
-    assert code == 0
+    _, out, _ = _run(capsys, *_ONE, "--cpu", "zen3-5600x")
     assert "meltdown on zen3-5600x, which does not have it\n" in out
+    assert " n/a " in out
+    assert "0 of 4 attacks leak (LEAK); n/a not applicable\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "reason"),
+    [
+        (("--vulnerability", "vmscape", "--vector", "nmi"), "NOT APPLICABLE", "its attacker is a guest"),
+        (("--vulnerability", "mds", "--vector", "flip"), "UNKNOWN", "not modelled: no program has its mechanism"),
+        (("--vulnerability", "itlb"), "UNKNOWN", "not modelled: it is a denial of service"),
+        (_ONE, "NO LEAK", "observations, all equal"),
+    ],
+)
+def test_three_words(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], verdict: str, reason: str) -> None:
+    """What does not apply, what is not modelled, and what was tried without result are three words in text and JSON."""
+    _, out, _ = _run(capsys, *words, "--mitigation", "asi", "--json")
+    (row,) = json.loads(out)["rows"]
+    assert row["verdict"] == verdict
+    assert reason in row["reason"]
+    if "--vector" in words:
+        _, out, _ = _run(capsys, *words, "--mitigation", "asi", "--why")
+        assert out.startswith(f"{verdict}: ")
 
 
 def test_why_ends_in_what_differs(capsys: pytest.CaptureFixture[str]) -> None:

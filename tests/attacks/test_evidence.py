@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
 from asikit.attacks import AttackVerdict, Cell, attack, cells
 from asikit.attacks.attacker import Attacker
 from asikit.machine.kernel import SegmentationFault
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from asikit.machine.x86 import load_cpu
 
 _CPU = "skylake-6600u"
 
@@ -68,11 +67,20 @@ def test_what_the_programs_lack_is_unknown(way: str, vector: str, reason: str, m
 
 
 def test_a_position_without_a_program_is_unknown() -> None:
-    """A vector for whose mechanism there is no program is unknown; one that it does not work from is no leak."""
+    """A vector for whose mechanism there is no program is unknown; one that it does not work from does not apply."""
     assert _attack("mds", "flip") is AttackVerdict.UNKNOWN
-    assert _attack("meltdown", "cross_thread") is AttackVerdict.UNKNOWN
-    assert _attack("meltdown", "guest_host") is AttackVerdict.NO_LEAK
-    assert _attack("mds", "cross_core") is AttackVerdict.NO_LEAK
+    assert _attack("meltdown", "nmi") is AttackVerdict.UNKNOWN
+    for vulnerability, vector in (("meltdown", "cross_thread"), ("meltdown", "guest_host"), ("mds", "cross_core")):
+        assert _attack(vulnerability, vector) is AttackVerdict.NOT_APPLICABLE
+
+
+def test_a_way_without_a_program_is_unknown(tmp_path: Path) -> None:
+    """Of two ways one did not leak: that says nothing of the other, for which there is no program."""
+    pair = 'mechanism = "steer"\nbranch = "indirect"\nstructures = ["btb"]\ntag = "address"\nsteered = true\n'
+    name = _file(tmp_path, f'{pair}[[ways]]\nmechanism = "sample"\nstructures = ["fill_buffer"]\nholds = "data"')
+    found = attack(Cell(name, "flip", _CPU, "asi"))
+    assert (found.verdict, found.way) == (AttackVerdict.UNKNOWN, "sample")
+    assert _attack(name, "flip") is AttackVerdict.LEAK
 
 
 def test_an_attack_that_is_cut_short_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +131,43 @@ def test_a_victim_that_starves_is_unknown() -> None:
 def test_victims_leave_the_secret_everywhere(structure: str, vector: str, tmp_path: Path) -> None:
     """A victim loads its secret, stores it and computes with it: each structure alone is worth sampling."""
     name = _file(tmp_path, f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "data"')
-    # Threads have parts of the store buffer; the two load ports are used again on the way back to a guest.
-    gone = (structure, vector) == ("store_buffer", "cross_thread") or (structure == "load_port" and "guest" in vector)
-    assert _attack(name, vector) is (AttackVerdict.NO_LEAK if gone else AttackVerdict.LEAK)
+    assert _attack(name, vector) is AttackVerdict.LEAK
+
+
+_ALONE = ("user_kernel", "user_user", "guest_host", "guest_guest", "guest_user", "nmi")
+
+
+@pytest.mark.parametrize("entries", [1, 12, 13, 16, 24, 4096])
+def test_a_size_decides_no_verdict(entries: int, tmp_path: Path) -> None:
+    """That other lines come after the secret's is no protection: what nothing clears leaks, however small it is."""
+    text = Path("src/asikit/data/cpus/skylake-6600u.toml").read_text(encoding="utf-8")
+    head, _, tail = text.partition("[structures.fill_buffer]")
+    tail = re.sub(r"entries = \d+", f"entries = {entries}", tail, count=1)
+    cpu = tmp_path / "mine-cpu.toml"
+    cpu.write_text(f"{head}[structures.fill_buffer]{tail}", encoding="utf-8")
+    assert load_cpu(cpu).structures.fill_buffer.entries == entries
+    way = 'mechanism = "sample"\nstructures = ["fill_buffer"]\nholds = "data"\n'
+    for clearing, verdict in (
+        ("cleared_by = { fill_buffer = [] }", AttackVerdict.LEAK),
+        ('cleared_by = { fill_buffer = ["verw"] }', AttackVerdict.NO_LEAK),
+    ):
+        path = tmp_path / "mine.toml"
+        path.write_text(f'title = "mine"\ncpus = ["{cpu}"]\nbug = "mds"\n[[ways]]\n{way}{clearing}', encoding="utf-8")
+        for vector in _ALONE:
+            assert attack(Cell(str(path), vector, str(cpu), "asi")).verdict is verdict, (vector, clearing)
+
+
+_UNCLEARED = ["l1d", "fill_buffer", "store_buffer", "load_port", "vector_registers", "divider", "staging_buffer"]
+
+
+@pytest.mark.parametrize("structure", _UNCLEARED)
+@pytest.mark.parametrize("vector", [*_ALONE, "cross_thread", "sibling_guest"])
+def test_what_nothing_clears_leaks_under_asi(structure: str, vector: str, tmp_path: Path) -> None:
+    """Wherever the victim fills it and the attacker reads it, one after the other or beside one another."""
+    holds = "random" if structure == "staging_buffer" else "data"
+    way = f'mechanism = "sample"\nstructures = ["{structure}"]\nholds = "{holds}"\n'
+    name = _file(tmp_path, f"{way}cleared_by = {{ {structure} = [] }}")
+    assert _attack(name, vector, "asi") is AttackVerdict.LEAK
 
 
 _TERMINAL = """
@@ -187,3 +229,17 @@ def test_other_processes_memory_is_in_the_kernels_map(tmp_path: Path) -> None:
 def test_rows_are_positions_with_a_program() -> None:
     """A matrix has no rows that could only be unknown."""
     assert "flip" not in {cell.vector for cell in cells(("none",), vulnerability="mds")}
+
+
+@pytest.mark.parametrize("vector", ["cross_thread", "sibling_guest"])
+def test_a_return_stack_that_changes_hands(vector: str, tmp_path: Path) -> None:
+    """CVE-2022-27672: who sleeps leaves its part of the return stack to its sibling. Linux and ASI refill it before."""
+    way = (
+        'mechanism = "steer"\nbranch = "return"\nstructures = ["rsb"]\ntag = "position"\nsteered = true\n'
+        'victims = ["kernel"]'
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text(f'title = "mine"\ncpus = ["zen2-7452", "{_CPU}"]\n[[ways]]\n{way}', encoding="utf-8")
+    row = {name: attack(Cell(str(path), vector, "zen2-7452", name)).verdict for name in ("none", "linux", "asi")}
+    assert row == {"none": AttackVerdict.LEAK, "linux": AttackVerdict.NO_LEAK, "asi": AttackVerdict.NO_LEAK}
+    assert _attack(str(path), vector) is AttackVerdict.NOT_APPLICABLE  # each of its threads has one of its own

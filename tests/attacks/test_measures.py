@@ -47,7 +47,7 @@ def test_a_measure_is_what_stops_it(
     assert attack(Cell(vulnerability, vector, cpu, "without")).verdict is AttackVerdict.LEAK
 
 
-_FLUSH = "return_user.ibpb_after_guest"
+_FLUSH = "return_user.ibpb_after_vm_exit"
 
 
 def test_a_vmm_is_guarded_by_the_flush_after_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +77,31 @@ def test_only_the_first_return_after_a_guest_flushes() -> None:
     assert flushes == [0, 1, 0, 0]
 
 
+def test_the_l1d_is_flushed_at_some_vm_entries() -> None:
+    """After user mode, another task or an interrupt (vmentry_l1d_flush=cond), and not after a fast exit."""
+    protocol = mitigations.mitigation("linux").build(load_cpu("skylake-6600u"), smt=False).protocol
+    state, flushes = protocol.initial(), []
+    interrupt = (Happening.NESTED_INTERRUPT, Happening.NESTED_RETURN)
+    for happenings in (
+        (Happening.SYSCALL_ENTRY, Happening.RETURN_USER, Happening.SYSCALL_ENTRY),
+        (Happening.VM_EXIT,),
+        (Happening.VM_EXIT, *interrupt),
+        (Happening.VM_EXIT,),
+        (Happening.VM_EXIT, Happening.CONTEXT_SWITCH),
+        (Happening.VM_EXIT, Happening.RETURN_USER, Happening.SYSCALL_ENTRY),
+    ):
+        for happening in (*happenings, Happening.VM_ENTRY):
+            outcome = protocol.happen(state, happening)
+            state = outcome.state
+        flushes.append(sum(effect.kind is EffectKind.L1D_FLUSH for effect in outcome.effects))
+    assert flushes == [1, 0, 1, 0, 1, 1]
+
+
 def test_a_processor_that_has_it_not_flushes_nothing_for_it() -> None:
     """The flush is VMSCAPE's alone."""
     for cpu, has_it in (("skylake-6600u", True), ("ice-lake-6354", False)):
         setup = mitigations.mitigation("linux").build(load_cpu(cpu), smt=False)
-        assert ("ibpb_after_guest" in setup.protocol.describe(Happening.RETURN_USER)) is has_it
+        assert ("ibpb_after_vm_exit" in setup.protocol.describe(Happening.RETURN_USER)) is has_it
 
 
 def test_each_measure_is_needed() -> None:

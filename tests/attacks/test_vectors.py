@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from asikit.attacks import LeakError
@@ -21,6 +22,7 @@ FROM_USER = {
     Vector.USER_KERNEL, Vector.USER_USER, Vector.CROSS_THREAD, Vector.SIBLING_USER, Vector.NMI, Vector.FLIP,
     Vector.NONSENSITIVE,
 }  # fmt: skip
+BY_A_GUEST_BESIDE = {Vector.CROSS_THREAD, Vector.SIBLING_GUEST}
 FROM_GUEST = {Vector.GUEST_HOST, Vector.GUEST_GUEST, Vector.GUEST_USER, Vector.SIBLING_GUEST}
 
 
@@ -41,10 +43,10 @@ def only(way: Way, attackers: tuple[Code, ...], victims: tuple[Code, ...]) -> Wa
     [
         ((Code.USER, Code.GUEST), tuple(Code), FROM_USER | FROM_GUEST),
         ((Code.USER,), tuple(Code), FROM_USER),
-        ((Code.GUEST,), tuple(Code), FROM_GUEST),
-        ((Code.USER,), (Code.USER,), {Vector.USER_USER, Vector.CROSS_THREAD}),
+        ((Code.GUEST,), tuple(Code), FROM_GUEST | {Vector.CROSS_THREAD}),
+        ((Code.USER,), (Code.USER,), {Vector.USER_USER, Vector.CROSS_THREAD, Vector.SIBLING_USER}),
         ((Code.USER,), (Code.KERNEL,), FROM_USER - {Vector.USER_USER, Vector.SIBLING_USER}),
-        ((Code.GUEST,), (Code.USER,), {Vector.GUEST_USER}),
+        ((Code.GUEST,), (Code.USER,), {Vector.GUEST_USER, Vector.GUEST_HOST, *BY_A_GUEST_BESIDE}),
         ((Code.GUEST,), (Code.GUEST,), {Vector.GUEST_GUEST}),
         ((Code.USER,), (Code.GUEST,), set()),
     ],
@@ -73,12 +75,65 @@ def test_a_file_may_name_its_vectors() -> None:
         (SAMPLES, {Vector.FLIP}),
         (STEERS, set()),
         (CHECKS, {Vector.CROSS_THREAD, Vector.SIBLING_USER, Vector.SIBLING_GUEST, Vector.NMI}),
-        (READS, {Vector.CROSS_THREAD, Vector.SIBLING_USER, Vector.SIBLING_GUEST, Vector.NMI}),
+        (READS, {Vector.NMI}),
     ],
 )
 def test_programs(way: Way, lacking: set[Vector]) -> None:
     """Where there is an attack, and no program for its mechanism."""
     assert {vector for vector in concerned(way) if not vector.suits(way, CPU)} == lacking
+
+
+BESIDE = (Vector.CROSS_THREAD, Vector.SIBLING_USER, Vector.SIBLING_GUEST)
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        (READS, "it loads through the attacker's own page tables, whatever a sibling does: user_kernel is the attack"),
+        (Way(mechanism=Mechanism.BYPASS, structures=(StructureName("store_buffer"),)), "a store of its own thread"),
+        (Way(mechanism=Mechanism.STEER, branch=Branch.STRAIGHT_LINE, steered=True), "runs on its own thread"),
+        (msgspec.structs.replace(CHECKS, steered=True), "runs on its own thread"),
+        (
+            Way(
+                mechanism=Mechanism.STEER,
+                structures=(StructureName("rsb"),),
+                tag=Tag.POSITION,
+                branch=Branch.RETURN,
+            ),
+            "each thread has its own rsb",
+        ),
+        (
+            Way(
+                mechanism=Mechanism.STEER,
+                structures=(StructureName("bhb"), StructureName("btb")),
+                tag=Tag.HISTORY,
+                branch=Branch.INDIRECT,
+            ),
+            "each thread has its own bhb",
+        ),
+    ],
+)
+def test_no_attack_on_a_sibling(way: Way, why: str) -> None:
+    """What an attacker does on its own thread alone is no attack on what runs beside it."""
+    for vector in BESIDE:
+        assert why in vector.why_not(way, CPU)
+    assert not Vector.USER_USER.why_not(way, CPU)
+
+
+def test_what_is_shared_out_reaches_a_sibling() -> None:
+    """A return stack of which each thread has a part goes to the sibling when its owner sleeps."""
+    way = Way(mechanism=Mechanism.STEER, structures=(StructureName("rsb"),), tag=Tag.POSITION, branch=Branch.RETURN)
+    for vector in BESIDE:
+        assert not vector.why_not(way, load_cpu("zen2-7452"))
+
+
+def test_a_way_says_why_not() -> None:
+    """By its vectors, by its parties, and by what cores share."""
+    way = Way(mechanism=Mechanism.SAMPLE, structures=SAMPLES.structures, holds=Holds.DATA, vectors=("user_kernel",))
+    assert Vector.NMI.why_not(way, CPU) == "it works along user_kernel alone"
+    way = only(SAMPLES, (Code.GUEST,), (Code.USER, Code.GUEST))
+    assert Vector.NMI.why_not(way, CPU) == "its attacker is a guest and its victim a user or a guest: not so there"
+    assert Vector.CROSS_CORE.why_not(SAMPLES, CPU) == "nothing that it works on is shared by cores"
 
 
 @pytest.mark.parametrize("vector", Vector)

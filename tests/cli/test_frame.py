@@ -266,7 +266,9 @@ main()
 """
 
 
-@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "asi: interrupted\n"), (signal.SIGTERM, "asi: terminated\n")])
+@pytest.mark.parametrize(
+    ("number", "line"), [(signal.SIGINT, "asi: interrupted\n"), (signal.SIGTERM, "asi: terminated\n")]
+)
 def test_signal_where_nothing_unwinds(number: signal.Signals, line: str) -> None:
     """A signal that comes in a callback, where Python prints and forgets it, ends the command all the same."""
     environment = {**os.environ, "SIGNAL": str(int(number))}

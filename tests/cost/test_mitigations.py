@@ -95,7 +95,7 @@ HEAD = 'title = "mine"\n[[work]]\nvulnerability = "srso"\nname = "x"\nsource = "
         (HEAD + 'at = ["user_entry"]\ncosts = [["smt_off"]]', "one of smt_off must be a time"),
         (
             HEAD + 'at = ["entry"]\ncosts = [["ibpb"]]',
-            'work.at: "entry" is not one of exception_entry, interrupt_entry, ',
+            'work.at: "entry" is not one of exception_entry, idle, interrupt_entry, ',
         ),
         (HEAD + 'when = "often"', '[work] has no key "when" (its keys: any_bug, at, '),
         (HEAD, "x: costs and counts_as go together"),

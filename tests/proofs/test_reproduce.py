@@ -156,6 +156,22 @@ def test_interrupt_that_touches_a_secret(name: str, kind: str) -> None:
     assert (tried_.leaks, tried_.kind, tried_.missed) == (True, kind, 0)
 
 
+def test_memory_that_turns_sensitive_beside_two_threads() -> None:
+    """A third CPU turns it, so that both of the story's follow it to its end; with the protocol as it is none leaks."""
+    world = world_for(threads=2)
+    turns = story(
+        *(step(1, "begins", H.VM_ENTRY), step(1, "runs", "asi_enter_kvm.set_target")),
+        step(1, "runs", "__asi_enter.write_cr3"),
+        step(1, "turns sensitive", "a page whose translation this thread's TLB has"),
+        step(1, "runs", "__asi_enter.release_sibling"),
+        *(step(0, "begins", H.VM_ENTRY), step(0, "runs", "vm_entry.resume")),
+    )
+    tried_ = reproduce(world, mutant("no-shootdown"), turns)
+    assert (tried_.leaks, tried_.kind) == (True, "leak")
+    tried_ = reproduce(world, None, turns)
+    assert (tried_.leaks, tried_.kind) == (False, "")
+
+
 def test_the_protocol_as_it_is_leaks_under_no_story() -> None:
     """What the control is for: no mutant, and each of the stories."""
     world = world_for(threads=1)

@@ -323,7 +323,7 @@ def attacks(_: Path) -> Report:
         for vector, verdicts in (("user_kernel", (leak, none)), ("cross_thread", (leak, AttackVerdict.UNKNOWN)))
         for mitigation, verdict in zip(("none", "asi"), verdicts, strict=True)
     ]
-    why = "it times ports, walks and power: the model has no time, and what leaks is the victim's access pattern"
+    why = "not modelled: it times ports, walks and power: the model has no time, and what leaks is an access pattern"
     no_attack = Finding(Cell("contention", "-", "-", "none"), AttackVerdict.UNKNOWN, why)
     return attack_report([*cells, no_attack])
 

@@ -364,10 +364,11 @@ def test_attacks(tmp_path: Path) -> None:
 l1tf on skylake-6600u
   user_kernel   LEAK      -
   cross_thread  LEAK      ?
-contention: unknown, as it times ports, walks and power: the model has no time,
-                        and what leaks is the victim's access pattern
+contention: unknown, not modelled: it times ports, walks and power: the model
+                     has no time, and what leaks is an access pattern
 
-2 of 5 attacks leak (LEAK); - is no leak, ? unknown
+2 of 5 attacks leak (LEAK); - is tried, nothing found; ? unknown: not modelled,
+or not tried to the end
 """
     )
 
@@ -381,9 +382,9 @@ def test_many_attacks(tmp_path: Path) -> None:
 l1tf on skylake-6600u
   user_kernel  -  -  -  -  -  -  -
 
-0 of 7 attacks leak (LEAK); - is no leak, ? unknown
+0 of 7 attacks leak (LEAK); - is tried, nothing found
 a  none: no mitigation at all
-b  linux: what Linux does by default, with SMT off where that is a mitigation
+b  linux: what Linux does by default (mitigations=auto, which leaves SMT on)
 c  blanket: PTI, no SMT, predictors flushed at each entry, data at each return
 d  asi: address space isolation
 e  asi-no-stun: asi_exit does not stop the sibling

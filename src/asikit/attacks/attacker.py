@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.evidence import Observation
-from asikit.attacks.places import CALL, CHECKS, ENTRY, FILL, GADGET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.vulnerability import Mechanism, Tag
+from asikit.attacks.training import train
+from asikit.attacks.vulnerability import Mechanism, Trainer
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
-from asikit.threat import left_behind, transient_load
+from asikit.threat import left_behind
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -28,6 +28,7 @@ class Attacker:
         self._lab = lab
         self._way = lab.way
         self._last: dict[str, tuple[str, ...]] = {}
+        self._known: dict[str, set[bytes | tuple[int, int]]] = {}
 
     # Before the victim runs.
 
@@ -36,24 +37,8 @@ class Attacker:
         self._lab.lines.clear()
         self._lab.evidence.prepared()
         self._lab.evict()
-        if self._way.mechanism is Mechanism.STEER:
-            self._train(set(map(str, self._way.structures)))
-
-    def _train(self, names: set[str]) -> None:
-        hw, recorder = self._lab.hw, self._lab.recorder
-        if "btb" in names and self._way.tag is Tag.ADDRESS:
-            for branch in sorted({*self._lab.sites, USER_FUNCTION + CALL, USER_FUNCTION + RETURN}):
-                recorder.btb.add(Training(hw.owner, branch, GADGET, hw.thread))
-        if "bhb" in names:
-            for branch in PATTERN:
-                recorder.bhb.add(Training(hw.owner, branch, branch, hw.thread))
-        if "rsb" in names:
-            for number in range(FILL):
-                recorder.rsb.add(Training(hw.owner, number, GADGET, hw.thread))
-        if "pht" in names:
-            for check in CHECKS:
-                recorder.condition(hw.thread, hw.owner, check, taken=True)
-            recorder.condition(hw.thread, hw.owner, ENTRY, taken=False)
+        if self._way.mechanism is Mechanism.STEER and self._way.trained_by is Trainer.ATTACKER:
+            train(self._lab, self._lab.hw.owner)
 
     def leave_pointer(self, address: int) -> None:
         """Leave a pointer in registers, and in a fill buffer: a load of a line that was flushed (CLFLUSH) first."""
@@ -88,7 +73,7 @@ class Attacker:
         if address is None or lab.kernel.cpu.in_guest:
             return
         lab.evidence.chance()
-        value = transient_load(lab.hw, address, _WORD, defer_permission=True)
+        value = lab.load(address, _WORD, defer_permission=True)
         self._see(step, f"transient load of {address:#x}", "nothing: not mapped" if value is None else value.hex())
 
     def _terminal(self, step: str) -> None:
@@ -97,7 +82,7 @@ class Attacker:
             return
         line = lab.recorder.l1d.line(lab.secret_paddr)
         shown = "no such line" if line is None else line.value.hex()
-        if lab.hides("l1d") or (Measure.INVERT_ENTRIES in lab.measures and not lab.kernel.cpu.in_guest):
+        if lab.hides("l1d") or (not lab.kernel.cpu.in_guest and lab.keeps(Measure.INVERT_ENTRIES)):
             shown = _OUT_OF_REACH
         self._see(step, f"L1D line of physical {lab.secret_paddr:#x}", shown)
 
@@ -106,15 +91,15 @@ class Attacker:
             if self._lab.hides(name):
                 self._see(step, name, _OUT_OF_REACH)
                 continue
-            shown = [
-                f"{entry.source:#x}->{entry.target:#x}" if isinstance(entry, Training) else entry.value.hex()
-                for entry in entries
-            ]
-            self._see(step, name, *shown)
+            known = self._known.setdefault(name, set())
+            # What it has seen before tells it nothing new; each value once.
+            new = dict.fromkeys(each for each in map(_contents, entries) if each not in known)
+            known.update(new)
+            self._see(step, name, *map(_text, new))
 
     def _bypass(self, step: str) -> None:
         lab = self._lab
-        if Measure.ORDER_LOADS in lab.measures:
+        if lab.keeps(Measure.ORDER_LOADS):
             self._see(step, "a load before an older store", _OUT_OF_REACH)
             return
         pending = {entry.paddr for entry in lab.recorder.store_buffer.visible(lab.hw.thread)}
@@ -132,3 +117,12 @@ class Attacker:
         lab.told.append(len(lab.story))
         if lab.tell is not None:
             lab.tell(seen)
+
+
+def _contents(entry: Datum | Training) -> bytes | tuple[int, int]:
+    """Return what can be read of an entry."""
+    return entry.value if isinstance(entry, Datum) else (entry.source, entry.target)
+
+
+def _text(contents: bytes | tuple[int, int]) -> str:
+    return contents.hex() if isinstance(contents, bytes) else f"{contents[0]:#x}->{contents[1]:#x}"

@@ -50,9 +50,10 @@ _HYBRID: Final = ("alder-lake-12900k", "raptor-lake-13900k")
 def cpu_for(vulnerability: Vulnerability) -> str:
     """Return the shipped CPU model that a vulnerability is tried on unless one is named.
 
-    Of those that have it the first in a fixed order; `generic`, as if it had it, if none does.
+    Of those that have it the first in a fixed order; if none does, a file that it names, or `generic`, as if it had it.
     """
-    return next((name for name in _order() if vulnerability.concerns(load_cpu(name))), "generic")
+    having = (name for name in _order() if vulnerability.concerns(load_cpu(name)))
+    return next(having, next(iter(vulnerability.own_cpus), "generic"))
 
 
 @cache
@@ -82,7 +83,7 @@ def cells(
         vectors = [str(each) for each in Vector if any(each.suits(way, of) for way in ways)]
         if chosen is not None:
             vectors = [str(chosen)] if str(chosen) in vectors or vulnerability is not None else []
-        elif described.not_expressible:
+        elif described.not_modelled:
             vectors = [NO_VECTOR]
         rows += [Cell(name, each, on, column) for each in vectors for column in mitigations]
     return rows

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from asikit.attacks.lab import KERNEL
 from asikit.attacks.places import CALL, CHECKS, ELSEWHERE, ENTRY, GADGET, GUEST_SECRET, PATTERN, RETURN, USER_FUNCTION
-from asikit.attacks.vulnerability import Branch, Mechanism, Tag
+from asikit.attacks.training import train
+from asikit.attacks.vulnerability import Branch, Mechanism, Tag, Trainer
 from asikit.machine.x86 import Datum, Training
 from asikit.mitigations import Measure
 from asikit.protocol import Space
-from asikit.threat import Code, left_behind, transient_load
+from asikit.threat import Code, left_behind
 
 if TYPE_CHECKING:
     from asikit.attacks.lab import Lab
@@ -26,7 +27,6 @@ class TransientProcessor:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._way = lab.way
-        self._measures = lab.measures
         lab.kernel.speculation = self
 
     # The kernel's code.
@@ -37,7 +37,7 @@ class TransientProcessor:
         if self._way.branch is Branch.ENTRY and self._chance():
             trained = lab.recorder.pht.predict(lab.hw.thread, ENTRY)
             wrong = trained is not None and not trained.target and not lab.hides("pht")
-            if wrong and Measure.FENCE_ENTRY not in self._measures:
+            if wrong and not lab.keeps(Measure.FENCE_ENTRY):
                 self._gadget("the entry code's branch")
         lab.recorder.condition(lab.hw.thread, KERNEL, ENTRY, taken=True)
 
@@ -63,21 +63,22 @@ class TransientProcessor:
             return
         if not self._is_restricted:  # faults that ASI makes are not the victim's own
             self._lab.evidence.chance()
-        for entry in self._entries():
-            self._gadget("a faulting load", int.from_bytes(entry.value[:_WORD], "little"))
+        for value in dict.fromkeys(entry.value[:_WORD] for entry in self._entries()):
+            self._gadget("a faulting load", int.from_bytes(value, "little"))
 
     def check_index(self, check: int = CHECKS[0]) -> None:
         """The kernel checks an index of the attacker's, which is out of bounds."""
         recorder, thread = self._lab.recorder, self._lab.hw.thread
+        self._train_itself(Code.KERNEL)
         if self._way.branch is Branch.CONDITIONAL and self._has_victim(Code.KERNEL) and self._chance():
             trained = recorder.pht.predict(thread, check)
             wrong = trained is not None and trained.target and not self._lab.hides("pht")
-            if wrong and Measure.MASK_INDICES not in self._measures:
+            if wrong and not self._lab.keeps(Measure.MASK_INDICES):
                 self._gadget("a bounds check")
         recorder.condition(thread, KERNEL, check, taken=False)
         # Some branch of the kernel's goes to what serves as gadget, and teaches that.
         recorder.btb.add(Training(KERNEL, ELSEWHERE, GADGET, thread))
-        if self._way.half_gadget and self._lab.in_victim and Measure.MASK_INDICES not in self._measures:
+        if self._way.half_gadget and self._lab.in_victim and not self._lab.keeps(Measure.MASK_INDICES):
             self._half_gadget()
 
     # A process' code, or a guest's.
@@ -87,6 +88,7 @@ class TransientProcessor:
         hw, recorder = self._lab.hw, self._lab.recorder
         branch = USER_FUNCTION + CALL
         recorder.btb.add(Training(hw.owner, ELSEWHERE, GADGET, hw.thread))  # as the kernel's in `check_index`
+        self._train_itself(party)
         if self._has_victim(party):
             self._indirect(branch)
         recorder.branch(hw.thread, hw.owner, branch, USER_FUNCTION)
@@ -96,13 +98,21 @@ class TransientProcessor:
         if self._has_victim(party):
             self._return(USER_FUNCTION + RETURN, expected)
 
+    def _train_itself(self, party: Code) -> None:
+        """Run the attacker's code in the victim, a filter, whose branches teach what the attacker wants."""
+        lab = self._lab
+        if self._way.trained_by is Trainer.VICTIM and self._has_victim(party) and lab.in_victim:
+            train(lab, lab.hw.owner)
+            space = f", address space {lab.space.label}" if lab.kernel.protocol.config.asi else ""
+            lab.story.append(f"cpu {lab.hw.number}, {lab.hw.owner}{space}: code that the attacker chose trains")
+
     # Predictions.
 
     def _indirect(self, branch: int) -> None:
         way, lab = self._way, self._lab
         if way.branch is not Branch.INDIRECT or not self._chance():
             return
-        if Measure.NO_INDIRECT_PREDICTION in self._measures and way.tag is not Tag.HISTORY and not self._is_user:
+        if way.tag is not Tag.HISTORY and not self._is_user and lab.keeps(Measure.NO_INDIRECT_PREDICTION):
             return
         if way.tag is Tag.HISTORY:
             made = any(entry.source in PATTERN for entry in lab.recorder.bhb.visible(lab.hw.thread))
@@ -120,13 +130,13 @@ class TransientProcessor:
         if not goes_wrong or not self._chance():
             return
         if way.branch is Branch.STRAIGHT_LINE:
-            if Measure.TRAP_BEHIND_RETURNS not in self._measures:
+            if not self._lab.keeps(Measure.TRAP_BEHIND_RETURNS):
                 self._gadget("the code behind a return")
         elif way.branch is Branch.RETURN and "rsb" in way.structures:
             if expected is not None and expected.target == GADGET and self._usable("rsb", expected):
                 self._gadget("a return, by the return stack")
         else:
-            thunk = Measure.NO_RETURN_PREDICTION in self._measures and not self._is_user
+            thunk = not self._is_user and self._lab.keeps(Measure.NO_RETURN_PREDICTION)
             if not thunk and self._btb_says_gadget(branch):
                 self._gadget("a return, by the branch target buffer")
 
@@ -138,14 +148,14 @@ class TransientProcessor:
         """Tell whether the processor predicts a victim's branch by an entry."""
         if self._lab.hides(structure):
             return False
-        if Measure.ISOLATE_THREADS in self._measures and entry.thread != self._lab.hw.thread:
+        if entry.thread != self._lab.hw.thread and self._lab.keeps(Measure.ISOLATE_THREADS):
             return False
         if self._is_user or entry.owner == KERNEL:
             return True
         by_position = self._way.tag is Tag.POSITION
-        if Measure.FENCE_VM_EXIT in self._measures and entry.owner.startswith("guest") and by_position:
+        if entry.owner.startswith("guest") and by_position and self._lab.keeps(Measure.FENCE_VM_EXIT):
             return False
-        return Measure.ISOLATE_MODES not in self._measures or by_position
+        return by_position or not self._lab.keeps(Measure.ISOLATE_MODES)
 
     def _entries(self) -> list[Datum]:
         """Return what may answer a faulting load."""
@@ -187,7 +197,7 @@ class TransientProcessor:
         if address is None:
             return
         lab, hw = self._lab, self._lab.hw
-        value = self._guest_load(address) if lab.kernel.cpu.in_guest else transient_load(hw, address, 1)
+        value = self._guest_load(address) if lab.kernel.cpu.in_guest else lab.load(address, 1)
         space = f", address space {lab.space.label}" if lab.kernel.protocol.config.asi else ""
         result = "nothing: it is not mapped" if value is None else f"{value.hex()}, and its line is touched"
         lab.story.append(f"cpu {hw.number}, {hw.owner}{space}: {why} runs the gadget; {address:#x} gives {result}")
@@ -204,7 +214,7 @@ class TransientProcessor:
         lab = self._lab
         if lab.register is None:
             return
-        found = transient_load(lab.hw, lab.register, 1)
+        found = lab.load(lab.register, 1)
         lab.story.append(
             f"cpu {lab.hw.number}, kernel: a bounds check loads {lab.register:#x}, which "
             + ("is not mapped" if found is None else "comes into the L1D")

@@ -109,7 +109,13 @@ def _sandbox(on: Play) -> None:
 
 
 def _guest_host(on: Play) -> None:
-    """From a guest to the host's kernel: an interrupt's handler, and a hypercall's, in which loads may fault."""
+    """From a guest to the host's kernel: an interrupt's handler, and a hypercall's, in which loads may fault.
+
+    What cannot have the kernel as victim has the other part of the host, the VMM in user mode.
+    """
+    if Code.KERNEL not in on.lab.way.victims:
+        _guest_user(on)
+        return
     machine, key = on.machine, on.kernel_secret()
     works: list[VictimWork] = []
     missing: list[int] = []

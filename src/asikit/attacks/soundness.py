@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asikit.attacks.vulnerability import Branch, Check, Holds, Mappings, Mechanism, Tag
+from asikit.attacks.vulnerability import Branch, Check, Holds, Mappings, Mechanism, Tag, Trainer
 from asikit.threat import ALL_PREDICTORS
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def contradiction(way: Way) -> str:
 
 
 def _parties(way: Way) -> str:
-    if not all(code.is_untrusted for code in way.attackers):
-        return "attackers are user or guest"
+    if not all(code.is_untrusted for code in way.attackers) and len(way.attackers) > 1:
+        return "attackers are user or guest; the kernel, which is the host, stands alone"
     if not way.attackers or not way.victims:
         return "victims and attackers: name at least one of each, or leave the key out for all"
     return ""
@@ -51,16 +51,26 @@ def _bugs(way: Way) -> str:
 
 def _foreign(way: Way) -> str:
     """Return which key belongs to another mechanism, or to another structure."""
-    if way.mechanism is not Mechanism.STEER and way.branch is not None:
-        return "branch goes with steer alone"
+    steer_alone = {"branch": way.branch is not None, "trained_by": way.trained_by is not Trainer.ATTACKER}
+    given = next((key for key, is_given in steer_alone.items() if is_given), "")
+    if way.mechanism is not Mechanism.STEER and given:
+        return f"{given} goes with steer alone"
     if way.mechanism not in {Mechanism.DEFERRED, Mechanism.TERMINAL} and way.defers is not Check.NONE:
         return "defers goes with deferred and terminal alone"
     if way.mechanism in {Mechanism.SAMPLE, Mechanism.BYPASS} and way.steered:
         return "nobody chooses an address: leave steered out, or it is deferred or terminal"
     if way.mappings not in {Mappings.NONE, _MAPPINGS[way.mechanism]}:
         return f'its load goes through other mappings: mappings = "{_MAPPINGS[way.mechanism]}"'
-    other = next((name for name in way.cleared_by if name not in way.structures), None)
-    return f"cleared_by: {other} is not among its structures" if other is not None else ""
+    return _not_its_own(way)
+
+
+def _not_its_own(way: Way) -> str:
+    """Return which key has a structure that the way does not name."""
+    for key, table in (("cleared_by", way.cleared_by), ("sharing", way.sharing), ("survives", way.survives)):
+        other = next((name for name in table if name not in way.structures), None)
+        if other is not None:
+            return f"{key}: {other} is not among its structures"
+    return ""
 
 
 def _steer(way: Way) -> str:
@@ -70,6 +80,8 @@ def _steer(way: Way) -> str:
         return "nothing is trained for straight_line: leave structures out" if way.structures else ""
     if not way.structures:
         return "it needs structures: what is trained"
+    if way.trained_by is Trainer.VICTIM and way.tag is Tag.POSITION:
+        return "no victim trains its own return stack, as its calls and returns come in pairs: leave trained_by out"
     fitting = _TRAINED[way.branch]
     if any(name in way.structures and way.tag is tag for name, tag in fitting):
         return ""

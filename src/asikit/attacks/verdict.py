@@ -1,7 +1,8 @@
 """The verdict: two runs of one machine that differ in nothing but the secret, and whether the attacker can tell.
 
 No leak is said only of an attack that took place: the victim came to where the processor can go wrong, the attacker
-looked afterwards, and both came to their end. Of any other it is unknown.
+looked afterwards, and both came to their end. Of any other it is unknown. Where there is no such attack, by the
+processor or by how the vulnerability works, the verdict is that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from asikit.attacks.lab import Lab
 from asikit.attacks.programs import Play, interleaver, play
 from asikit.attacks.reading import load_vulnerability
+from asikit.attacks.stops import siblings_off
 from asikit.attacks.vectors import Vector, vector_named
 from asikit.machine.kernel import DeadlockError, Machine, MachineConfig
 from asikit.machine.x86 import load_cpu
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
+    from asikit.attacks.stops import Stop
     from asikit.attacks.vulnerability import Vulnerability, Way
-    from asikit.machine.x86 import CpuModel
+    from asikit.machine.x86 import CpuModel, StructureName
+    from asikit.machine.x86.model import Clearing
     from asikit.mitigations import Setup
     from asikit.threat import Parting
 
@@ -46,7 +50,11 @@ class AttackVerdict(StrEnum):
 
     LEAK = "LEAK"
     NO_LEAK = "NO LEAK"
+    """It took place in the model, and the attacker saw nothing that depends on the secret."""
+    NOT_APPLICABLE = "NOT APPLICABLE"
+    """There is no such attack: the processor or the vulnerability is not so."""
     UNKNOWN = "UNKNOWN"
+    """The model has no such attack, or it did not take place there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,7 @@ class Finding:
     :ivar difference: What the attacker can tell the secrets apart by, for LEAK.
     :ivar way: The mechanism that it is about; `way_number` its place in the vulnerability's file, from 1, or 0 if no
         attack was run.
+    :ivar stopped: For NO LEAK: what stopped it, what it did most often first.
     :ivar story: What the processor did transiently in the first run, and what the attacker saw; of a leak up to there.
     """
 
@@ -91,6 +100,7 @@ class Finding:
     way: str = ""
     way_number: int = 0
     story: tuple[str, ...] = ()
+    stopped: tuple[Stop, ...] = ()
 
     def to_dict(self, *, story: bool = False) -> dict[str, Any]:
         """Return it as a row of `asikit.attack/1`; `story` adds what happened, step by step."""
@@ -113,6 +123,7 @@ class Finding:
             }
         if story:
             row |= {"mechanism": self.way, "story": list(self.story)}
+            row |= {"stopped": [stop._asdict() for stop in self.stopped]} if self.stopped else {}
         return row
 
 
@@ -124,45 +135,73 @@ def attack(cell: Cell) -> Finding:
     """
     vulnerability, cpu = load_vulnerability(cell.vulnerability), load_cpu(cell.cpu)
     mitigation(cell.mitigation)  # a wrong name is wrong whatever the verdict would be
-    if vulnerability.not_expressible:
-        return Finding(cell, AttackVerdict.UNKNOWN, vulnerability.not_expressible)
+    if vulnerability.not_modelled:
+        return Finding(cell, AttackVerdict.UNKNOWN, f"not modelled: {vulnerability.not_modelled}")
     vector = vector_named(cell.vector)
-    if not vulnerability.concerns(cpu):
-        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} does not have it")
-    ways = [way for way in vulnerability.on(cpu) if vector.concerns(way, cpu)]
+    ways, why = _ways(vulnerability, vector, cpu)
     if not ways:
-        return Finding(cell, AttackVerdict.NO_LEAK, "there is no such attack: nothing of it works from there")
+        return Finding(cell, AttackVerdict.NOT_APPLICABLE, why)
     findings = []
     for way in ways:
-        if vector.suits(way, cpu):
-            found = _attacked(cell, vulnerability, way, cpu)
-            if found.verdict is AttackVerdict.LEAK:
-                return found
-            findings.append(found)
-    if not findings:
-        return Finding(cell, AttackVerdict.UNKNOWN, "there is no attack program of its mechanism from there")
+        found = _attacked(cell, vulnerability, way, cpu) if vector.suits(way, cpu) else _not_modelled(cell, way)
+        if found.verdict is AttackVerdict.LEAK:
+            return found
+        findings.append(found)
     return next((found for found in findings if found.verdict is AttackVerdict.UNKNOWN), findings[0])
+
+
+def _not_modelled(cell: Cell, way: Way) -> Finding:
+    """Return the verdict on a way that works along a vector, and for which there is no program."""
+    why = f"not modelled: no program has its mechanism along {cell.vector}"
+    return Finding(cell, AttackVerdict.UNKNOWN, why, way=_said(way))
+
+
+def _said(way: Way) -> str:
+    return f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
+
+
+def _ways(vulnerability: Vulnerability, vector: Vector, cpu: CpuModel) -> tuple[tuple[Way, ...], str]:
+    """Return the ways that are attacks along a vector on a processor; if there are none, why."""
+    if not vulnerability.concerns(cpu):
+        return (), f"{cpu.name} does not have it"
+    having = vulnerability.on(cpu)
+    if not having:
+        return (), f"{cpu.name} has it in none of its ways, by its vendor and bugs"
+    ways = tuple(way for way in having if vector.concerns(way, cpu))
+    if vector.wants_siblings and cpu.threads == 1 and ways:
+        return (), f"{cpu.name} has no sibling threads"
+    return ways, "; ".join(dict.fromkeys(vector.why_not(way, cpu) for way in having))
 
 
 def _attacked(cell: Cell, vulnerability: Vulnerability, way: Way, cpu: CpuModel) -> Finding:
     vector, model = vector_named(cell.vector), model_for(cpu, vulnerability, way)
-    if vector.wants_siblings and model.threads == 1:
-        return Finding(cell, AttackVerdict.NO_LEAK, f"{cpu.name} has no sibling threads")
     setup = mitigation(cell.mitigation).build(model, smt=vector.wants_siblings)
     one, other = (_run(vulnerability, way, model, setup, vector, secret) for secret in SECRETS)
+    if vector.wants_siblings and not setup.smt:
+        one.stops[siblings_off()] += len(one.log)
     return replace(_compared(cell, way, one, other), way_number=vulnerability.ways.index(way) + 1)
 
 
 def model_for(cpu: CpuModel, vulnerability: Vulnerability, way: Way) -> CpuModel:
     """Return a CPU model with the vulnerability among its bugs, and its structures as the way has them."""
     changed = {
-        str(name): msgspec.structs.replace(getattr(cpu.structures, name), cleared_by=tuple(primitives))
-        for name, primitives in way.cleared_by.items()
+        str(name): msgspec.structs.replace(
+            getattr(cpu.structures, name),
+            cleared_by=_clearing(cpu, way, name),
+            sharing=way.shared(cpu, name),
+        )
+        for name in {**way.cleared_by, **way.survives, **way.sharing}
     }
     bugs = cpu.bugs | ({vulnerability.bug} if vulnerability.bug is not None else set())
     return msgspec.structs.replace(
         cpu, bugs=frozenset(bugs), structures=msgspec.structs.replace(cpu.structures, **changed)
     )
+
+
+def _clearing(cpu: CpuModel, way: Way, name: StructureName) -> tuple[Clearing, ...]:
+    """Return what clears a structure wholly, so that nothing that this way is about is left."""
+    by = way.cleared_by.get(name, getattr(cpu.structures, name).cleared_by)
+    return tuple(primitive for primitive in by if primitive not in way.survives.get(name, ()))
 
 
 def _run(  # noqa: PLR0917 - what an attack is made of
@@ -233,7 +272,7 @@ def _prepare(machine: Machine, vulnerability: Vulnerability, way: Way, model: Cp
 
 
 def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
-    said = f"{way.mechanism}{f' by {way.branch}' if way.branch is not None else ''}"
+    said = _said(way)
     story = tuple(one.story)
     parted = first_difference(one.log, other.log)
     if parted is not None:
@@ -244,7 +283,9 @@ def _compared(cell: Cell, way: Way, one: Lab, other: Lab) -> Finding:
     missing = one.evidence.missing(way) or other.evidence.missing(way)
     if missing:
         return Finding(cell, AttackVerdict.UNKNOWN, missing, None, said, story=story)
-    return Finding(cell, AttackVerdict.NO_LEAK, f"{len(one.log)} observations, all equal", None, said, story=story)
+    reason = f"{len(one.log)} observations, all equal"
+    stopped = tuple(stop for stop, _ in one.stops.most_common())
+    return Finding(cell, AttackVerdict.NO_LEAK, reason, None, said, story=story, stopped=stopped)
 
 
 def _divergence(parted: Parting[Observation]) -> Divergence:

@@ -25,6 +25,8 @@ __all__ = ["DEPTH", "PAGE", "WORD", "Play", "VictimWork"]
 
 DEPTH: Final = 40
 """Calls inside of one another that any return stack is too small for."""
+_NESTED: Final = 12
+"""Calls inside of one another that no return stack is too small for."""
 PAGE: Final = 4096
 """Bytes."""
 WORD: Final = 8
@@ -118,6 +120,14 @@ class Play:
             if depth:
                 self._descend(function, depth - 1)
 
+    def deep_in_calls(self, body: Callable[[], object], depth: int = _NESTED) -> None:
+        """Kernel code that returns from some calls after something else has happened inside of them."""
+        with self.machine.kernel.function("crypto_shash_update"):
+            if depth:
+                self.deep_in_calls(body, depth - 1)
+            else:
+                body()
+
     def use(self, address: int, load: Callable[[int, int], bytes], store: Callable[[int, bytes], object]) -> None:
         """Load the secret, copy it to another line of its page, and compute with it, as whoever runs."""
         value = load(address, WORD)
@@ -148,6 +158,7 @@ class Play:
             lab.secret_paddr = newest.paddr
         if self._is_exposed(secret):
             lab.evidence.chance()
+            lab.filled(*map(str, lab.way.structures))
 
     def _is_exposed(self, secret: bytes) -> bool:
         """Tell whether a secret that was just used is where an attack of this way looks for it."""

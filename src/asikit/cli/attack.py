@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from asikit.attacks import Cell, Finding
 
-_EXIT_LEAK, _EXIT_UNKNOWN = 10, 11
+_EXIT_LEAK, _EXIT_UNKNOWN, _EXIT_NOT_APPLICABLE = 10, 11, 12
 _ALL = "all"
 
 
@@ -56,7 +56,8 @@ def command(
     """Attack the model machine, and say what leaks.
 
     Each attack is run twice, with two secrets; it leaks if the attacker sees anything that differs. The exit code is 0
-    if nothing leaks, 10 if something does, 11 if something is unknown (docs/attack.md).
+    if attacks took place and none leaks, 10 if one leaks, 11 if none leaks and one is unknown (not modelled), 12 if
+    none is applicable (docs/attack.md).
     """
     from asikit.attacks import cells
     from asikit.mitigations import mitigation_names
@@ -84,8 +85,15 @@ def command(
 
     write_html(html, lambda: attack_page(findings))
     _show(findings, why=why, as_json=as_json)
-    verdicts = {str(found.verdict) for found in findings}
-    context.exit(_EXIT_LEAK if "LEAK" in verdicts else _EXIT_UNKNOWN if "UNKNOWN" in verdicts else 0)
+    context.exit(_exit_code({str(found.verdict) for found in findings}))
+
+
+def _exit_code(verdicts: set[str]) -> int:
+    """Return the worst verdict's; NO LEAK, which is 0, takes an attack that took place."""
+    for verdict, code in (("LEAK", _EXIT_LEAK), ("UNKNOWN", _EXIT_UNKNOWN), ("NO LEAK", 0)):
+        if verdict in verdicts:
+            return code
+    return _EXIT_NOT_APPLICABLE
 
 
 def _attack(wanted: Sequence[Cell]) -> list[Finding]:

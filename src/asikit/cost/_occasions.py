@@ -30,6 +30,7 @@ _EVENTS: Mapping[Occasion, EventKind] = {
     Occasion.USER_RETURN: EventKind.RETURN_USER,
     Occasion.VM_EXIT: EventKind.VM_EXIT,
     Occasion.VM_ENTRY: EventKind.VM_ENTRY,
+    Occasion.NESTED_INTERRUPT: EventKind.NESTED_INTERRUPT,
     Occasion.TASK_SWITCH: EventKind.TASK_SWITCH,
     Occasion.MM_SWITCH: EventKind.MM_SWITCH,
 }

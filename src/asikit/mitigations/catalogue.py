@@ -10,7 +10,7 @@ from asikit.errors import nearest
 from asikit.mitigations.errors import MitigationError
 from asikit.mitigations.hardening import Hardening, hardening
 from asikit.mitigations.work import Measure, load_mitigation
-from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, Taint, blanket_config
+from asikit.protocol import AsiClass, Happening, Protocol, ProtocolConfig, blanket_config
 from asikit.protocol.edits import with_transition
 from asikit.protocol.operations import Assign, MicroOp, Request
 from asikit.protocol.switching import flush_ops
@@ -109,37 +109,49 @@ def _linux(cpu: CpuModel, *, smt: bool) -> Setup:
     transitions = protocol.transitions
     for happening in dict.fromkeys(happening for happening, _ in done.flushes):
         kinds = tuple(kind for where, kind in done.flushes if where is happening)
-        transitions = with_transition(transitions, _flushing(transitions[happening], kinds))
-    transitions = _flushing_after_guests(transitions, done.after_guests)
-    smt = smt and Measure.SMT_OFF not in done.measures
+        transitions = with_transition(transitions, _with_last(transitions[happening], *flush_ops(kinds)))
+    transitions = _flushing_first_after(transitions, done)
     return Setup(Protocol(config, transitions), smt=smt, hardening=done)
 
 
-def _flushing(transition: Transition, kinds: tuple[EffectKind, ...]) -> Transition:
-    """Return a transition with flushes at its end; before untrusted code, as the last thing that the kernel does."""
-    ops = transition.ops
-    if transition.name in {Happening.RETURN_USER, Happening.VM_ENTRY}:
-        return replace(transition, ops=(*ops[:-1], *flush_ops(kinds), ops[-1]))
-    return replace(transition, ops=(*ops, *flush_ops(kinds)))
+def _flushing_first_after(transitions: Transitions, done: Hardening) -> Transitions:
+    """Return transitions with flushes at the first of a happening since one of others, and at no other one.
 
-
-def _flushing_after_guests(transitions: Transitions, kinds: tuple[EffectKind, ...]) -> Transitions:
-    """Return transitions with flushes at the first return to user mode after a VM exit, and at no other.
-
-    The mark between the two is Linux's per-CPU `x86_ibpb_exit_to_user` (arch_exit_to_user_mode_prepare(), before PTI's
-    switch of page tables; vcpu_enter_guest() sets it). Without ASI nothing else uses the taints, which are a CPU's too.
+    The mark between the two is a CPU's, as Linux's `x86_ibpb_exit_to_user` (arch_exit_to_user_mode_prepare(), before
+    PTI's switch of page tables; vcpu_enter_guest() sets it) and `kvm_cpu_l1tf_flush_l1d`. Without ASI nothing else uses
+    the taints, which are a CPU's too. What there is no taint left for is left out: so a verdict errs towards a leak.
     """
-    if not kinds:
-        return transitions
-    mark = TAINT[Taint.GUEST_CONTROL]
-    exit_, return_ = transitions[Happening.VM_EXIT], transitions[Happening.RETURN_USER]
-    set_mark = MicroOp(name="mark_guest", why="a guest has trained", sets=(Assign(TAINTS, TAINTS | mark),))
-    flush = (
-        *(MicroOp(name=f"{kind}_after_guest", when=TAINTS.has(mark), asks=Request(kind)) for kind in kinds),
-        MicroOp(name="clear_mark", when=TAINTS.has(mark), sets=(Assign(TAINTS, TAINTS.clear(mark)),)),
-    )
-    transitions = with_transition(transitions, replace(exit_, ops=(*exit_.ops, set_mark)))
-    return with_transition(transitions, replace(return_, ops=(*flush, *return_.ops)))
+    kinds: dict[tuple[Happening, tuple[Happening, ...]], list[EffectKind]] = {}
+    for happening, before, kind in done.first_after:
+        kinds.setdefault((happening, before), []).append(kind)
+    for mark, ((happening, before), flushes) in zip(TAINT.values(), kinds.items(), strict=False):
+        name = f"after_{before[0]}"
+        for each in before:
+            sets = MicroOp(name=f"mark_{happening}_{name}", sets=(Assign(TAINTS, TAINTS | mark),))
+            transitions = with_transition(transitions, _with_last(transitions[each], sets))
+        flush = (
+            *(MicroOp(name=f"{kind}_{name}", when=TAINTS.has(mark), asks=Request(kind)) for kind in flushes),
+            MicroOp(name=f"clear_{name}", when=TAINTS.has(mark), sets=(Assign(TAINTS, TAINTS.clear(mark)),)),
+        )
+        transition = transitions[happening]
+        if happening is Happening.RETURN_USER:
+            transition = replace(transition, ops=(*flush, *transition.ops))
+        else:
+            transition = _with_last(transition, *flush)
+        transitions = with_transition(transitions, transition)
+    return transitions
+
+
+def _linux_nosmt(cpu: CpuModel, *, smt: bool) -> Setup:
+    setup = _linux(cpu, smt=smt)
+    return replace(setup, smt=smt and Measure.SMT_OFF not in setup.hardening.measures)
+
+
+def _with_last(transition: Transition, *ops: MicroOp) -> Transition:
+    """Return a transition with more at its end; before untrusted code, as the last thing that the kernel does."""
+    if transition.name in {Happening.RETURN_USER, Happening.VM_ENTRY}:
+        return replace(transition, ops=(*transition.ops[:-1], *ops, transition.ops[-1]))
+    return replace(transition, ops=(*transition.ops, *ops))
 
 
 def _wrong(*mutants: str) -> Build:
@@ -156,7 +168,8 @@ def _wrong(*mutants: str) -> Build:
 
 _ALL = (
     Mitigation("none", "no mitigation at all", _none),
-    Mitigation("linux", "what Linux does by default, with SMT off where that is a mitigation", _linux),
+    Mitigation("linux", "what Linux does by default (mitigations=auto, which leaves SMT on)", _linux),
+    Mitigation("linux-nosmt", "linux, with SMT off where that is a mitigation (mitigations=auto,nosmt)", _linux_nosmt),
     Mitigation("blanket", "PTI, no SMT, predictors flushed at each entry, data at each return", _blanket),
     Mitigation("asi", "address space isolation", _asi),
     Mitigation(

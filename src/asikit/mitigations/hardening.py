@@ -9,7 +9,7 @@ from asikit.mitigations.work import Measure, Occasion, When
 from asikit.protocol import EffectKind, Happening
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from asikit.machine.x86 import Bug, CpuModel
     from asikit.mitigations.work import KernelMitigation
@@ -25,6 +25,8 @@ _HAPPENINGS: Mapping[Occasion, tuple[Happening, ...]] = {
     Occasion.USER_RETURN: (Happening.RETURN_USER,),
     Occasion.VM_EXIT: (Happening.VM_EXIT,),
     Occasion.VM_ENTRY: (Happening.VM_ENTRY,),
+    Occasion.NESTED_INTERRUPT: (Happening.NESTED_INTERRUPT,),
+    Occasion.IDLE: (),
     Occasion.TASK_SWITCH: (Happening.CONTEXT_SWITCH,),
     Occasion.MM_SWITCH: (Happening.MM_SWITCH,),
     Occasion.PROCESS_SWITCH: (Happening.MM_SWITCH,),
@@ -39,13 +41,15 @@ class Hardening:
     """What a kernel does on one processor.
 
     :ivar flushes: Primitives at happenings, in order.
-    :ivar after_guests: Primitives at the first return to user mode after a VM exit on that CPU.
+    :ivar first_after: Primitives at the first of a happening since one of others, on that CPU.
+    :ivar before_idle: Primitives before a CPU sleeps that has nothing to do.
     :ivar measures: What becomes different.
     :ivar hidden: Structures that a vulnerability cannot reach any more.
     """
 
     flushes: tuple[tuple[Happening, EffectKind], ...] = ()
-    after_guests: tuple[EffectKind, ...] = ()
+    first_after: tuple[tuple[Happening, tuple[Happening, ...], EffectKind], ...] = ()
+    before_idle: tuple[EffectKind, ...] = ()
     measures: frozenset[Measure] = frozenset()
     hidden: frozenset[tuple[Bug, str]] = frozenset()
 
@@ -64,10 +68,23 @@ def hardening(mitigation: KernelMitigation, cpu: CpuModel) -> Hardening:
         for happening in _HAPPENINGS[when.occasion]
         for kind in work.flushes
     ]
-    after_guests = [EffectKind(kind.value) for work in done if _AFTER_GUEST in work.times for kind in work.flushes]
+    first_after = [
+        (happening, _happenings(when.first_after), EffectKind(kind.value))
+        for work in done
+        for when in work.times
+        if when.first_after
+        for happening in _HAPPENINGS[when.occasion]
+        for kind in work.flushes
+    ]
+    before_idle = [EffectKind(kind.value) for work in done if Occasion.IDLE in work.at for kind in work.flushes]
     return Hardening(
+        before_idle=tuple(dict.fromkeys(before_idle)),
         flushes=tuple(dict.fromkeys(flushes)),
-        after_guests=tuple(dict.fromkeys(after_guests)),
+        first_after=tuple(dict.fromkeys(first_after)),
         measures=frozenset(measure for work in done for measure in work.measures),
         hidden=frozenset((work.vulnerability, str(name)) for work in done for name in work.hides),
     )
+
+
+def _happenings(occasions: Iterable[Occasion]) -> tuple[Happening, ...]:
+    return tuple(happening for occasion in occasions for happening in _HAPPENINGS[occasion])

@@ -43,6 +43,10 @@ class Occasion(StrEnum):
     USER_RETURN = "user_return"
     VM_EXIT = "vm_exit"
     VM_ENTRY = "vm_entry"
+    NESTED_INTERRUPT = "nested_interrupt"
+    """An interrupt that comes upon the kernel, as one does whose VM exit the host is about."""
+    IDLE = "idle"
+    """A CPU has nothing to do and is about to sleep (HLT, MWAIT): what its core shares out is the sibling's then."""
     TASK_SWITCH = "task_switch"
     MM_SWITCH = "mm_switch"
     PROCESS_SWITCH = "process_switch"
@@ -183,6 +187,7 @@ class Work(Condition, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Say what makes no sense, nothing if all does."""
         before = frozenset(part for occasion in self.first_after for part in occasion.parts)
         rules = (
+            (not (self.costs and Occasion.IDLE in self.at), f"no trace counts {Occasion.IDLE}: leave costs out"),
             (bool(self.costs) == (self.counts_as is not None), "costs and counts_as go together"),
             (bool(self.measures or self.flushes or self.hides or self.costs), "give is, flushes, hides or costs"),
             (bool(self.at) or not (self.costs or self.flushes), "say at what occasions: at"),

@@ -21,7 +21,7 @@ from asikit.report.view import Column, Note, Report, Row, Section, Span, Style, 
 from asikit.sources import cited, known_sources, spelt_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from asikit.attacks import Finding
 
@@ -33,7 +33,17 @@ _WIDE: Final = 8
 _MOST_LINES: Final = 30
 _LONGEST_STEP: Final = 320
 _MOST_STORIES: Final = 200
-_WORDS: Final = {AttackVerdict.LEAK: "LEAK", AttackVerdict.NO_LEAK: "-", AttackVerdict.UNKNOWN: "?"}
+_WORDS: Final = {
+    AttackVerdict.LEAK: "LEAK",
+    AttackVerdict.NO_LEAK: "-",
+    AttackVerdict.NOT_APPLICABLE: "n/a",
+    AttackVerdict.UNKNOWN: "?",
+}
+_LEGEND: Final = {
+    AttackVerdict.NO_LEAK: "- is tried, nothing found",
+    AttackVerdict.NOT_APPLICABLE: "n/a not applicable",
+    AttackVerdict.UNKNOWN: "? unknown: not modelled, or not tried to the end",
+}
 
 
 def attack_report(findings: Sequence[Finding]) -> Report:
@@ -45,7 +55,9 @@ def attack_report(findings: Sequence[Finding]) -> Report:
     for (name, cpu), block in groupby(findings, key=lambda found: (found.cell.vulnerability, found.cell.cpu)):
         rows += _block(name, cpu, list(block))
     leaks = sum(found.verdict is AttackVerdict.LEAK for found in findings)
-    below = [Note(f"{leaks} of {len(findings)} attacks leak (LEAK); - is no leak, ? unknown")]
+    verdicts = {found.verdict for found in findings}
+    legend = (text for verdict, text in _LEGEND.items() if verdict in verdicts)
+    below = [Note("; ".join([f"{leaks} of {len(findings)} attacks leak (LEAK)", *legend]))]
     if not wide:
         below += [
             Note(f"{name}: {mitigation(name).says}", f"{head}  ") for head, name in zip(heads, columns, strict=True)
@@ -57,7 +69,7 @@ def attack_report(findings: Sequence[Finding]) -> Report:
 
 def _block(name: str, cpu: str, block: list[Finding]) -> list[Row | Span]:
     if block[0].cell.vector == NO_VECTOR:
-        return [Span(block[0].reason, f"{name}: unknown, as ")]
+        return [Span(block[0].reason, f"{name}: unknown, ")]
     has_it = load_vulnerability(name).concerns(load_cpu(cpu))
     title = Span(f"{name} on {cpu}{'' if has_it else ', which does not have it'}", style=Style.STRONG)
     return [
@@ -82,10 +94,19 @@ def attack_reason(finding: Finding) -> Report:
         parts.append(Note(f"mechanism: {finding.way}"))
     if finding.story:
         parts.append(Section(_steps(finding), "What happened, with the first secret"))
+    if finding.stopped:
+        parts.append(Section(tuple(_stops(finding)), "What stopped it"))
     parts.append(Section((Note(finding.reason, "=> "),)))
     return Report(
         tuple(parts), f"{finding.verdict}: {cell.vulnerability}, {cell.vector}, on {cell.cpu}, {cell.mitigation}"
     )
+
+
+def _stops(finding: Finding) -> Iterator[Note]:
+    """Yield what stopped it, and below each what would have to fail."""
+    for stop in finding.stopped:
+        yield Note(stop.says, f"  {stop.by}: ")
+        yield Note(stop.unless, "    unless: ")
 
 
 def _steps(finding: Finding) -> tuple[Note, ...]:

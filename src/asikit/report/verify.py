@@ -134,7 +134,8 @@ def _counterexample(found: Counterexample) -> tuple[Note, ...]:
 
 def _on_machine(machine: Reproduction) -> str:
     missed = f" ({_count(machine.missed, 'step')} could not be followed)" if machine.missed else ""
-    return f"{machine.kind or 'harmless'}: {machine.says}{missed}"
+    confirmed = "" if machine.leaks else "not confirmed: "
+    return f"{confirmed}{machine.kind or 'harmless'}: {machine.says}{missed}"
 
 
 def _breaks_machine(row: MutantRow) -> bool:

@@ -173,13 +173,17 @@ def test_repartition() -> None:
     made.threads[0].store(HERE, SECRET)
     held.call(0, "victim", 1, 2)
     assert held.store_buffer.visible(1) == ()
-    held.repartition(0)
+    held.sleep(0)
     assert held.store_buffer.visible(1) == (Datum("", SECRET, 0x5000, 0),)
     assert held.store_buffer.visible(0) == ()
     assert held.rsb.visible(1) == ()
+    made.threads[1].store(HERE, SECRET)
+    held.wake(0)  # and when it wakes up, whatever the sibling left in the part may be there
+    assert [entry.thread for entry in held.store_buffer.visible(0)] == [1, 0]
+    assert [entry.thread for entry in held.store_buffer.visible(1)] == [1, 0]
     alone = StoreBuffer(StructureModel(entries=4, sharing=Sharing.PARTITIONED, cleared_by=()), threads=1)
     alone.add(Datum("a", b"a", None, 0))
-    alone.repartition(0)
+    alone.sleep(0)
     assert len(alone.entries()) == 1
 
 

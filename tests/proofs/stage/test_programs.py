@@ -98,7 +98,7 @@ def test_a_guest_that_is_not_entered() -> None:
 
 def ordinary(bench: Bench) -> OrdinaryCode:
     """Return ordinary kernel code in the middle of a story."""
-    meeting = Meeting(bench.kernel, 1, lambda: None)
+    meeting = Meeting(bench.kernel, 1, lambda: True, lambda: None)
     assert not meeting.keeps(bench.context(0))
     bench.done.clear()
     return OrdinaryCode(
@@ -172,7 +172,7 @@ def test_the_story_begins_when_all_are_there() -> None:
     """Once: the first waits, the second comes, both go on; a CPU that has to switch tasks does that before."""
     bench = Bench(PROTOCOL)
     begun: list[str] = []
-    meeting = Meeting(bench.kernel, 2, lambda: begun.append("begun"))
+    meeting = Meeting(bench.kernel, 2, lambda: True, lambda: begun.append("begun"))
     bench.cpus[0].need_resched = True
     assert meeting.keeps(bench.context(0))
     bench.cpus[0].need_resched = False
@@ -199,7 +199,7 @@ def test_a_page_turns_sensitive(*, shootdown: bool) -> None:
     kernel = machine.kernel
     address = machine.allocate(bytes(2 * 4096), GFP_KERNEL)
     content = content_of(KERNEL, None)
-    page = TurningPage(machine, address, content, shootdown=shootdown)
+    page = TurningPage(machine, address, content, shootdown=shootdown, other=1)
     first, _ = kernel.cpus
     restricted = kernel.direct_map.nonsensitive_pgd
     pfn = kernel.layout.phys(address) // 4096

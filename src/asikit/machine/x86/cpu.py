@@ -201,6 +201,18 @@ class Cpu(Mmu):
         else:
             self.tlb.flush_all(keep_global=kind == Invpcid.ALL)
 
+    # Sleeping.
+
+    def halt(self) -> None:
+        """HLT or MWAIT: what the core has shared out between its threads is the other's alone, with what is in it."""
+        if self.recorder is not None:
+            self.recorder.sleep(self.thread)
+
+    def wake(self) -> None:
+        """The first instruction after it: what the core shares out is shared out again."""
+        if self.recorder is not None:
+            self.recorder.wake(self.thread)
+
     # How it works inside.
 
     def _cr4_bits(self) -> int:

@@ -176,6 +176,7 @@ class CpuModel(_Table, frozen=True, kw_only=True):
     """A CPU model.
 
     :ivar name: The name that `load_cpu` knows it by.
+    :ivar file: Where it was read: the path of a user's own file.
     :ivar title: What it is called in public.
     :ivar threads: Hardware threads of a core, 1 or 2.
     :ivar features: What it has against transient execution.
@@ -184,6 +185,7 @@ class CpuModel(_Table, frozen=True, kw_only=True):
     """
 
     name: Annotated[str, FILLED] = ""
+    file: Annotated[str, FILLED] = ""
     title: str
     vendor: str
     microarchitecture: str

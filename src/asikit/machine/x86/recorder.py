@@ -118,10 +118,15 @@ class Recorder:
             if primitive in structure.model.cleared_by:
                 structure.clear(thread)
 
-    def repartition(self, sleeper: int) -> None:
-        """A thread goes to sleep or wakes up: partitioned structures pass to the other."""
+    def sleep(self, sleeper: int) -> None:
+        """A thread goes to sleep: its parts of partitioned structures pass to the other."""
         for structure in self.structures:
-            structure.repartition(sleeper)
+            structure.sleep(sleeper)
+
+    def wake(self, waker: int) -> None:
+        """A thread wakes up: it has parts of partitioned structures again."""
+        for structure in self.structures:
+            structure.wake(waker)
 
     def _touch_lines(self, thread: int, owner: str, paddr: int, size: int, *, changed: bool = False) -> None:
         size_of_line = self.l1d.line_bytes

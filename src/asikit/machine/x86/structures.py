@@ -96,15 +96,29 @@ class Structure(Generic[E]):
         """Empty what the thread uses: its own part, or all of what is shared."""
         self._part(thread).clear()
 
-    def repartition(self, sleeper: int) -> None:
-        """A thread goes to sleep (HLT, MWAIT) or wakes up: a partitioned structure gives its part to the other.
+    def sleep(self, sleeper: int) -> None:
+        """A thread goes to sleep (HLT, MWAIT): a partitioned structure gives its part, and what is in it, to the other.
 
-        What it held becomes visible to the sibling. Structures that are not partitioned stay as they are.
+        Structures that are not partitioned stay as they are.
         """
-        if self.model.sharing == Sharing.PARTITIONED and len(self._parts) > 1:
+        if self.is_shared_out:
             left = self._parts[sleeper]
             self._parts[1 - sleeper].extend(left)
             left.clear()
+
+    def wake(self, waker: int) -> None:
+        """A thread wakes up: of a partitioned structure it has a part again, with what the other left there.
+
+        Documentation/arch/x86/mds.rst: the CPU that is back from idle could be exposed to its sibling's contents. Which
+        entries lie in that part nobody has published, so any may.
+        """
+        if self.is_shared_out:
+            self._parts[waker].extend(self._parts[1 - waker])
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether two threads have parts of it that change hands when one of them sleeps."""
+        return self.model.sharing == Sharing.PARTITIONED and len(self._parts) > 1
 
     def _part(self, thread: int) -> deque[E]:
         return self._parts[thread if len(self._parts) > 1 else 0]

@@ -103,7 +103,7 @@ class InBetween:
         if self._after > _AFTER:
             self._kernel.crash(StoryOver(self._waits()))
         if self._after % _TURN == 0 and len(self._kernel.cpus) > 1:
-            return (Action(Act.SWITCH, 1 - cpu),)
+            return (Action(Act.SWITCH, 1 if cpu == 0 else 0),)
         return ()
 
     def _waits(self) -> str:

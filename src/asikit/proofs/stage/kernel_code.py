@@ -58,12 +58,14 @@ class Handler:
 class Meeting:
     """Where the story's CPUs wait for one another once they have booted: the story begins when all are there.
 
+    :param extras: Who is to wait elsewhere by then: says whether he does.
     :param begin: Begins it.
     """
 
-    def __init__(self, kernel: Kernel, actors: int, begin: Callable[[], None]) -> None:
+    def __init__(self, kernel: Kernel, actors: int, extras: Callable[[], bool], begin: Callable[[], None]) -> None:
         self._kernel = kernel
         self._actors = actors
+        self._extras = extras
         self._begin = begin
         self._arrived: set[int] = set()
         self._over = False
@@ -85,7 +87,7 @@ class Meeting:
         return False
 
     def _complete(self) -> bool:
-        return len(self._arrived) == self._actors
+        return len(self._arrived) == self._actors and self._extras()
 
 
 class OrdinaryCode:

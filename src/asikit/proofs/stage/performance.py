@@ -70,7 +70,9 @@ def perform(world: World, steps: Sequence[StoryStep], changed: Owner | None = No
     page = None
     if turns:
         address = machine.allocate(bytes(2 * _PAGE), GFP_KERNEL)
-        page = TurningPage(machine, address, content_of(KERNEL, changed), shootdown=world.shootdown)
+        page = TurningPage(
+            machine, address, content_of(KERNEL, changed), shootdown=world.shootdown, other=world.threads
+        )
     kernels = Secret(KERNEL, kernel.layout.phys(address), (address,))
     eavesdropper = Eavesdropper(world, kernel, mms, (kernels, *process_secrets(kernel, mms, changed)))
     reader = ScriptReader(script, kernel)
@@ -79,7 +81,7 @@ def perform(world: World, steps: Sequence[StoryStep], changed: Owner | None = No
     code = OrdinaryCode(
         kernel,
         reader,
-        Meeting(kernel, world.threads, partial(interleaver.begin, between)),
+        Meeting(kernel, world.threads, lambda: page is None or page.waits, partial(interleaver.begin, between)),
         GuestProgram(kernel, reader, eavesdropper),
         handler,
         _other_mm(world, kernel, mms),
@@ -101,12 +103,12 @@ def perform(world: World, steps: Sequence[StoryStep], changed: Owner | None = No
 def _machine(world: World, interleaver: StoryInterleaver, *, turns: bool) -> Machine:
     """Return a machine of a world that has just booted.
 
-    :param turns: Memory is to turn sensitive, from another core if the world has but one thread.
+    :param turns: Memory is to turn sensitive, from another core.
     """
     smt = world.threads > 1
     machine = Machine(
         MachineConfig(
-            cpus=2 if smt or turns else 1,
+            cpus=world.threads * (2 if turns else 1),
             smt=smt,
             memory=_MEMORY,
             timer_period=_NEVER,

@@ -21,10 +21,11 @@ _FRAMES = 2
 class TurningPage:
     """Two pages, as sensitivity is by the pageblock.
 
-    :ivar other: The CPU on which they turn sensitive; it shares no core with CPU 0 unless the story has two threads.
+    :ivar waits: That CPU is there, and waits until it is asked.
+    :ivar other: The CPU on which they turn sensitive; it shares no core with the story's.
     """
 
-    def __init__(self, machine: Machine, address: int, content: bytes, *, shootdown: bool) -> None:
+    def __init__(self, machine: Machine, address: int, content: bytes, *, shootdown: bool, other: int) -> None:
         """Say where it is.
 
         :param content: What is stored there once it is sensitive.
@@ -35,7 +36,8 @@ class TurningPage:
         self._content = content
         self._shootdown = shootdown
         self._asked = False
-        self.other = 1
+        self.waits = False
+        self.other = other
 
     def turn(self, cpu: CpuContext) -> None:
         """Let a CPU's TLB have the translation, and ask the other CPU to go on."""
@@ -45,6 +47,7 @@ class TurningPage:
     def run(self) -> None:
         """What the other CPU does: it waits until it is asked, and turns the page sensitive."""
         kernel = self._machine.kernel
+        self.waits = True
         while not self._asked:
             kernel.wait_for(kernel.cpu, "a page to turn sensitive", lambda: self._asked, idle=True)
         if not self._shootdown:

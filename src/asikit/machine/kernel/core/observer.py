@@ -62,6 +62,9 @@ class Observer:
     def task_switch(self, cpu: int, task: Task) -> None:
         """The CPU switches to another task: `context_switch()`. The one that it leaves is still current."""
 
+    def idle(self, cpu: int) -> None:
+        """The CPU is about to sleep, as it has nothing to do."""
+
     def mm_switch(self, cpu: int, mm: int) -> None:
         """Other page tables are loaded; 0 is init_mm."""
 

@@ -296,6 +296,9 @@ class Scheduler:
             cpu.hw.interrupts_enabled = False
             if not cpu.thread.task.target:
                 asi.enter_idle()
+            for observer in kernel.observers:
+                observer.idle(cpu.number)
+            cpu.hw.halt()
             cpu.hw.interrupts_enabled = True
             while not (cpu.need_resched or self.may_pick(cpu)):
                 if kernel.interrupts.deliverable(cpu):
@@ -303,6 +306,7 @@ class Scheduler:
                 else:
                     kernel.wait_for(cpu, "work", lambda: cpu.need_resched or self.may_pick(cpu), idle=True)
             cpu.hw.interrupts_enabled = False
+            cpu.hw.wake()
             if cpu.thread.task.target:
                 asi.leave_idle()
             self.schedule()
