@@ -123,6 +123,14 @@ def test_variants(base: str) -> None:
         assert row.forced == row.fewest == replay(trace, [declared])[0].exits
 
 
+def test_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    """The one choice for an exposure has no more exits than any of the frontier with as little."""
+    whole = document(capsys, KVM)["choices"]
+    (one,) = document(capsys, KVM, "--budget", "100")["choices"]
+    assert one["exposure"] <= 100
+    assert one["exits"] == min(choice["exits"] for choice in whole if choice["exposure"] <= 100)
+
+
 def test_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The fewest functions for each number of exits; as policy files they have just these."""
     words = (PHASES, "--ephemeral", "-o", str(tmp_path / "choices"))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from asikit.advise.errors import AdviseError
-from asikit.advise.frontier import Point, best_beside, frontier
+from asikit.advise.frontier import Point, best_beside, frontier, within
 from asikit.advise.problem import Problem
 from asikit.errors import nearest
 from asikit.replay import ExitOn, MechanismKind, Stretches, replay
@@ -261,19 +261,22 @@ class Subject:
         return found
 
 
-def advise(subject: Subject, others: Sequence[Policy] = (), *, points: int = 12) -> Advice:
+def advise(subject: Subject, others: Sequence[Policy] = (), *, points: int = 12, budget: int | None = None) -> Advice:
     """Return the best choices, and how far other policies are from them.
 
     The recordings are replayed under each choice as a policy: it has the exits that it promises.
 
     :param others: Policies of ASI's with the base's mechanism, to be set beside the best.
     :param points: How many choices, if the frontier has no more corners.
+    :param budget: The most exposure of the one choice that is asked for instead.
     :raises AdviseError: A proof does not hold, or a replay has other exits.
     """
-    found = frontier(subject.problem, most_points=points)
+    found = (
+        frontier(subject.problem, most_points=points).points if budget is None else (within(subject.problem, budget),)
+    )
     several = len(subject.traces) > 1
-    corners = [point for point in found.points if point.proof == "cut"][::-1]
-    choices = tuple(subject.choice(point, parts=several) for point in found.points)
+    corners = [point for point in found if point.proof == "cut"][::-1]
+    choices = tuple(subject.choice(point, parts=several) for point in found)
     _replay(subject, choices)
     return Advice(
         subject.base.name,

@@ -13,7 +13,7 @@ from asikit.advise.solve import cheapest_within, cut, fewest_within
 if TYPE_CHECKING:
     from asikit.advise.problem import Problem
 
-__all__ = ["Frontier", "Point", "best_beside", "frontier"]
+__all__ = ["Frontier", "Point", "best_beside", "frontier", "within"]
 
 
 @dataclass(frozen=True, order=True)
@@ -61,11 +61,20 @@ def best_beside(problem: Problem, exits: int, exposure: int) -> tuple[Point, Poi
     :return: None where no choice has so few exits, as the policy exposes a site that must stay sensitive.
     """
     left = problem.reduced()
-    fewest = _point(left, fewest_within(left, exposure).sites, "bound")
+    fewest = within(problem, exposure)
     least = None
     if left.exits(range(len(left.exposure))) <= exits:
         least = _point(left, cheapest_within(left, exits).sites, "bound")
     return fewest, least
+
+
+def within(problem: Problem, exposure: int) -> Point:
+    """Return the choice with the fewest exits that exposes no more than this, and of these the least exposed.
+
+    :raises AdviseError: The solver has no answer.
+    """
+    left = problem.reduced()
+    return _point(left, fewest_within(left, exposure).sites, "bound")
 
 
 def _point(problem: Problem, sites: frozenset[int], proof: str) -> Point:

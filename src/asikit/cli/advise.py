@@ -48,6 +48,7 @@ _BESIDE = ("denylist-2025", "ephmap", "no-boot-memory", "allowlist-2022")
     help="What a page of a site exposes, instead of 1: 'caches kmalloc-*=10'.",
 )
 @click.option("--points", type=click.IntRange(min=2, max=100), default=12, show_default=True, help="Choices to show.")
+@click.option("--budget", type=click.IntRange(min=0), metavar="N", help="The one choice that exposes at most N pages.")
 @click.option("--cpu", "cpus", metavar="MODEL|FILE.toml", multiple=True, help="Price the choices on this processor.")
 @click.option(
     "-o",
@@ -70,6 +71,7 @@ def command(
     protect: str,
     weights: tuple[str, ...],
     points: int,
+    budget: int | None,
     cpus: tuple[str, ...],
     output: Path | None,
     explain: str | None,
@@ -100,7 +102,9 @@ def command(
         show(_explained(subject, explain, top))
         return
     others = [load_policy(name) for name in _BESIDE]
-    advice = advise(subject, [one for one in others if one.mechanism == subject.base.mechanism], points=points)
+    advice = advise(
+        subject, [one for one in others if one.mechanism == subject.base.mechanism], points=points, budget=budget
+    )
     overheads = _overheads(subject, advice, _words(cpus))
     if output is not None:
         _write_policies(subject, advice, output)
