@@ -139,7 +139,7 @@ sys.exit(code)
     [
         (
             "temporary",
-            "1m",
+            "256k",
             (
                 "cannot write the guest's files into {folder}: No space left on device; "
                 "set TMPDIR to a folder with more room"
