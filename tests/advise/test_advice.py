@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asikit.advise import USER_DATA, AdviseError, Subject, advise, policy_text
+from asikit.advise import USER_DATA, AdviseError, Study, advise, policy_text
 from asikit.cli import main
-from asikit.replay import DeclaredBy, ExitOn, Site, Stretches, load_policy, replay
+from asikit.replay import DeclaredBy, ExitOn, MemorySite, Stretches, load_policy, replay
 from asikit.trace import Trace
 from tests.builders import TraceBuilder
 
@@ -55,7 +55,7 @@ def test_files_keep_what_they_promise(sample: str, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("sample", ["kvm-guest", "phases", pytest.param("page-cache", marks=pytest.mark.slow)])
 def test_no_published_policy_is_better(sample: str) -> None:
     """At the exposure of each there are no more exits, and at its exits there is no more exposure."""
-    subject = Subject({sample: Trace.open(SAMPLES / f"{sample}.asitrace")}, load_policy("ephmap"), protect=())
+    subject = Study({sample: Trace.open(SAMPLES / f"{sample}.asitrace")}, load_policy("ephmap"), protect=())
     names = ("denylist-2025", "ephmap", "no-boot-memory")
     found = advise(subject, [load_policy(name) for name in names], points=2)
     for row in found.beside:
@@ -114,7 +114,7 @@ def test_price(capsys: pytest.CaptureFixture[str]) -> None:
 def test_variants(base: str) -> None:
     """What another mechanism has is what a replay under it has, with all declared that may be."""
     trace, policy = Trace.open(KVM), load_policy(base)
-    found = {row.words: row for row in Subject({"kvm-guest": trace}, policy, protect=()).variants()}
+    found = {row.words: row for row in Study({"kvm-guest": trace}, policy, protect=()).variants()}
     assert set(found) == ({"", *CHANGES} if base == "ephmap" else {""})
     for words, row in found.items():
         under = replace(policy, mechanism=replace(policy.mechanism, **CHANGES.get(words, {})))
@@ -161,8 +161,8 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_of_a_policy_is_the_policy(tmp_path: Path) -> None:
     """Whatever the names are."""
     names = ['a "quoted" name', "back\\slash", "ümlaut", "tab\t"]
-    subject = Subject({"kvm-guest": Trace.open(KVM)}, load_policy("denylist-2025"))
-    sites = [*subject.sites, *(Site(DeclaredBy.CACHES, name) for name in names)]
+    subject = Study({"kvm-guest": Trace.open(KVM)}, load_policy("denylist-2025"))
+    sites = [*subject.sites, *(MemorySite(DeclaredBy.CACHES, name) for name in names)]
     stretches = Stretches.of(Trace.open(KVM), subject.base)
     policy = stretches.sites.policy(subject.base, sites[::2], name="p", title='a "title"', known=sites)
     (tmp_path / "p.toml").write_text(policy_text(policy, "Two\nlines."), encoding="utf-8")
@@ -196,13 +196,13 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, monkeypatch: p
 def test_nothing_to_choose(tmp_path: Path) -> None:
     """A recording that touches nothing has one choice."""
     trace = TraceBuilder().return_user().entry_syscall(0).return_user().write(tmp_path / "t.asitrace")
-    found = advise(Subject({"t": trace}, load_policy("denylist-2025"), protect=()))
+    found = advise(Study({"t": trace}, load_policy("denylist-2025"), protect=()))
     assert [(choice.exits, choice.exposure, choice.sites) for choice in found.choices] == [(0, 0, ())]
 
 
 def test_replay_that_differs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A promise that a replay does not keep is an error, never an answer."""
-    subject = Subject({"phases": Trace.open(PHASES)}, load_policy("ephmap"))
+    subject = Study({"phases": Trace.open(PHASES)}, load_policy("ephmap"))
     monkeypatch.setattr("asikit.advise.advice.replay", lambda trace, policies: replay(trace, policies[::-1]))
     with pytest.raises(AdviseError, match=r"promises [\d,]+ exits, its replay has"):
         advise(subject)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from asikit.protocol import AsiClass
 from asikit.replay import (
     ExitOn,
+    MemorySite,
+    MemorySites,
     Policy,
     PolicyEphmap,
     SideTables,
-    Site,
-    Sites,
     Stretches,
     TouchKind,
     load_policy,
@@ -46,7 +46,7 @@ _ENTRIES = (EventKind.ENTRY_SYSCALL, EventKind.ENTRY_EXCEPTION, EventKind.ENTRY_
 _NESTED = (EventKind.NESTED_EXCEPTION, EventKind.NESTED_INTERRUPT, EventKind.NESTED_NMI)
 
 
-def some(sites: Sites, numbers: Random, share: float) -> list[Site]:
+def some(sites: MemorySites, numbers: Random, share: float) -> list[MemorySite]:
     """Choose about such a share of the sites."""
     return [site for site in sites.sites if numbers.random() < share]
 
@@ -155,7 +155,7 @@ def test_functions(sample: str) -> None:
 def test_a_site_is_declared_alone(sample: str) -> None:
     """A policy that declares some sites nonsensitive calls just their pages so, whatever weaker rules there are."""
     tables = SideTables.of(Trace.open(SAMPLES / f"{sample}.asitrace"))
-    sites = Sites.of(tables)
+    sites = MemorySites.of(tables)
     assert sum(sites.pages) == tables.pages.height
     assert sites.of_page[-1] == NO_SITE
     for first, second in pairwise([0.0, 0.3, 0.7, 1.0]):
@@ -167,7 +167,7 @@ def test_a_site_is_declared_alone(sample: str) -> None:
 
 def test_kinds_of_a_site() -> None:
     """A site has the kinds of its pages, so that what holds user data is known by its allocating function, too."""
-    sites = Sites.of(SideTables.of(Trace.open(SAMPLES / "page-cache.asitrace")))
+    sites = MemorySites.of(SideTables.of(Trace.open(SAMPLES / "page-cache.asitrace")))
     kinds = dict(zip(map(str, sites.sites), sites.kinds, strict=True))
     assert kinds["caches filp"] == {PageKind.SLAB}
     assert PageKind.SHMEM in kinds["allocated_by shmem_alloc_folio"]

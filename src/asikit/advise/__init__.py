@@ -9,7 +9,18 @@ integer program finds, with a bound that proves it.
 
 from __future__ import annotations
 
-from asikit.advise.advice import USER_DATA, Advice, Beside, Choice, Part, SiteNeed, Step, Subject, Variant, advise
+from asikit.advise.advice import (
+    USER_DATA,
+    Advice,
+    Beside,
+    Choice,
+    Extension,
+    RecordingShare,
+    SiteNeed,
+    Study,
+    Variant,
+    advise,
+)
 from asikit.advise.certificate import check_cut
 from asikit.advise.ephemeral import Ephemeral, advise_ephemeral
 from asikit.advise.errors import AdviseError
@@ -26,14 +37,14 @@ __all__ = [
     "Choice",
     "Cut",
     "Ephemeral",
+    "Extension",
     "Frontier",
     "Optimum",
-    "Part",
     "Point",
     "Problem",
+    "RecordingShare",
     "SiteNeed",
-    "Step",
-    "Subject",
+    "Study",
     "Variant",
     "advise",
     "advise_ephemeral",

@@ -17,17 +17,28 @@ from asikit.trace import PageKind
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.replay import Policy, Site
+    from asikit.replay import MemorySite, Policy
     from asikit.trace import Trace
 
-__all__ = ["USER_DATA", "Advice", "Beside", "Choice", "Part", "SiteNeed", "Step", "Subject", "Variant", "advise"]
+__all__ = [
+    "USER_DATA",
+    "Advice",
+    "Beside",
+    "Choice",
+    "Extension",
+    "RecordingShare",
+    "SiteNeed",
+    "Study",
+    "Variant",
+    "advise",
+]
 
 USER_DATA = (PageKind.ANON, PageKind.PAGE_CACHE, PageKind.SHMEM, PageKind.HUGETLB)
 """The kinds of page that hold what user code wrote."""
 
 
 @dataclass(frozen=True)
-class Part:
+class RecordingShare:
     """One of the recordings under a choice.
 
     :ivar exits: Under the choice.
@@ -52,16 +63,16 @@ class Choice:
 
     exits: int
     exposure: int
-    sites: tuple[Site, ...]
+    sites: tuple[MemorySite, ...]
     proof: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[RecordingShare, ...] = ()
 
 
 @dataclass(frozen=True)
-class Step:
+class Extension:
     """What is declared besides, from one corner of the frontier to the next with more exposure."""
 
-    sites: tuple[Site, ...]
+    sites: tuple[MemorySite, ...]
     fewer_exits: int
     more_exposure: int
 
@@ -104,7 +115,7 @@ class SiteNeed:
     :ivar alone: How many of them touch no other site.
     """
 
-    site: Site
+    site: MemorySite
     exposure: int
     stretches: int
     alone: int
@@ -125,14 +136,14 @@ class Advice:
     recordings: tuple[str, ...]
     forced: int
     most: int
-    protected: tuple[Site, ...]
+    protected: tuple[MemorySite, ...]
     choices: tuple[Choice, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Extension, ...]
     beside: tuple[Beside, ...]
     variants: tuple[Variant, ...]
 
 
-class Subject:
+class Study:
     """Recordings under one mechanism, and what may be declared about them."""
 
     def __init__(
@@ -179,7 +190,7 @@ class Subject:
             words = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
             if words and words not in {variant.words for variant in found}:
                 base = replace(self.base, mechanism=replace(mechanism, **change))
-                found.append(Subject(self.traces, base, protect=protect, weights=weights).as_variant(words))
+                found.append(Study(self.traces, base, protect=protect, weights=weights).as_variant(words))
         return tuple(found)
 
     def as_variant(self, words: str) -> Variant:
@@ -187,14 +198,14 @@ class Subject:
         declared = set(range(len(self.sites))) - self.protected
         return Variant(words, self.problem.forced, self.problem.exits(declared))
 
-    def need(self, site: Site) -> SiteNeed:
+    def need(self, site: MemorySite) -> SiteNeed:
         """Return who needs a site."""
         number = self._position[site]
         needing = [(needed, times) for needed, times in self.problem.needs if number in needed]
         alone = sum(times for needed, times in needing if len(needed) == 1)
         return SiteNeed(site, self.problem.exposure[number], sum(times for _, times in needing), alone)
 
-    def all_but(self, site: Site) -> Policy:
+    def all_but(self, site: MemorySite) -> Policy:
         """Return the policy under which a site alone is sensitive."""
         (first, *_) = self._stretches.values()
         others = [other for other in self.sites if other != site]
@@ -217,11 +228,11 @@ class Subject:
         sites = tuple(self.sites[site] for site in sorted(point.sites))
         return Choice(point.exits, point.exposure, sites, point.proof, found)
 
-    def _part(self, name: str, point: Point) -> Part:
+    def _part(self, name: str, point: Point) -> RecordingShare:
         own = self.problems[name]
         exits, exposure = own.exits(point.sites), own.exposed(point.sites)
         fewest, _ = best_beside(own, exits, exposure)
-        return Part(name, exits, exposure, fewest.exits)
+        return RecordingShare(name, exits, exposure, fewest.exits)
 
     def _problem(self, several: Sequence[Stretches]) -> Problem:
         pages = [0] * len(self.sites)
@@ -236,7 +247,7 @@ class Subject:
         return Problem(tuple(pages), tuple(needs.items()), sum(each.forced for each in several), self.protected)
 
     def _protected(self, globs: Sequence[str]) -> frozenset[int]:
-        kinds: dict[Site, set[PageKind]] = {}
+        kinds: dict[MemorySite, set[PageKind]] = {}
         for each in self._stretches.values():
             for site, own in zip(each.sites.sites, each.sites.kinds, strict=True):
                 kinds.setdefault(site, set()).update(own)
@@ -261,7 +272,7 @@ class Subject:
         return found
 
 
-def advise(subject: Subject, others: Sequence[Policy] = (), *, points: int = 12, budget: int | None = None) -> Advice:
+def advise(subject: Study, others: Sequence[Policy] = (), *, points: int = 12, budget: int | None = None) -> Advice:
     """Return the best choices, and how far other policies are from them.
 
     The recordings are replayed under each choice as a policy: it has the exits that it promises.
@@ -286,7 +297,7 @@ def advise(subject: Subject, others: Sequence[Policy] = (), *, points: int = 12,
         tuple(subject.sites[site] for site in sorted(subject.protected)),
         choices,
         tuple(
-            Step(
+            Extension(
                 tuple(subject.sites[site] for site in sorted(more.sites - less.sites)),
                 less.exits - more.exits,
                 more.exposure - less.exposure,
@@ -302,7 +313,7 @@ def _toml(value: ExitOn | bool) -> str:  # noqa: FBT001  (a value of a file)
     return str(value).lower() if isinstance(value, bool) else f'"{value}"'
 
 
-def _replay(subject: Subject, choices: Sequence[Choice]) -> None:
+def _replay(subject: Study, choices: Sequence[Choice]) -> None:
     policies = [subject.policy(choice, f"choice {number}") for number, choice in enumerate(choices, 1)]
     results = [replay(trace, policies) for trace in subject.traces.values()]
     for choice, *replayed in zip(choices, *results, strict=True):
@@ -313,7 +324,7 @@ def _replay(subject: Subject, choices: Sequence[Choice]) -> None:
             )
 
 
-def _beside(subject: Subject, policy: Policy) -> Beside:
+def _beside(subject: Study, policy: Policy) -> Beside:
     exits = sum(replay(trace, [policy])[0].exits for trace in subject.traces.values())
     exposure = subject.exposure(policy)
     fewest, least = best_beside(subject.problem, exits, exposure)

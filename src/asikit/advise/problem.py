@@ -18,7 +18,7 @@ class Problem:
     :ivar exposure: By site: what is exposed if it is declared nonsensitive; at least 0.
     :ivar needs: Sets of sites, as ascending positions, each with the number of stretches that need just these.
     :ivar forced: Exits that no choice avoids.
-    :ivar protected: Sites that must stay sensitive.
+    :ivar protected: MemorySites that must stay sensitive.
     """
 
     exposure: tuple[int, ...]

@@ -27,7 +27,7 @@ from asikit.threat import transient_load
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asikit.attacks.stops import Stop
+    from asikit.attacks.stops import Obstacle
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.kernel import Machine
     from asikit.machine.x86 import Cpu, CpuModel, Recorder
@@ -94,7 +94,7 @@ class Lab(Observer):
         self.lines: set[int] = set()
         self.sites: set[int] = set()
         self.stale: dict[int, bytes] = {}
-        self.stops: Counter[Stop] = Counter()
+        self.stops: Counter[Obstacle] = Counter()
         self._filled: set[str] = set()
         self._prepare(model)
         machine.kernel.observers.append(self)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from asikit.attacks.vulnerability import HIDES, UNMAPPED
 from asikit.mitigations import Measure
 
-__all__ = ["Stop", "emptied", "hidden", "kept", "siblings_off", "stunned", "unmapped"]
+__all__ = ["Obstacle", "emptied", "hidden", "kept", "siblings_off", "stunned", "unmapped"]
 
 _KEEPS = {
     Measure.NO_INDIRECT_PREDICTION: "the victim's branch is a retpoline, which the target buffer does not predict",
@@ -27,7 +27,7 @@ _KEEPS = {
 """What happened, where a measure kept the victim or the attacker from going on."""
 
 
-class Stop(NamedTuple):
+class Obstacle(NamedTuple):
     """Something that stopped an attack once.
 
     :ivar by: The primitive, the promise, or the part of the mitigation that did.
@@ -40,37 +40,37 @@ class Stop(NamedTuple):
     unless: str
 
 
-def emptied(step: str, kind: str, structure: str, *, trained: bool) -> Stop:
+def emptied(step: str, kind: str, structure: str, *, trained: bool) -> Obstacle:
     """Return that a primitive emptied a structure of what had come into it.
 
     :param step: The micro-operation.
     """
     what = "what was trained" if trained else "the secret"
-    return Stop(kind, f"{structure} held {what}; {step} emptied it", f'survives = {{ {structure} = ["{kind}"] }}')
+    return Obstacle(kind, f"{structure} held {what}; {step} emptied it", f'survives = {{ {structure} = ["{kind}"] }}')
 
 
-def kept(measure: Measure) -> Stop:
+def kept(measure: Measure) -> Obstacle:
     """Return that a measure kept the attack from going on."""
-    return Stop(str(measure), _KEEPS[measure], f'breaks = ["{measure}"]')
+    return Obstacle(str(measure), _KEEPS[measure], f'breaks = ["{measure}"]')
 
 
-def hidden(structure: str) -> Stop:
+def hidden(structure: str) -> Obstacle:
     """Return that microcode, or the kernel's code, keeps the vulnerability from a structure."""
-    return Stop(HIDES, f"{structure} is out of its reach: microcode, or thunks", f'breaks = ["{HIDES}"]')
+    return Obstacle(HIDES, f"{structure} is out of its reach: microcode, or thunks", f'breaks = ["{HIDES}"]')
 
 
-def unmapped(space: str) -> Stop:
+def unmapped(space: str) -> Obstacle:
     """Return that a transient load found nothing."""
-    return Stop(UNMAPPED, f"a transient load found nothing mapped{space}", f'breaks = ["{UNMAPPED}"]')
+    return Obstacle(UNMAPPED, f"a transient load found nothing mapped{space}", f'breaks = ["{UNMAPPED}"]')
 
 
-def stunned() -> Stop:
+def stunned() -> Obstacle:
     """Return that the attacker's thread was made to leave untrusted code."""
-    return Stop(
+    return Obstacle(
         "stun", "the sibling thread left untrusted code before the kernel had the secret", "no stun: asi-no-stun"
     )
 
 
-def siblings_off() -> Stop:
+def siblings_off() -> Obstacle:
     """Return that the attacker has no sibling thread to run on."""
-    return Stop("smt_off", "sibling threads are off: the attacker ran on another core", "siblings that run")
+    return Obstacle("smt_off", "sibling threads are off: the attacker ran on another core", "siblings that run")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asikit.attacks.evidence import Observation
-    from asikit.attacks.stops import Stop
+    from asikit.attacks.stops import Obstacle
     from asikit.attacks.vulnerability import Vulnerability, Way
     from asikit.machine.x86 import CpuModel, StructureName
     from asikit.machine.x86.model import Clearing
@@ -100,7 +100,7 @@ class Finding:
     way: str = ""
     way_number: int = 0
     story: tuple[str, ...] = ()
-    stopped: tuple[Stop, ...] = ()
+    stopped: tuple[Obstacle, ...] = ()
 
     def to_dict(self, *, story: bool = False) -> dict[str, Any]:
         """Return it as a row of `asikit.attack/1`; `story` adds what happened, step by step."""

@@ -13,9 +13,9 @@ from asikit.cli._opening import open_trace
 from asikit.cli._output import show, warn, write_json
 
 if TYPE_CHECKING:
-    from asikit.advise import Advice, Choice, Subject
+    from asikit.advise import Advice, Choice, Study
     from asikit.cost import Range
-    from asikit.replay import Site
+    from asikit.replay import MemorySite
     from asikit.report.view import Report
 
 _DEFAULT_POLICY = "ephmap"
@@ -86,13 +86,13 @@ def command(
     of each slab cache, allocating function and kind of page whether the restricted address space has it. Each choice is
     proved to be the best (docs/advise.md).
     """
-    from asikit.advise import Subject, advise
+    from asikit.advise import Study, advise
     from asikit.replay import load_policy
 
     if ephemeral:
         _ephemeral(traces, policy, points, output, as_json=as_json, html=html)
         return
-    subject = Subject(
+    subject = Study(
         {_name(trace): open_trace(trace) for trace in dict.fromkeys(traces)},
         load_policy(policy),
         protect=() if protect == "none" else tuple(word.strip() for word in protect.split(",")),
@@ -137,7 +137,7 @@ def _report(advice: Advice, overheads: dict[str, list[Range]], top: int) -> Repo
     return advice_report(advice, overheads, top=top)
 
 
-def _overheads(subject: Subject, advice: Advice, cpus: list[str]) -> dict[str, list[Range]]:
+def _overheads(subject: Study, advice: Advice, cpus: list[str]) -> dict[str, list[Range]]:
     """Return by processor what each choice costs, if there is one recording."""
     if not cpus:
         return {}
@@ -155,7 +155,7 @@ def _overheads(subject: Subject, advice: Advice, cpus: list[str]) -> dict[str, l
     return {model.name: [overhead[model.name, policy.name] for policy in policies] for model in models}
 
 
-def _write_policies(subject: Subject, advice: Advice, folder: Path) -> None:
+def _write_policies(subject: Study, advice: Advice, folder: Path) -> None:
     from asikit import __version__
     from asikit.advise import policy_text
 
@@ -174,7 +174,7 @@ def _write_files(folder: Path, texts: list[str]) -> None:
         (folder / f"choice-{number:02}.toml").write_text(text, encoding="utf-8")
 
 
-def _explained(subject: Subject, text: str, top: int) -> Report:
+def _explained(subject: Study, text: str, top: int) -> Report:
     from asikit.advise import AdviseError
     from asikit.errors import nearest
     from asikit.replay import replay
@@ -255,7 +255,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _sites(sites: tuple[Site, ...]) -> list[str]:
+def _sites(sites: tuple[MemorySite, ...]) -> list[str]:
     return list(map(str, sites))
 
 

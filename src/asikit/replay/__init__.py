@@ -17,7 +17,7 @@ from __future__ import annotations
 from asikit.replay._policy_file import load_policy, shipped_policies
 from asikit.replay._steps import Stepper
 from asikit.replay._tables import SideTables
-from asikit.replay.declaring import DeclaredBy, Site, Sites
+from asikit.replay.declaring import DeclaredBy, MemorySite, MemorySites
 from asikit.replay.errors import PolicyError, ReplayError, SelectionError
 from asikit.replay.history import NO_STEP, History
 from asikit.replay.one_pass import ALL_CLASSES, Consumer, Follower, Replayed, ReplayPass, Subject
@@ -53,6 +53,8 @@ __all__ = [
     "Follower",
     "History",
     "MechanismKind",
+    "MemorySite",
+    "MemorySites",
     "Part",
     "Piece",
     "Policy",
@@ -71,8 +73,6 @@ __all__ = [
     "SelectionError",
     "Sensitivity",
     "SideTables",
-    "Site",
-    "Sites",
     "Stepper",
     "Stretches",
     "Subject",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from asikit.replay._tables import SideTables
 
-__all__ = ["NO_SITE", "DeclaredBy", "Site", "Sites"]
+__all__ = ["NO_SITE", "DeclaredBy", "MemorySite", "MemorySites"]
 
 NO_SITE = -1
 """Of what no declaration is about: device registers."""
@@ -39,7 +39,7 @@ class DeclaredBy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Site:
+class MemorySite:
     """A part of the memory that a policy can declare.
 
     :ivar by: The key of the policy file.
@@ -55,7 +55,7 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class Sites:
+class MemorySites:
     """The sites of a recording.
 
     :ivar sites: In the order of their keys and names.
@@ -64,13 +64,13 @@ class Sites:
     :ivar kinds: By site: the kinds of its pages.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[MemorySite, ...]
     of_page: npt.NDArray[np.int64]
     pages: tuple[int, ...]
     kinds: tuple[frozenset[PageKind], ...]
 
     @classmethod
-    def of(cls, tables: SideTables) -> Sites:
+    def of(cls, tables: SideTables) -> MemorySites:
         """Find the sites of a recording's pages."""
         names = _declarations(tables)
         known = sorted(set(names))
@@ -96,11 +96,11 @@ class Sites:
     def policy(
         self,
         base: Policy,
-        nonsensitive: Collection[Site],
+        nonsensitive: Collection[MemorySite],
         *,
         name: str,
         title: str = "",
-        known: Collection[Site] | None = None,
+        known: Collection[MemorySite] | None = None,
     ) -> Policy:
         """Return a policy with another's mechanism under which these sites are nonsensitive, and all else is sensitive.
 
@@ -124,17 +124,19 @@ class Sites:
         return replace(base, name=name, title=title, file="", inherits=base.name, memory=memory)
 
 
-def _divided(known: Collection[Site], nonsensitive: Collection[Site]) -> Iterator[tuple[Sensitivity, list[Site]]]:
+def _divided(
+    known: Collection[MemorySite], nonsensitive: Collection[MemorySite]
+) -> Iterator[tuple[Sensitivity, list[MemorySite]]]:
     chosen = frozenset(nonsensitive)
     yield Sensitivity.SENSITIVE, [site for site in known if site not in chosen]
     yield Sensitivity.NONSENSITIVE, [site for site in known if site in chosen]
 
 
-def _named(sites: list[Site], by: DeclaredBy) -> list[str]:
+def _named(sites: list[MemorySite], by: DeclaredBy) -> list[str]:
     return [site.name for site in sites if site.by is by]
 
 
-def _declarations(tables: SideTables) -> list[Site]:
+def _declarations(tables: SideTables) -> list[MemorySite]:
     """Return the site of each page."""
     caches = tables.cache_names.to_list()
     functions = tables.base_names.to_list()
@@ -144,9 +146,9 @@ def _declarations(tables: SideTables) -> list[Site]:
     found = []
     for cache, function, kind in zip(*(column[:-1].tolist() for column in columns), strict=True):
         if kind == slab and caches[cache]:
-            found.append(Site(DeclaredBy.CACHES, caches[cache]))
+            found.append(MemorySite(DeclaredBy.CACHES, caches[cache]))
         elif function and functions[function]:
-            found.append(Site(DeclaredBy.ALLOCATED_BY, functions[function]))
+            found.append(MemorySite(DeclaredBy.ALLOCATED_BY, functions[function]))
         else:
-            found.append(Site(DeclaredBy.KINDS, kinds[kind].value))
+            found.append(MemorySite(DeclaredBy.KINDS, kinds[kind].value))
     return found

@@ -21,7 +21,7 @@ from asikit.protocol import Happening, Space
 from asikit.replay._events import event_class
 from asikit.replay._steps import Stepper, check_policy
 from asikit.replay._tables import SideTables
-from asikit.replay.declaring import Sites
+from asikit.replay.declaring import MemorySites
 from asikit.replay.errors import ReplayError
 from asikit.replay.one_pass import ALL_CLASSES
 from asikit.replay.pieces import read_ahead
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from asikit.protocol import AsiClass, State, TaskState
     from asikit.replay._events import EventClass
-    from asikit.replay.declaring import Site
+    from asikit.replay.declaring import MemorySite
     from asikit.replay.pieces import Piece
     from asikit.replay.policy import Policy
     from asikit.trace import Trace
@@ -65,7 +65,7 @@ class Stretches:
     """
 
     tables: SideTables
-    sites: Sites
+    sites: MemorySites
     forced: int
     needs: Mapping[tuple[int, ...], int]
     functions: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Stretches:
         """
         check_policy(policy, classes)
         tables = SideTables.of(trace)
-        sites = Sites.of(tables)
+        sites = MemorySites.of(tables)
         reader = _Reader(policy, classes, tables, sites, functions=functions)
         with read_ahead(trace, clock=False) as pieces:
             for piece in pieces:
@@ -100,7 +100,7 @@ class Stretches:
         forced, needs = reader.found()
         return cls(tables, sites, forced, needs, reader.functions)
 
-    def exits(self, nonsensitive: Collection[Site]) -> int:
+    def exits(self, nonsensitive: Collection[MemorySite]) -> int:
         """Return how many exits a replay has if these sites are nonsensitive and all others are sensitive."""
         chosen = frozenset(nonsensitive)
         have = {number for number, site in enumerate(self.sites.sites) if site in chosen}
@@ -138,11 +138,11 @@ class _Reader:
     """Goes through the events once."""
 
     def __init__(
-        self, policy: Policy, classes: frozenset[AsiClass], tables: SideTables, sites: Sites, *, functions: bool
+        self, policy: Policy, classes: frozenset[AsiClass], tables: SideTables, sites: MemorySites, *, functions: bool
     ) -> None:
         self._stepper = Stepper(policy, classes)
-        everything = Sites.policy(sites, policy, (), name=policy.name)
-        nothing = Sites.policy(sites, policy, sites.sites, name=policy.name)
+        everything = MemorySites.policy(sites, policy, (), name=policy.name)
+        nothing = MemorySites.policy(sites, policy, sites.sites, name=policy.name)
         sensitive = apply_policy(everything, tables)
         self._bits, self._ephmap_stacks = sensitive.places, sensitive.ephmap_stacks
         self._always = apply_policy(nothing, tables).places

@@ -12,9 +12,9 @@ from asikit.report.view import Column, Note, Report, Row, Section, Style, Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asikit.advise import Advice, Beside, Choice, Ephemeral, SiteNeed, Step, Variant
+    from asikit.advise import Advice, Beside, Choice, Ephemeral, Extension, SiteNeed, Variant
     from asikit.cost import Range
-    from asikit.replay import ReplayResult, Site
+    from asikit.replay import MemorySite, ReplayResult
 
 __all__ = ["advice_report", "ephemeral_report", "explained_report"]
 
@@ -95,7 +95,7 @@ def _choices(advice: Advice, overheads: Mapping[str, Sequence[Range]]) -> Table:
     return Table((*columns, *(Column(cpu, number=True, breaks=True) for cpu in overheads)), tuple(rows))
 
 
-def _steps(steps: Sequence[Step], top: int) -> Table:
+def _steps(steps: Sequence[Extension], top: int) -> Table:
     rows = [Row((f"-{step.fewer_exits:,}", f"+{step.more_exposure:,}", _listed(step.sites))) for step in steps[:top]]
     if steps[top:]:
         exits, exposure = (
@@ -144,7 +144,7 @@ def _parts(advice: Advice) -> Table:
     )
 
 
-def _listed(sites: Sequence[Site]) -> str:
+def _listed(sites: Sequence[MemorySite]) -> str:
     """Return sites by the key under which a policy file has them."""
     words = []
     for by, group in groupby(sites, lambda site: site.by):
