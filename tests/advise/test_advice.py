@@ -38,7 +38,9 @@ def document(capsys: pytest.CaptureFixture[str], *words: str) -> Any:  # noqa: A
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("sample", ["kvm-guest", "phases", pytest.param("page-cache", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sample", ["phases", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kvm-guest", "page-cache"))]
+)
 def test_files_keep_what_they_promise(sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each choice as a policy file has exactly the exits that it promises."""
     trace = str(SAMPLES / f"{sample}.asitrace")

@@ -84,6 +84,7 @@ def test_induction(tmp_path: Path) -> None:
     assert {"name", "says"} == set(found["invariant"][0])
 
 
+@pytest.mark.slow
 def test_too_many_states_to_explore() -> None:
     """Handlers inside handlers on two threads: the answer comes by induction."""
     code, found = document("--nesting", "2")

@@ -67,7 +67,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "two threads" else ()) for name in SMALL]
+)
 def test_against_plain_python(name: str) -> None:
     """States and transitions are those of a search over sets, step by step through `Protocol.step`."""
     world = SMALL[name]
@@ -120,7 +122,7 @@ def filled(table: MoveTable) -> set[tuple[Thread, int]]:
     return {(table.threads[number], int(shared)) for number, shared in zip(numbers, seen, strict=True)}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_classes_are_the_coarsest_bisimulation(threads: int) -> None:
     """As many as splitting everything again and again gives, until nothing is split any more."""
     table = MoveTable(REDUCIBLE[threads])
@@ -161,6 +163,7 @@ def test_every_invariant_of_the_protocol_holds() -> None:
             assert [name for name, holds in invariants if not holds(env)] == []
 
 
+@pytest.mark.slow
 def test_two_threads_with_nmis_anywhere() -> None:
     """NMIs on both threads, wherever they are: nothing is found, with the reductions and without."""
     world = replace(world_for(threads=2, classes=USERSPACE), kernel_work=(Happening.UNMAPPED_TOUCH,), faults=())

@@ -270,6 +270,7 @@ def test_terminal(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_skip_startup(tmp_path: Path) -> None:
     """Recorded from the entry point of the program on, there is neither the exec nor the dynamic linker."""
     source = tmp_path / "source"

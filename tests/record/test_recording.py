@@ -122,6 +122,7 @@ def test_root(tmp_path: Path) -> None:
     assert pages.filter(kind="page_cache", cache="ext4").height > 0
 
 
+@pytest.mark.slow
 def test_twice_and_at_once(tmp_path: Path) -> None:
     """Two recordings of the same at the same time do not disturb each other, and are nearly equal."""
     made: dict[int, Run] = {}

@@ -110,7 +110,7 @@ def recordings(draw: st.DrawFn) -> TraceBuilder:
     return b
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     recordings(),
     st.sampled_from(["denylist-2025", "ephmap"]),
