@@ -21,7 +21,7 @@ from asikit.documents import shipped_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["JsonReport", "read_json_report"]
+__all__ = ["HostFacts", "read_json_report"]
 
 
 class _Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,11 +38,15 @@ class _Checker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(slots=True)
-class JsonReport:
+class HostFacts:
     """What such a document says.
 
     :ivar lines: The kernel's line about each vulnerability.
-    :ivar checked: The checker's own finding, as a line of the kernel's where that is known.
+    :ivar checked: What a checker says in words of its own, as a line of the kernel's where that is known.
+    :ivar cpu: The keys of /proc/cpuinfo, and lscpu's.
+    :ivar smt: ``active`` and ``control``.
+    :ivar present: Flags that the processor has, from a source that does not list all.
+    :ivar absent: Flags that it does not have, from such a source.
     """
 
     lines: dict[str, str] = field(default_factory=dict)
@@ -57,7 +61,7 @@ _ORDER = (LineStatus.UNREAD, LineStatus.VULNERABLE, LineStatus.UNKNOWN, LineStat
 """Of several CVEs with one file in sysfs, the finding that counts: what errs, errs towards danger."""
 
 
-def read_json_report(text: str, where: str) -> JsonReport:
+def read_json_report(text: str, where: str) -> HostFacts:
     """Return what a JSON document says.
 
     :param where: What messages call it.
@@ -67,7 +71,7 @@ def read_json_report(text: str, where: str) -> JsonReport:
         document = msgspec.json.decode(text.encode())
     except msgspec.DecodeError as error:
         raise HostError(f"{where}: not JSON: {error}") from error
-    report = JsonReport()
+    report = HostFacts()
     if isinstance(document, dict) and isinstance(document.get("lscpu"), list):
         for key, value, inside in _fields(document["lscpu"], ""):
             _lscpu_field(report, key, value, inside)
@@ -90,7 +94,7 @@ def _fields(entries: list[Any], inside: str) -> Iterator[tuple[str, str, str]]:
             yield from _fields(entry.get("children") or [], key)
 
 
-def _lscpu_field(report: JsonReport, key: str, value: str, inside: str) -> None:
+def _lscpu_field(report: HostFacts, key: str, value: str, inside: str) -> None:
     prefix = "vulnerability "
     if key.startswith(prefix) or inside == "vulnerabilities":
         report.lines[key.removeprefix(prefix).replace(" ", "_")] = value
@@ -98,7 +102,7 @@ def _lscpu_field(report: JsonReport, key: str, value: str, inside: str) -> None:
         report.cpu.setdefault({"vendor id": "vendor_id"}.get(key, key), value)
 
 
-def _comprehensive(report: JsonReport, document: Mapping[str, Any]) -> None:
+def _comprehensive(report: HostFacts, document: Mapping[str, Any]) -> None:
     cpu = document.get("cpu") or {}
     x86 = cpu.get("x86") or {}
     microcode = document.get("cpu_microcode") or {}
@@ -128,7 +132,7 @@ def _comprehensive(report: JsonReport, document: Mapping[str, Any]) -> None:
     _findings(report, [(one["cve"], one.get("vulnerable"), str(one.get("info", ""))) for one in entries])
 
 
-def _findings(report: JsonReport, entries: list[tuple[str, bool | None, str]]) -> None:
+def _findings(report: HostFacts, entries: list[tuple[str, bool | None, str]]) -> None:
     """Take the checker's findings: of each the CVE, whether it is vulnerable (None: unknown), and its words."""
     names = _names()
     for cve, vulnerable, words in entries:

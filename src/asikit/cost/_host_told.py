@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asikit.cost._host_json import read_json_report
+from asikit.cost._host_json import HostFacts, read_json_report
 from asikit.cost._host_lines import mechanisms
 from asikit.cost.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from asikit.cost._host_json import JsonReport
 
 __all__ = ["HostText", "Told", "gather"]
 
@@ -57,24 +56,13 @@ class HostText:
 
 
 @dataclass(slots=True)
-class Told:
+class Told(HostFacts):
     """What the sources tell, together.
 
-    :ivar lines: The kernel's line about each vulnerability.
-    :ivar checked: What a checker says in words of its own, where no source has the kernel's line.
-    :ivar cpu: The keys of /proc/cpuinfo, and lscpu's.
-    :ivar smt: ``active`` and ``control``.
-    :ivar present: Flags that the processor has, from a source that does not list all.
-    :ivar absent: Flags that it does not have, from such a source.
+    :ivar checked: Only where no source has the kernel's line.
     :ivar taken: How many times a source said something, be it what another said before.
     """
 
-    lines: dict[str, str] = field(default_factory=dict)
-    checked: dict[str, str] = field(default_factory=dict)
-    cpu: dict[str, str] = field(default_factory=dict)
-    smt: dict[str, str] = field(default_factory=dict)
-    present: set[str] = field(default_factory=set)
-    absent: set[str] = field(default_factory=set)
     taken: int = 0
     _from: dict[str, str] = field(default_factory=dict)
 
@@ -97,7 +85,7 @@ class Told:
         if key in _IDENTITY and before != text and where != source:
             raise HostError(f"{source}: {key} {text}, where {where} has {before}: give files of one machine")
 
-    def add(self, report: JsonReport, source: str) -> None:
+    def add(self, report: HostFacts, source: str) -> None:
         """Take what a JSON report says."""
         for name, text in report.lines.items():
             self.say(name, text, source)
